@@ -1,0 +1,263 @@
+"""The dataclasses behind every YAML file and command line: nothing is configured anywhere else.
+
+Each checks itself when built, so a wrong value is refused before any work starts.
+"""
+
+from dataclasses import dataclass, field
+
+PRECISIONS = ("no", "bf16", "fp16")
+LR_SCHEDULES = ("constant", "linear", "cosine")
+SJFB_VARIANTS = ("stochastic", "multi-step", "jfb")
+TRACKERS = ("none", "tensorboard", "wandb")
+SAMPLERS = ("ddpm", "ddim")
+ALLOCATIONS = ("constant", "increasing", "decreasing")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+
+
+def check_at_least(low: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise ValueError(f"{name}={value}: at least {low}")
+
+
+@dataclass
+class ModelConfig:
+    """Which network. What is left at null follows from the name; the data decides the rest.
+
+    Args:
+        name: FAMILY-SIZE/PATCH, as in FPDM-XL/2 or DiT-B/4.
+        hidden_size: width, instead of the named size's.
+        num_heads: attention heads, instead of the named size's.
+        depth: blocks of a DiT, instead of the named size's.
+        pre_depth: explicit blocks of an FPDM before the implicit layer (1 if not given).
+        post_depth: explicit blocks of an FPDM after it (1 if not given).
+        class_dropout: share of labels replaced by the null label in training; 0 for data of one class.
+        pre_post_timestep_conditioning: condition an FPDM's explicit blocks on timestep + label, not label alone.
+    """
+
+    name: str = "FPDM-XL/2"
+    hidden_size: int | None = None
+    num_heads: int | None = None
+    depth: int | None = None
+    pre_depth: int | None = None
+    post_depth: int | None = None
+    class_dropout: float = 0.1
+    pre_post_timestep_conditioning: bool | None = None
+
+    def __post_init__(self):
+        explicit = ("depth",)
+        implicit = ("pre_depth", "post_depth", "pre_post_timestep_conditioning")
+        for name in implicit if self.name.startswith("DiT") else explicit:
+            if getattr(self, name) is not None:
+                raise ValueError(f"model.{name}={getattr(self, name)}: {self.name} has no such setting; remove it")
+
+    def overrides(self) -> dict:
+        """The settings given besides the name, as arguments for `build_model`."""
+        return {name: value for name, value in vars(self).items() if name != "name" and value is not None}
+
+
+@dataclass
+class DiffusionConfig:
+    """The diffusion process: the arguments of fpdm.diffusion.Diffusion, which explains them.
+
+    Args:
+        schedule: linear, scaled-linear or cosine.
+        beta_start: first beta.
+        beta_end: last beta, before the rescaling to zero terminal SNR.
+        timesteps: number of timesteps.
+        parametrisation: what the network predicts, v, eps or x0.
+        zero_terminal_snr: make the last timestep pure noise; not with eps.
+        learn_sigma: predict the variance as well.
+        weighting: of the squared error, v, eps, x0, min-snr or p2.
+        min_snr_gamma: the cap of min-snr.
+    """
+
+    schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    timesteps: int = 1000
+    parametrisation: str = "v"
+    zero_terminal_snr: bool = True
+    learn_sigma: bool = True
+    weighting: str = "v"
+    min_snr_gamma: float = 5.0
+
+
+@dataclass
+class SJFBConfig:
+    """How many updates of the implicit layer a training step runs (Sec. 3.4); a DiT ignores it.
+
+    Args:
+        variant: stochastic draws n in 0..no_grad and m in 1..grad; multi-step takes
+            n = no_grad, m = grad; jfb takes n = no_grad, m = 1.
+        no_grad: the paper's N, updates without gradient.
+        grad: the paper's M, updates with gradient.
+    """
+
+    variant: str = "stochastic"
+    no_grad: int = 12
+    grad: int = 12
+
+    def __post_init__(self):
+        check_choice("sjfb.variant", self.variant, SJFB_VARIANTS)
+        check_at_least(0, **{"sjfb.no_grad": self.no_grad})
+        if self.grad < 1:
+            raise ValueError(f"sjfb.grad={self.grad}: at least 1, for one update must carry the gradient")
+
+
+@dataclass
+class DataConfig:
+    """Where the latents are.
+
+    Args:
+        latents: the store that encode_latents.py wrote.
+        mirror: use mirror images at random; the store must hold them.
+    """
+
+    latents: str = ""
+    mirror: bool = True
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and the length of training.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: of all processes together, per optimizer step.
+        micro_batch_size: how many samples one process takes at a time (null for its whole share);
+            the rest of its share is accumulated.
+        lr: learning rate after warm-up.
+        lr_schedule: constant, or falling to 0 at `steps` (linear, cosine).
+        warmup: steps over which the rate rises to lr.
+        weight_decay: AdamW's.
+        clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
+        ema_decay: of the averaged weights, which are the ones sampled.
+        max_skipped: non-finite steps in a row after which training stops.
+    """
+
+    steps: int = 400_000
+    batch_size: int = 256
+    micro_batch_size: int | None = None
+    lr: float = 1e-4
+    lr_schedule: str = "constant"
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    ema_decay: float = 0.9999
+    max_skipped: int = 10
+
+    def __post_init__(self):
+        check_choice("optim.lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        for name in ("steps", "batch_size", "micro_batch_size", "max_skipped"):
+            check_at_least(1, **{f"optim.{name}": getattr(self, name)})
+        check_at_least(0, **{"optim.warmup": self.warmup, "optim.weight_decay": self.weight_decay})
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr={self.lr}: must be positive")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optim.clip_norm={self.clip_norm}: must be positive, or null for no clipping")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"optim.ema_decay={self.ema_decay}: 0 <= decay < 1")
+
+
+@dataclass
+class RunConfig:
+    """Where a run goes and what it says.
+
+    Args:
+        name: the run's folder is results/<number>-<name>; null for the model's name.
+        results: folder of all runs.
+        seed: of everything random.
+        mixed_precision: no, bf16 or fp16.
+        tf32: allow TF32 matrix products where a GPU has them.
+        log_every: steps between lines of the log.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        preview_every: steps between grids of samples from the averaged weights; 0 for none.
+        tracker: none, tensorboard or wandb, besides log.jsonl.
+    """
+
+    name: str | None = None
+    results: str = "results"
+    seed: int = 0
+    mixed_precision: str = "no"
+    tf32: bool = True
+    log_every: int = 100
+    checkpoint_every: int = 50_000
+    preview_every: int = 0
+    tracker: str = "none"
+
+    def __post_init__(self):
+        check_choice("run.mixed_precision", self.mixed_precision, PRECISIONS)
+        check_choice("run.tracker", self.tracker, TRACKERS)
+        check_at_least(1, **{"run.log_every": self.log_every, "run.checkpoint_every": self.checkpoint_every})
+        check_at_least(0, **{"run.preview_every": self.preview_every, "run.seed": self.seed})
+
+
+@dataclass
+class SamplingConfig:
+    """How images are drawn; together with a checkpoint this determines every image.
+
+    Args:
+        budget: block passes per image, turned into as many timesteps as fit. Or give steps.
+        steps: timesteps. Or give budget.
+        iterations: updates per timestep, or their mean where allocation is not constant
+            (FPDM only; 4 if not given).
+        allocation: constant; increasing or decreasing from noise to image.
+        ratio: largest iteration count over the smallest, where allocation is not constant.
+        reuse: start each solve from the previous timestep's solution (FPDM only; on if not given).
+        sampler: ddpm (with the learned variance) or ddim.
+        eta: randomness of ddim, 0 for none.
+        cfg_scale: classifier-free guidance, 1 for none.
+        cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
+        classes: labels to draw in turn (null for uniformly at random).
+        seed: of noise and labels, which are those of an image whatever the batch.
+    """
+
+    budget: int | None = None
+    steps: int | None = None
+    iterations: int | None = None
+    allocation: str = "constant"
+    ratio: float = 3.0
+    reuse: bool | None = None
+    sampler: str = "ddim"
+    eta: float = 0.0
+    cfg_scale: float = 1.0
+    cfg_channels: int | None = None
+    classes: list[int] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        if (self.budget is None) == (self.steps is None):
+            raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
+        check_at_least(1, budget=self.budget, steps=self.steps, iterations=self.iterations, ratio=self.ratio)
+        check_at_least(1, cfg_channels=self.cfg_channels)
+        check_at_least(0, eta=self.eta, cfg_scale=self.cfg_scale, seed=self.seed)
+        if self.sampler == "ddpm" and self.eta:
+            raise ValueError(f"eta={self.eta} with sampler=ddpm: only ddim has an eta")
+
+
+@dataclass
+class ExperimentConfig:
+    """One training experiment: what a file in configs/ holds.
+
+    Args:
+        model: which network.
+        diffusion: the diffusion process.
+        sjfb: how the implicit layer is trained.
+        data: what it is trained on.
+        optim: how long and how fast.
+        run: where results go.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sjfb: SJFBConfig = field(default_factory=SJFBConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)

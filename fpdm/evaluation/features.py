@@ -1,0 +1,131 @@
+"""Feature extractors: Inception as published FID uses it, and a small classifier that needs no download."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+EXTRACTORS = ("inception", "cnn")
+CNN_SEED = 0
+CNN_STEPS = 400
+CNN_BATCH = 128
+
+
+class Inception(nn.Module):
+    """The 2048 pool features of the TensorFlow Inception of published FIDs, by torch-fidelity."""
+
+    name = "inception"
+
+    def __init__(self, weights: str | None = None):
+        """weights: a local copy of torch-fidelity's file; downloaded if not given."""
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        if weights is not None and not Path(weights).is_file():
+            raise FileNotFoundError(f"inception weights {weights}: no such file")
+        try:
+            self.network = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=weights)
+        except OSError as error:
+            raise FileNotFoundError(
+                "Inception weights could not be downloaded; give a local copy with --inception PATH, "
+                "or use --features cnn, which needs none"
+            ) from error
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, R, R) -> (B, 2048)."""
+        return self.network(images)[0].flatten(1).float()
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier; its features are the 64 before the logits."""
+
+    name = "cnn"
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.hidden = nn.LazyLinear(64)
+        self.logits = nn.Linear(64, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, R, R) -> (B, 64) float32."""
+        x = images.float() / 127.5 - 1
+        if x.shape[-1] > 64:  # enough to classify by, and bounded in time
+            x = F.interpolate(x, size=(64, 64), mode="area")
+        return F.relu(self.hidden(self.convolutions(x).flatten(1)))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+
+def train_classifier(images: Tensor, labels: Tensor, num_classes: int, device: torch.device) -> Classifier:
+    """Classifier fitted in seconds to images uint8 (N, 3, R, R) and labels (N,), from a fixed seed."""
+    if num_classes < 2:
+        raise ValueError("features=cnn needs a reference with at least two classes to tell apart; use inception")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(CNN_SEED)
+        model = Classifier(num_classes)
+        model.features(images[:2])  # gives the lazy layer its size
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CNN_STEPS)
+    generator = torch.Generator().manual_seed(CNN_SEED)
+    for _ in tqdm(range(CNN_STEPS), desc="train cnn features", unit="step"):
+        rows = torch.randint(len(images), (CNN_BATCH,), generator=generator)
+        logits = model.logits(model.features(images[rows].to(device)))
+        loss = F.cross_entropy(logits, labels[rows].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def cached_classifier(
+    images: Tensor, labels: Tensor, num_classes: int, cache: Path, device: torch.device
+) -> tuple[Classifier, str]:
+    """The classifier of this reference, trained once and kept in `cache`; and its key.
+
+    The key is a hash of the images, the labels and the recipe, so another reference or
+    another version of the recipe never meets old weights.
+    """
+    digest = hashlib.blake2b(repr((CNN_SEED, CNN_STEPS, CNN_BATCH, num_classes, images.shape)).encode(), digest_size=8)
+    digest.update(images.numpy().tobytes())
+    digest.update(labels.numpy().tobytes())
+    path = cache / f"cnn-{digest.hexdigest()}.pt"
+    if path.exists():
+        model = Classifier(num_classes)
+        model.features(images[:2])
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.to(device).eval().requires_grad_(False), digest.hexdigest()
+    model = train_classifier(images, labels, num_classes, device)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, partial)
+    os.replace(partial, path)
+    return model, digest.hexdigest()
+
+
+def extract(extractor: nn.Module, batches: Iterable[Tensor], total: int, device: torch.device) -> Tensor:
+    """Features (N, F) on the CPU of batches of uint8 images, with a progress bar."""
+    features = []
+    with tqdm(total=total, desc=f"{extractor.name} features", unit="image") as progress:
+        for images in batches:
+            if images.dtype != torch.uint8:
+                raise ValueError(f"images are {images.dtype}, not uint8: 0..255 is needed")
+            features.append(extractor(images.to(device)).cpu())
+            progress.update(len(images))
+    if not features:
+        raise ValueError("no image to take features of")
+    return torch.cat(features)

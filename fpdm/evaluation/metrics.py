@@ -1,0 +1,93 @@
+"""Distances between two sets of features: Fréchet distance, KID, precision and recall.
+
+N images, F features.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+
+class Statistics(NamedTuple):
+    """Mean (F,) and covariance (F, F) of features, float64, and the number of images."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+
+def statistics(features: Tensor) -> Statistics:
+    """Of features (N, F)."""
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} image(s): a distance needs at least 2")
+    values = features.double().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ValueError("features hold NaN or infinity; check the images")
+    return Statistics(values.mean(0), np.cov(values, rowvar=False).reshape(values.shape[1], -1), len(values))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al., 2017).
+
+    The trace of the root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2),
+    a symmetric matrix: exact in float64 for singular covariances too, with no matrix root.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of {a.mean.size} and {b.mean.size} dimensions cannot be compared")
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    product = np.linalg.eigvalsh(root @ b.covariance @ root)
+    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(product.clip(0)).sum()
+    return float(((a.mean - b.mean) ** 2).sum() + trace)
+
+
+def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
+    """KID (Binkowski et al., 2018) with torch-fidelity: mean and standard deviation over 100 subsets."""
+    result = kid_features_to_metric(
+        features, reference, kid_subsets=100, kid_subset_size=min(1000, len(features), len(reference)), verbose=False
+    )
+    return result["kernel_inception_distance_mean"], result["kernel_inception_distance_std"]
+
+
+def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]:
+    """k-nearest-neighbour precision and recall (Kynkäänniemi et al., 2019), k = 3, with torch-fidelity."""
+    result = prc_features_to_metric(features, reference, verbose=False, save_cpu_ram=True)
+    return result["precision"], result["recall"]
+
+
+def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two disjoint random halves of features (N, F)."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    middle = len(features) // 2
+    return features[order[:middle]], features[order[middle:]]
+
+
+def noise_floor(reference: Tensor) -> float:
+    """Fréchet distance between two disjoint halves of the reference: what equal distributions score."""
+    a, b = halves(reference)
+    return frechet_distance(statistics(a), statistics(b))
+
+
+def score_name(extractor: str, count: int) -> str:
+    """FID only for Inception features, FID-50K only for 50,000 images; otherwise what it is."""
+    if extractor == "inception":
+        return "FID-50K" if count == 50_000 else f"FID@{count}"
+    return f"FD-{extractor}@{count}"
+
+
+def score(features: Tensor, reference: Tensor, extractor: str) -> dict[str, float]:
+    """Every metric of features (N, F) against the reference's (M, F), and the noise floor."""
+    kid, kid_std = kernel_distance(features, reference)
+    precision, recall = precision_recall(features, reference)
+    return {
+        score_name(extractor, len(features)): frechet_distance(statistics(features), statistics(reference)),
+        "noise_floor": noise_floor(reference),
+        "kid": kid,
+        "kid_std": kid_std,
+        "precision": precision,
+        "recall": recall,
+    }

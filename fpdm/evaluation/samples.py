@@ -1,0 +1,70 @@
+"""Images to score: a folder or zip of images, ADM's npz, or the digits."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpdm.data.images import ImageSet, image_batches, open_images
+from fpdm.sampling.images import GRID
+
+
+class Samples:
+    """`count` images, read in batches of uint8 (B, 3, R, R)."""
+
+    def __init__(self, source: str, resolution: int | None = None):
+        """resolution: crop and resize images to it; by default they must already agree."""
+        self.source = source
+        if Path(source).suffix == ".npz":
+            self._array, self._images = _load_npz(Path(source)), None
+            self.count, self.resolution = len(self._array), self._array.shape[1]
+            if resolution is not None and resolution != self.resolution:
+                raise ValueError(f"{source}: images of {self.resolution} pixels, {resolution} are needed")
+            return
+        self._array, self._images = None, _without_grid(open_images(source))
+        self.count = len(self._images)
+        self.resolution = resolution or min(self._images.load(0).size)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        if self._images is not None:
+            for _, pixels, _ in image_batches(self._images, self.resolution, batch_size):
+                yield pixels
+            return
+        for first in range(0, self.count, batch_size):
+            yield torch.from_numpy(self._array[first : first + batch_size].copy()).permute(0, 3, 1, 2)
+
+
+def load_labelled(source: str, resolution: int, most: int = 50_000) -> tuple[Tensor, Tensor, int]:
+    """uint8 images (N, 3, R, R), labels (N,) and the number of classes of a labelled set.
+
+    At most `most` images, spread evenly over the set, so that memory stays bounded.
+    """
+    if Path(source).suffix == ".npz":
+        raise ValueError(f"reference {source}: an npz has no labels to train features=cnn on; use inception")
+    images = open_images(source)
+    images = images.subset([int(i) for i in np.linspace(0, len(images) - 1, min(most, len(images)))])
+    batches = list(image_batches(images, resolution, 256))
+    return torch.cat([b[1] for b in batches]), torch.cat([b[2] for b in batches]), len(images.class_names)
+
+
+def _load_npz(path: Path) -> np.ndarray:
+    try:
+        with np.load(path) as file:
+            array = dict(file).get("arr_0")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as npz ({error})") from error
+    if array is None or array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
+        found = "no arr_0" if array is None else f"arr_0 {array.dtype} {array.shape}"
+        raise ValueError(f"{path}: {found}; expected arr_0 uint8 (count, R, R, 3)")
+    return array
+
+
+def _without_grid(images: ImageSet) -> ImageSet:
+    """A samples folder also holds a grid of its images, which is none of them."""
+    kept = [i for i, name in enumerate(images.names) if Path(name).name != GRID]
+    if not kept:
+        raise ValueError("no image to score besides the grid")
+    return images.subset(kept)

@@ -1,0 +1,59 @@
+"""The transformer block with adaLN-Zero conditioning (DiT, Sec. 3.2) and the final layer.
+
+B batch, N tokens, D width.
+"""
+
+from functools import partial
+
+from timm.layers import Attention, Mlp
+from torch import Tensor, nn
+
+MLP_RATIO = 4
+NORM_EPS = 1e-6
+
+LayerNorm = partial(nn.LayerNorm, elementwise_affine=False, eps=NORM_EPS)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, N, D), shift and scale (B, 1, D)."""
+    return x * (1 + scale) + shift
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each normalised, shifted, scaled and gated by the conditioning.
+
+    Modulation is a call of its own, because the implicit layer applies the block many
+    times under one conditioning: it is computed once and passed in.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.norm1 = LayerNorm(hidden_size)
+        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = LayerNorm(hidden_size)
+        self.mlp = Mlp(hidden_size, MLP_RATIO * hidden_size, act_layer=partial(nn.GELU, approximate="tanh"))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
+        """Conditioning (B, D) -> six (B, 1, D): shift, scale and gate of attention, then of the MLP."""
+        return self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
+        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    """Tokens (B, N, D) and conditioning (B, D) -> patches (B, N, patch**2 * out_channels)."""
+
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
+        super().__init__()
+        self.norm_final = LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))

@@ -1,0 +1,46 @@
+"""What one forward of a model costs, in the paper's unit (block passes) and in operations."""
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fpdm.models.dit import DiT
+from fpdm.models.fixed_point_dit import FixedPointDiT
+
+
+class ForwardCost(NamedTuple):
+    """Cost of one forward for one image: explicit part + iterations x update.
+
+    Block passes count transformer blocks (the paper's Sec. 4.2: pre + iterations + post).
+    FLOPs are 2 per multiply-add of the matrix products and attention, as counted by
+    torch's own counter; elementwise work is not in them.
+    """
+
+    explicit_blocks: int
+    explicit_flops: int
+    update_flops: int
+
+    def blocks(self, iterations: int | None) -> int:
+        return self.explicit_blocks + (iterations or 0)
+
+    def flops(self, iterations: int | None) -> int:
+        return self.explicit_flops + (iterations or 0) * self.update_flops
+
+
+def forward_cost(model: DiT | FixedPointDiT) -> ForwardCost:
+    """Measured on a copy without memory (the meta device), so it holds for changed models too."""
+    twin = deepcopy(model).to("meta").eval()
+    if isinstance(model, DiT):
+        return ForwardCost(len(model.blocks), _count(twin), 0)
+    once, twice = _count(twin, iterations=1), _count(twin, iterations=2)
+    return ForwardCost(len(model.pre_blocks) + len(model.post_blocks), 2 * once - twice, twice - once)
+
+
+def _count(twin, **kwargs) -> int:
+    x = torch.empty(1, twin.in_channels, twin.input_size, twin.input_size, device="meta")
+    index = torch.zeros(1, dtype=torch.long, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(x, index, index, **kwargs)
+    return counter.get_total_flops()

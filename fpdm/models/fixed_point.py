@@ -1,0 +1,85 @@
+"""The implicit layer (Eq. 2 and 3) and the iteration that solves it.
+
+B batch, N tokens, D width, h the iterate, u the injection.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fpdm.models.blocks import DiTBlock
+
+
+class Constants(NamedTuple):
+    """What stays the same over the iterations of one timestep.
+
+    injected: (B, N, 2D) W_1u u + b_1. modulation: the block's six (B, 1, D).
+    """
+
+    injected: Tensor
+    modulation: tuple[Tensor, ...]
+
+    def detach(self) -> "Constants":
+        return Constants(self.injected.detach(), tuple(part.detach() for part in self.modulation))
+
+
+class ImplicitLayer(nn.Module):
+    """g(h; u, c) = Block(W_2 gelu(W_1 [h; u] + b_1) + b_2; c), iterated to its fixed point.
+
+    The GELU is the tanh form, as everywhere in the network.
+
+    W_1 is held as its two halves, W_1 [h; u] = W_1h h + W_1u u: the second does not depend
+    on h, so it is computed once per timestep (`constants`) and not at every update.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.injection = nn.Linear(hidden_size, hidden_size)  # W_p, b_p
+        self.mix_h = nn.Linear(hidden_size, 2 * hidden_size, bias=False)  # W_1h
+        self.mix_u = nn.Linear(hidden_size, 2 * hidden_size)  # W_1u, b_1
+        self.mix_out = nn.Linear(2 * hidden_size, hidden_size)  # W_2, b_2
+        self.block = DiTBlock(hidden_size, num_heads)
+
+    def constants(self, x_pre: Tensor, c: Tensor) -> Constants:
+        """x_pre (B, N, D) output of the pre blocks, c (B, D) conditioning."""
+        u = self.injection(x_pre)  # Eq. 2, (B, N, D)
+        return Constants(self.mix_u(u), self.block.modulation(c))
+
+    def forward(self, h: Tensor, constants: Constants) -> Tensor:
+        """One update, Eq. 3: h (B, N, D) -> g(h) (B, N, D)."""
+        mixed = self.mix_out(F.gelu(self.mix_h(h) + constants.injected, approximate="tanh"))
+        return self.block(mixed, constants.modulation)
+
+    def initialise_mixing(self) -> None:
+        """Xavier for W_1 as the one (2D, 2D) map that its halves make up."""
+        joint = torch.empty(self.mix_h.out_features, 2 * self.mix_h.in_features)
+        nn.init.xavier_uniform_(joint)
+        with torch.no_grad():
+            self.mix_h.weight.copy_(joint[:, : self.mix_h.in_features])
+            self.mix_u.weight.copy_(joint[:, self.mix_h.in_features :])
+
+
+def relative_residual(new: Tensor, old: Tensor) -> Tensor:
+    """||new - old|| / ||new|| of each sample: (B, N, D) twice -> (B,), in float32."""
+    new, old = new.detach().float().flatten(1), old.detach().float().flatten(1)
+    return (new - old).norm(dim=1) / new.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def iterate(
+    update: Callable[[Tensor], Tensor], h: Tensor, iterations: int, with_residuals: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """Plain fixed point iteration: `iterations` updates from h (B, N, D).
+
+    Returns the last iterate and, on request, each update's residual (B,), which stays on
+    the device: nothing here waits for it.
+    """
+    residuals = []
+    for _ in range(iterations):
+        new = update(h)
+        if with_residuals:
+            residuals.append(relative_residual(new, h))
+        h = new
+    return h, residuals

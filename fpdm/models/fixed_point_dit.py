@@ -1,0 +1,114 @@
+"""FixedPointDiT (FPDM, Bai & Melas-Kyriazi, 2024): pre blocks, one implicit layer, post blocks.
+
+B batch, C latent channels, H height and width, N tokens, D width.
+"""
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from fpdm.models.blocks import DiTBlock
+from fpdm.models.denoiser import Denoiser, DenoiserOutput
+from fpdm.models.fixed_point import ImplicitLayer, iterate
+
+
+class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
+    """`pre_depth` blocks, the implicit layer, `post_depth` blocks. Other sizes: see `Denoiser`.
+
+    pre_post_timestep_conditioning: condition pre blocks, post blocks and the head on
+        timestep + label instead of the label alone (the paper's form).
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        num_heads: int = 16,
+        pre_depth: int = 1,
+        post_depth: int = 1,
+        num_classes: int = 1000,
+        class_dropout: float = 0.1,
+        learn_sigma: bool = True,
+        pre_post_timestep_conditioning: bool = False,
+    ):
+        super().__init__(
+            input_size, patch_size, in_channels, hidden_size, num_heads, num_classes, class_dropout, learn_sigma
+        )
+        for name, depth in (("pre_depth", pre_depth), ("post_depth", post_depth)):
+            if depth < 0:
+                raise ValueError(f"{name}={depth}: at least 0")
+        self.pre_post_timestep_conditioning = pre_post_timestep_conditioning
+        self.pre_blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(pre_depth))
+        self.implicit = ImplicitLayer(hidden_size, num_heads)
+        self.post_blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(post_depth))
+        self.initialise()
+        self.implicit.initialise_mixing()
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        iterations: int,
+        iterations_no_grad: int = 0,
+        init: Tensor | None = None,
+        drop_labels: Tensor | None = None,
+        with_residuals: bool = False,
+    ) -> DenoiserOutput:
+        """x (B, C, H, H) noisy latents, t (B,) integer timesteps, y (B,) labels.
+
+        iterations: updates of the implicit layer with gradient (S-JFB's m).
+        iterations_no_grad: updates before them that build no graph (S-JFB's n).
+        init: (B, N, D) start of the iteration, a solution of an earlier call; the pre
+            blocks' output by default.
+        drop_labels: (B,) bool, which labels to replace by the null label; without it, drawn
+            at random in training mode.
+        with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).
+        """
+        self._check_iterations(iterations, iterations_no_grad)
+        c_y = self.y_embedder(y, drop_labels)  # (B, D)
+        c = self.t_embedder(t) + c_y
+        c_pre_post = c if self.pre_post_timestep_conditioning else c_y
+
+        x_pre = self.embed(x)  # (B, N, D)
+        for block in self.pre_blocks:  # Eq. 1
+            x_pre = block(x_pre, block.modulation(c_pre_post))
+        self._check_init(init, x_pre)
+
+        constants = self.implicit.constants(x_pre, c)  # Eq. 2
+        h = x_pre if init is None else init
+        h, residuals = self._iterate_without_grad(h, constants, iterations_no_grad, with_residuals)
+        h, more = iterate(lambda h: self.implicit(h, constants), h, iterations, with_residuals)  # Eq. 3
+
+        tokens = h
+        for block in self.post_blocks:  # Eq. 4
+            tokens = block(tokens, block.modulation(c_pre_post))
+        prediction = self.head(tokens, c_pre_post)
+        return DenoiserOutput(prediction, h, torch.stack(residuals + more, dim=1) if with_residuals else None)
+
+    def _iterate_without_grad(self, h, constants, iterations, with_residuals):
+        if iterations == 0:
+            return h, []
+        constants = constants.detach()
+        with torch.no_grad():
+            h, residuals = iterate(lambda h: self.implicit(h, constants), h.detach(), iterations, with_residuals)
+        # Autocast keeps the casts of the weights just used, and these carry no gradient: the
+        # updates that follow would silently train nothing (pytorch#112583).
+        if torch.is_autocast_enabled(h.device.type):
+            torch.clear_autocast_cache()
+        return h, residuals
+
+    def _check_iterations(self, iterations: int, iterations_no_grad: int) -> None:
+        if iterations < 0 or iterations_no_grad < 0:
+            raise ValueError(f"iterations={iterations}, iterations_no_grad={iterations_no_grad}: at least 0")
+        if iterations == 0 and iterations_no_grad == 0:
+            raise ValueError("iterations=0: the implicit layer needs at least one update")
+        if iterations == 0 and self.training and torch.is_grad_enabled():
+            raise ValueError("iterations=0 while training: at least one update must carry the gradient")
+
+    def _check_init(self, init: Tensor | None, x_pre: Tensor) -> None:
+        if init is not None and init.shape != x_pre.shape:
+            raise ValueError(f"init has shape {tuple(init.shape)}, this call needs {tuple(x_pre.shape)}")

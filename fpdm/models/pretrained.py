@@ -1,0 +1,46 @@
+"""Open a folder or Hub repository written by `save_pretrained`, whichever family it holds."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HFValidationError
+from safetensors.torch import load_file
+
+from fpdm.models.dit import DiT
+from fpdm.models.fixed_point_dit import FixedPointDiT
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
+    """Model in eval mode, on the CPU, from a local folder or a Hub id.
+
+    The architecture comes from its config.json. Raises ValueError where the weights do not
+    fit that architecture, FileNotFoundError where there is nothing to open.
+    """
+    folder = resolve_folder(source)
+    config = json.loads((folder / CONFIG).read_text())
+    cls = FixedPointDiT if "pre_depth" in config else DiT
+    model = cls(**config)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} holds another architecture than {folder / CONFIG}: {error}") from error
+    return model.eval()
+
+
+def resolve_folder(source: str | Path) -> Path:
+    """The local folder that holds config.json and model.safetensors; downloads a Hub id."""
+    folder = Path(source)
+    if not folder.exists():
+        try:
+            folder = Path(snapshot_download(str(source)))
+        except (HFValidationError, OSError) as error:
+            raise FileNotFoundError(
+                f"{source}: no such folder, and not a Hub repository that can be reached"
+            ) from error
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: no {name}, so not a folder that save_pretrained wrote")
+    return folder

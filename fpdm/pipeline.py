@@ -1,0 +1,82 @@
+"""From a checkpoint to something images can be drawn from; above the packages it joins."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from fpdm.data.codec import Codec, open_codec
+from fpdm.diffusion import Diffusion
+from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, forward_cost, load_pretrained
+from fpdm.sampling.generate import Source
+from fpdm.training.checkpoint import SAMPLING, find_checkpoint
+
+WEIGHTS = ("ema", "model")
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | FixedPointDiT, dict, Path]:
+    """Model in eval mode, its sampling facts and the checkpoint's folder.
+
+    source: a run's folder (its latest checkpoint) or one checkpoint. weights: `ema` or `model`.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
+    checkpoint = find_checkpoint(source)
+    facts = json.loads((checkpoint / weights / SAMPLING).read_text())
+    return load_pretrained(checkpoint / weights), facts, checkpoint
+
+
+def open_source(
+    model: DiT | FixedPointDiT,
+    facts: dict,
+    vae: str | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "no",
+) -> Source:
+    """A source of images from a model and its facts; `vae` overrides where its codec is found."""
+    codec = open_codec(vae or facts["codec"], device)
+    check_codec(codec, model, facts)
+    return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
+
+
+def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, precision: str = "no") -> Source:
+    """A source from parts that are already on their device."""
+    return Source(
+        denoise=_denoiser(model, precision),
+        diffusion=diffusion,
+        codec=codec,
+        latent_shape=(model.in_channels, model.input_size, model.input_size),
+        num_classes=model.num_classes,
+        guidable=model.class_dropout > 0,
+        explicit_blocks=forward_cost(model).explicit_blocks,
+        iterative=isinstance(model, FixedPointDiT),
+        device=next(model.parameters()).device,
+    )
+
+
+def check_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
+    """Refuse a codec that the model was not trained with."""
+    if codec.channels != model.in_channels:
+        raise ValueError(
+            f"vae {codec.source} has {codec.channels} latent channels, the model {model.in_channels}; "
+            f"it was trained with {facts['codec']}"
+        )
+    if codec.fingerprint != facts["codec_fingerprint"]:
+        raise ValueError(
+            f"vae {codec.source} has other weights than the one the model was trained with, {facts['codec']}"
+        )
+
+
+def _denoiser(model: DiT | FixedPointDiT, precision: str) -> Callable[..., DenoiserOutput]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+
+    def denoise(x, t, y, **kwargs) -> DenoiserOutput:
+        with nullcontext() if dtype is None else torch.autocast(x.device.type, dtype):
+            return model(x, t, y, **kwargs)
+
+    return denoise

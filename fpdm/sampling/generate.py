@@ -1,0 +1,97 @@
+"""From image indices to images: noise and labels by index, a plan run, latents decoded."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpdm.config import SamplingConfig
+from fpdm.data.codec import Codec
+from fpdm.data.images import to_uint8
+from fpdm.diffusion import Diffusion
+from fpdm.sampling.noise import image_labels, image_noise
+from fpdm.sampling.plan import Plan, make_plan
+from fpdm.sampling.sampler import sample
+
+DEFAULT_ITERATIONS = 4  # the paper's optimum at 280 block passes is 4 to 8 (Fig. 4)
+
+
+class Source(NamedTuple):
+    """What images are drawn from.
+
+    denoise: see `sampler.sample`; explicit_blocks: its block passes outside the implicit layer;
+    iterative: whether it has one. latent_shape: (C, h, h). guidable: whether the null label was trained.
+    """
+
+    denoise: Callable[..., Any]
+    diffusion: Diffusion
+    codec: Codec
+    latent_shape: tuple[int, int, int]
+    num_classes: int
+    guidable: bool
+    explicit_blocks: int
+    iterative: bool
+    device: torch.device
+
+
+def plan_for(source: Source, config: SamplingConfig) -> Plan:
+    """The plan that a sampling config means for this source."""
+    if not source.iterative and config.iterations is not None:
+        raise ValueError(f"iterations={config.iterations}: an explicit model (DiT) has no iterations")
+    return make_plan(
+        source.explicit_blocks,
+        budget=config.budget,
+        steps=config.steps,
+        iterations=(config.iterations or DEFAULT_ITERATIONS) if source.iterative else None,
+        allocation=config.allocation,
+        ratio=config.ratio,
+        timesteps=source.diffusion.timesteps,
+    )
+
+
+def labels_for(source: Source, config: SamplingConfig, indices: Sequence[int]) -> Tensor:
+    """Labels (len(indices),) of images, on the CPU."""
+    return image_labels(config.seed, indices, source.num_classes, config.classes)
+
+
+def draw_images(source: Source, config: SamplingConfig, plan: Plan, indices: Sequence[int]) -> Tensor:
+    """uint8 images (len(indices), 3, R, R) on the source's device, as one batch.
+
+    An image depends on (config, plan, its index) alone: the same in any batch, up to float rounding.
+    """
+    check_config(source, config)
+
+    def noise(draw: int) -> Tensor:
+        return image_noise(config.seed, indices, draw, source.latent_shape).to(source.device)
+
+    latents = sample(
+        source.denoise,
+        source.diffusion,
+        plan,
+        noise(0),
+        labels_for(source, config, indices).to(source.device),
+        step_noise=(lambda i: noise(i + 1)) if config.sampler == "ddpm" or config.eta > 0 else None,
+        sampler=config.sampler,
+        eta=config.eta,
+        reuse=source.iterative if config.reuse is None else config.reuse,
+        cfg_scale=config.cfg_scale,
+        cfg_channels=config.cfg_channels,
+        null_label=source.num_classes if source.guidable else None,
+        clip_x0=source.codec.clip,
+    )
+    return to_uint8(source.codec.decode(latents))
+
+
+def check_config(source: Source, config: SamplingConfig) -> None:
+    """Refuse what this source cannot do, before anything runs."""
+    labels_for(source, config, [])
+    if config.reuse and not source.iterative:
+        raise ValueError("reuse=true: an explicit model (DiT) has no solution to reuse")
+    if config.cfg_scale != 1 and not source.guidable:
+        raise ValueError(
+            f"cfg_scale={config.cfg_scale}: this model was trained without label dropout, so it has no null label "
+            "to guide against; use cfg_scale 1"
+        )
+    if config.cfg_channels is not None and config.cfg_channels > source.latent_shape[0]:
+        raise ValueError(f"cfg_channels={config.cfg_channels}: the latent has {source.latent_shape[0]} channels")

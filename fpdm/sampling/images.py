@@ -1,0 +1,85 @@
+"""Image files: PNGs named by index, a grid, and ADM's npz."""
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+GRID = "grid.png"
+NPZ = "samples.npz"
+RECIPE = "samples.json"
+
+
+def png_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
+def save_png(pixels: Tensor, path: Path) -> None:
+    """uint8 (3, R, R) -> PNG, written beside and renamed so that no half-written file has the name."""
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a PNG is there and whole."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    except (OSError, SyntaxError):
+        return False
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """uint8 (B, 3, R, R) -> one picture, as near to square as B allows unless `columns` is given."""
+    columns = columns or max(1, round(len(images) ** 0.5))
+    save_png(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255), path)
+
+
+def load_pngs(folder: Path, indices: Sequence[int]) -> np.ndarray:
+    """uint8 (B, R, R, 3) of images by index."""
+    return np.stack([np.array(Image.open(png_path(folder, i)).convert("RGB")) for i in indices])
+
+
+def save_npz(folder: Path, count: int) -> None:
+    """samples.npz: `arr_0` uint8 (count, R, R, 3), as ADM's evaluator reads it, one image in memory at a time."""
+    first = load_pngs(folder, [0])[0]
+    partial = folder / f".{NPZ}.partial"
+    with (
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as out,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape)}
+        np.lib.format.write_array_header_1_0(out, header)
+        for index in range(count):
+            out.write(load_pngs(folder, [index])[0].tobytes())
+    os.replace(partial, folder / NPZ)
+
+
+def open_folder(folder: Path, recipe: dict) -> None:
+    """Make a folder for samples of this recipe, or continue one; refuse another recipe's.
+
+    The number of images is not part of the comparison: a folder can be extended.
+    """
+    path = folder / RECIPE
+    if path.exists():
+        before = json.loads(path.read_text())
+        names = (set(before) | set(recipe)) - {"num_samples"}
+        changed = [
+            f"{n} was {before.get(n)}, is {recipe.get(n)}" for n in sorted(names) if before.get(n) != recipe.get(n)
+        ]
+        if changed:
+            raise ValueError(f"{folder} holds samples of another recipe ({'; '.join(changed)}); choose another folder")
+    elif folder.is_dir() and any(folder.glob("*.png")):
+        raise ValueError(f"{folder} holds images but no {RECIPE}; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{RECIPE}.partial"
+    partial.write_text(json.dumps(recipe, indent=1))
+    os.replace(partial, path)

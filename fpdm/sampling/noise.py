@@ -1,0 +1,28 @@
+"""Noise and labels keyed by (seed, image index), so an image does not depend on batch, rank or order."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fpdm.seeding import key
+
+
+def image_noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal (len(indices), *shape), float32 on the CPU. draw 0 is the start, draw i + 1 that of step i."""
+    generator = torch.Generator()
+    return torch.stack(
+        [torch.randn(shape, generator=generator.manual_seed(key("noise", seed, i, draw))) for i in indices]
+    )
+
+
+def image_labels(seed: int, indices: Sequence[int], num_classes: int, classes: list[int] | None = None) -> Tensor:
+    """Labels (len(indices),) int64: uniform over the classes, or `classes` in turn by index."""
+    if classes is not None:
+        if not classes:
+            raise ValueError("classes=[]: give at least one label, or leave it out for all of them")
+        wrong = [label for label in classes if not 0 <= label < num_classes]
+        if wrong:
+            raise ValueError(f"classes={wrong}: labels of this model are 0..{num_classes - 1}")
+        return torch.tensor([classes[i % len(classes)] for i in indices])
+    return torch.tensor([key("label", seed, i) % num_classes for i in indices])

@@ -1,0 +1,135 @@
+"""Plans: how a budget of block passes is spent over timesteps, decided before any tensor exists.
+
+One timestep costs `explicit_blocks + iterations` block passes (the paper's Sec. 4.2).
+"""
+
+from typing import NamedTuple
+
+CLEAN = -1  # t_next of the last step: the image itself
+
+
+class Step(NamedTuple):
+    """Denoise from timestep t to t_next. iterations is None for an explicit model (DiT)."""
+
+    t: int
+    t_next: int
+    iterations: int | None
+
+
+class Plan(NamedTuple):
+    """The steps of one sampling run, from noise to image."""
+
+    steps: tuple[Step, ...]
+    explicit_blocks: int
+
+    @property
+    def timesteps(self) -> list[int]:
+        """Descending."""
+        return [step.t for step in self.steps]
+
+    @property
+    def iterations(self) -> list[int]:
+        """Updates at each timestep; 0 throughout for an explicit model."""
+        return [step.iterations or 0 for step in self.steps]
+
+    @property
+    def block_passes(self) -> int:
+        """For one image; guidance doubles the batch, not this count."""
+        return self.explicit_blocks * len(self.steps) + sum(self.iterations)
+
+
+def make_plan(
+    explicit_blocks: int,
+    *,
+    budget: int | None = None,
+    steps: int | None = None,
+    iterations: int | None = None,
+    allocation: str = "constant",
+    ratio: float = 3.0,
+    timesteps: int = 1000,
+) -> Plan:
+    """Plan from a `budget` of block passes, or from a number of `steps`.
+
+    iterations: updates per timestep, or their mean; None for an explicit model, whose
+    timestep costs `explicit_blocks`. A constant plan uses as much of the budget as whole
+    timesteps can; an increasing or decreasing one uses it exactly.
+    """
+    if (budget is None) == (steps is None):
+        raise ValueError(f"budget={budget}, steps={steps}: give one of the two")
+    if iterations is None and allocation != "constant":
+        raise ValueError(f"allocation={allocation!r}: an explicit model has no iterations to allocate")
+    if iterations is not None and iterations < 1:
+        raise ValueError(f"iterations={iterations}: at least 1")
+    per_step = explicit_blocks + (iterations or 0)
+    if steps is None:
+        steps = budget // max(per_step, 1)
+        if steps == 0:
+            raise ValueError(
+                f"budget={budget} does not hold one timestep of {per_step} block passes: "
+                + ("raise it" if iterations is None else "raise it, or lower iterations")
+            )
+    if steps > timesteps:
+        advice = "lower the budget or steps" if iterations is None else "lower the budget or steps, or raise iterations"
+        raise ValueError(f"{steps} steps, but the model knows {timesteps} timesteps: {advice}")
+    total = (budget or steps * per_step) - steps * explicit_blocks
+    counts = _allocate(steps, iterations, allocation, ratio, total)
+    times = [*evenly_spaced(steps, timesteps), CLEAN]
+    return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), explicit_blocks)
+
+
+def evenly_spaced(steps: int, timesteps: int = 1000) -> list[int]:
+    """`steps` timesteps, descending from timesteps-1 to 0 (both included; one step starts at the top).
+
+    Sampling must start at the last timestep, the only one that is pure noise.
+    """
+    if steps == 1:
+        return [timesteps - 1]
+    gaps = steps - 1
+    return [(2 * i * (timesteps - 1) + gaps) // (2 * gaps) for i in reversed(range(steps))]  # halves round up
+
+
+def _allocate(steps: int, iterations: int | None, allocation: str, ratio: float, total: int) -> list[int | None]:
+    if allocation == "constant":
+        return [iterations] * steps
+    ramp = [1 + (ratio - 1) * i / max(steps - 1, 1) for i in range(steps)]
+    counts = _share_out(total, ramp)
+    if allocation == "increasing":
+        return counts
+    if allocation == "decreasing":
+        return counts[::-1]
+    raise ValueError(f"allocation={allocation!r}: choose constant, increasing or decreasing")
+
+
+def _share_out(total: int, weights: list[float]) -> list[int]:
+    """Whole numbers of at least 1, in proportion to ascending `weights`, that add up to `total`.
+
+    Shares that would fall below 1 are set to 1 and the others share what is left; rounding
+    is by largest remainder, which keeps the order.
+    """
+    ones = 0
+    while True:
+        rest, left = weights[ones:], total - ones
+        shares = [left * weight / sum(rest) for weight in rest]
+        if shares[0] >= 1 or len(rest) == 1:
+            break
+        ones += sum(share < 1 for share in shares)
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(rest)), key=lambda i: (shares[i] - counts[i], i), reverse=True)
+    for i in by_remainder[: left - sum(counts)]:
+        counts[i] += 1
+    return [1] * ones + counts
+
+
+def describe(plan: Plan, flops_per_image: int) -> str:
+    """Plan as the line that is shown before it runs."""
+    counts = plan.iterations
+    if plan.steps[0].iterations is None:
+        spent = f"{plan.explicit_blocks} blocks each"
+    elif min(counts) == max(counts):
+        spent = f"{plan.explicit_blocks} explicit blocks + {counts[0]} iterations each"
+    else:
+        spent = f"{plan.explicit_blocks} explicit blocks + {counts[0]} to {counts[-1]} iterations each"
+    return (
+        f"{len(plan.steps)} timesteps ({plan.steps[0].t}..{plan.steps[-1].t}), {spent}: "
+        f"{plan.block_passes} block passes, {flops_per_image / 1e9:.3f} GFLOPs per image"
+    )

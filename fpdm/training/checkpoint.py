@@ -1,0 +1,107 @@
+"""Checkpoints: written beside, synced, then renamed, so a kill at any moment leaves the last one whole.
+
+checkpoints/0050000/model/    config.json, model.safetensors, sampling.json
+                    ema/      the same
+                    trainer.pt
+checkpoints/latest            link to the newest
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from huggingface_hub import PyTorchModelHubMixin
+
+TRAINER = "trainer.pt"
+SAMPLING = "sampling.json"
+LATEST = "latest"
+
+
+def save_checkpoint(
+    run: Path, step: int, model: PyTorchModelHubMixin, ema: PyTorchModelHubMixin, trainer: dict, sampling: dict
+) -> Path:
+    """Write checkpoint `step` of a run (main process only).
+
+    trainer: everything besides weights that resuming needs, in plain containers and tensors.
+    sampling: what drawing images needs besides the network (diffusion, codec, class names).
+    """
+    folder = run / "checkpoints"
+    final, partial = folder / f"{step:07d}", folder / f".partial-{step:07d}"
+    if partial.exists():
+        shutil.rmtree(partial)
+    for name, weights in (("model", model), ("ema", ema)):
+        weights.save_pretrained(partial / name)
+        (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
+    torch.save(trainer, partial / TRAINER)
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _point_latest(folder, final.name)
+    _sync(folder)
+    return final
+
+
+def load_trainer(checkpoint: Path) -> dict:
+    """The `trainer` of `save_checkpoint`, on the CPU."""
+    return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """A run's latest checkpoint, or `source` itself where it is a checkpoint."""
+    path = Path(source)
+    for candidate in (path, path / "checkpoints" / LATEST, path / LATEST):
+        if (candidate / "ema").is_dir():
+            return candidate.resolve()
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {source} does not exist")
+    raise FileNotFoundError(f"{source} holds no checkpoint: give a run folder or one of its checkpoints/<step>")
+
+
+def random_states() -> list[dict]:
+    """Each rank's random states, gathered; our draws are keyed, but what a user adds may not be."""
+    numpy_state = np.random.get_state()
+    python_state = random.getstate()
+    state = {
+        "python": [python_state[0], list(python_state[1]), python_state[2]],
+        "numpy": [numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return gather_object([state])
+
+
+def restore_random_states(states: list[dict], rank: int) -> None:
+    """Undo `random_states` on this rank; a rank that was not there before keeps its own."""
+    if rank >= len(states):
+        return
+    state = states[rank]
+    version, values, gauss = state["python"]
+    random.setstate((version, tuple(values), gauss))
+    name, values, *rest = state["numpy"]
+    np.random.set_state((name, np.array(values, np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _point_latest(folder: Path, name: str) -> None:
+    link = folder / f".{LATEST}.partial"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    os.replace(link, folder / LATEST)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,127 @@
+"""What is settled before the first step: the network for this data, each rank's share, the run's folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
+from torch import nn
+
+from fpdm.config import ExperimentConfig, OptimConfig
+from fpdm.data.latents import LatentStore, Manifest
+from fpdm.models import DiT, FixedPointDiT, build_model
+from fpdm.training.checkpoint import find_checkpoint
+from fpdm.training.runlog import forget_after, latest_run, model_table, new_run
+from fpdm.training.sjfb import mean_iterations
+
+RESUMABLE = ("optim", "run")  # sections that a resumed run may change; the others decide what is learned
+
+
+def split_batch(optim: OptimConfig, rank: int, ranks: int) -> tuple[slice, int]:
+    """This rank's rows of the global batch, and how many of them it takes at a time."""
+    if optim.batch_size % ranks:
+        raise ValueError(f"optim.batch_size={optim.batch_size}: not a multiple of the {ranks} processes")
+    share = optim.batch_size // ranks
+    micro = optim.micro_batch_size or share
+    if share % micro:
+        raise ValueError(
+            f"optim.micro_batch_size={micro}: does not divide the {share} samples each of {ranks} processes takes"
+        )
+    return slice(rank * share, (rank + 1) * share), micro
+
+
+def build_network(config: ExperimentConfig, manifest: Manifest) -> DiT | FixedPointDiT:
+    """The configured network at the size, channels and classes of the data."""
+    channels, size, _ = manifest.shape
+    classes = len(manifest.class_names)
+    if classes == 1 and config.model.class_dropout > 0:
+        raise ValueError(
+            f"model.class_dropout={config.model.class_dropout}: the data has one class, so there is no label to drop; "
+            "set it to 0"
+        )
+    return build_model(
+        config.model.name,
+        input_size=size,
+        in_channels=channels,
+        num_classes=classes,
+        learn_sigma=config.diffusion.learn_sigma,
+        **config.model.overrides(),
+    )
+
+
+def open_run(config: ExperimentConfig, resume: str | None, accelerator: Accelerator) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to start from; the same on every rank."""
+    found = [None, None]
+    if accelerator.is_main_process:
+        found = _find_or_create(config, resume)
+    broadcast_object_list(found)
+    run, checkpoint = found
+    return run, checkpoint
+
+
+def _find_or_create(config: ExperimentConfig, resume: str | None) -> list[Path | None]:
+    name = config.run.name or config.model.name
+    if resume is None:
+        run, checkpoint = new_run(config.run.results, name), None
+    else:
+        source = latest_run(config.run.results, name) if resume == "latest" else resume
+        checkpoint = find_checkpoint(source)
+        run = checkpoint.parent.parent
+        _check_same_experiment(config, run)
+        forget_after(run, int(checkpoint.name))
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    return [run, checkpoint]
+
+
+def _check_same_experiment(config: ExperimentConfig, run: Path) -> None:
+    before, now = yaml.safe_load((run / "config.yaml").read_text()), asdict(config)
+    changed = [
+        f"{section}.{name} was {old}, is {now[section].get(name)}"
+        for section, values in before.items()
+        if section not in RESUMABLE
+        for name, old in values.items()
+        if now[section].get(name) != old
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume {run}: this is another experiment ({'; '.join(changed)}); "
+            f"resume with the run's own --config {run / 'config.yaml'}, or start a new run"
+        )
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Weights of a checkpoint into a model that is already on its device."""
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds another architecture than the config: {error}") from error
+
+
+def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
+    """What drawing images from a checkpoint needs besides the network; kept beside its weights."""
+    return {
+        "diffusion": asdict(config.diffusion),
+        "codec": manifest.codec,
+        "codec_fingerprint": manifest.fingerprint,
+        "class_names": manifest.class_names,
+    }
+
+
+def first_screen(
+    config: ExperimentConfig, network: DiT | FixedPointDiT, explicit_blocks: int, store: LatentStore, run: Path
+) -> str:
+    """Model, data and cost at a glance."""
+    n, m = mean_iterations(config.sjfb) if isinstance(network, FixedPointDiT) else (0, 0)
+    manifest = store.manifest
+    return "\n".join(
+        [
+            f"{config.model.name} -> {run}",
+            model_table(network),
+            f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, "
+            f"{len(manifest.class_names)} class(es), {manifest.flips} flip(s), std {manifest.std:.3f}, from {store.folder}",
+            f"  block passes  {explicit_blocks + n + m:g} forward per image and step on average, "
+            f"{explicit_blocks + m:g} of them with gradient",
+        ]
+    )

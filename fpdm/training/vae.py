@@ -1,0 +1,174 @@
+"""Train a small AutoencoderKL on any image source, and measure what it loses."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from fpdm.config import check_at_least
+from fpdm.data.images import ImageSet, ImageTensors, collate, image_batches, to_signed, to_uint8
+from fpdm.data.order import batch_indices, permutation
+from fpdm.seeding import key
+
+
+@dataclass
+class VAEConfig:
+    """The autoencoder and its training.
+
+    Args:
+        resolution: images are cropped and resized to this many pixels.
+        widths: channels of each level; every level after the first halves the resolution.
+        latent_channels: channels of the latent.
+        layers_per_block: residual blocks per level.
+        steps: optimizer steps.
+        batch_size: images per step.
+        lr: peak learning rate; rises over the first 5 % of steps, then falls to 0 (cosine).
+        kl_weight: weight of the KL term, per latent value, against the squared error per pixel value.
+        ema_decay: of the averaged weights, which are the ones saved.
+        mirror: also train on mirror images.
+        held_out: share of the images kept for measuring the reconstruction.
+        seed: of weights, order and latent draws.
+        workers: processes that decode images.
+        skip_broken: leave out files that cannot be decoded instead of stopping.
+    """
+
+    resolution: int = 256
+    widths: tuple[int, ...] = (64, 128, 128)
+    latent_channels: int = 4
+    layers_per_block: int = 1
+    steps: int = 20_000
+    batch_size: int = 64
+    lr: float = 1e-3
+    kl_weight: float = 1e-6
+    ema_decay: float = 0.99
+    mirror: bool = False
+    held_out: float = 0.1
+    seed: int = 0
+    workers: int = 0
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        for name in ("resolution", "latent_channels", "layers_per_block", "steps", "batch_size"):
+            check_at_least(1, **{name: getattr(self, name)})
+        factor = 2 ** (len(self.widths) - 1)
+        if not self.widths or self.resolution % factor:
+            raise ValueError(f"resolution={self.resolution}: not a multiple of {factor} ({len(self.widths)} levels)")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out}: a share, 0 < held_out < 1")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr}: must be positive")
+
+
+class Reconstruction(NamedTuple):
+    """Mean squared error of decode(encode(image)), on pixel values 0..1, and its PSNR in dB."""
+
+    mse: float
+    psnr: float
+
+
+def build_vae(config: VAEConfig) -> AutoencoderKL:
+    """A fresh AutoencoderKL of the configured size."""
+    levels = len(config.widths)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(config.widths),
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=math.gcd(8, *config.widths),
+        sample_size=config.resolution,
+    )
+
+
+def split_indices(count: int, config: VAEConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and to measure on, at least one of each."""
+    if count < 2:
+        raise ValueError(f"{count} image: training a VAE needs at least 2, one of them to measure on")
+    order = permutation(key("held out", config.seed), 0, count)
+    kept = min(max(round(count * config.held_out), 1), count - 1)
+    return order[kept:], order[:kept]
+
+
+def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> AutoencoderKL:
+    """Train on squared error + KL; the result's scaling_factor gives latents unit standard deviation."""
+    torch.manual_seed(config.seed)
+    vae = build_vae(config).to(device)
+    average = build_vae(config).to(device).eval().requires_grad_(False)
+    average.load_state_dict(vae.state_dict())
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
+    generator = torch.Generator(device).manual_seed(key("vae", config.seed))
+    training, _ = split_indices(len(images), config)
+    batches = [
+        training[batch_indices(config.seed, step, config.batch_size, len(training))] for step in range(config.steps)
+    ]
+    dataset = ImageTensors(images, config.resolution, config.skip_broken)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, collate_fn=collate)
+    progress = tqdm(loader, desc="train vae", unit="step")
+    for step, batch in enumerate(progress):
+        if batch is None:
+            continue
+        x = to_signed(batch[1].to(device))
+        if config.mirror:
+            flip = torch.rand(len(x), generator=generator, device=device) < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=device)
+        restored = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = F.mse_loss(restored, x)
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        loss = error + config.kl_weight * kl
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"step {step}: the VAE's gradient is not finite (loss {loss.item()}); lower --lr")
+        optimizer.step()
+        schedule.step()
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in vae.parameters()], 1 - decay)
+        if step % 50 == 0:
+            progress.set_postfix(mse=f"{error.item() / 4:.2e}", kl=f"{kl.item():.2f}")
+    average.register_to_config(scaling_factor=1 / latent_std(average, images, training, config, device))
+    return average
+
+
+@torch.no_grad()
+def latent_std(
+    vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device, most: int = 2048
+) -> float:
+    """Standard deviation of unscaled latents over up to `most` of the images."""
+    means = [
+        vae.encode(to_signed(pixels.to(device))).latent_dist.mean.cpu()
+        for pixels in _pixels(images, indices[:most], config)
+    ]
+    return float(torch.cat(means).double().std())
+
+
+@torch.no_grad()
+def reconstruction(
+    vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device
+) -> Reconstruction:
+    """Over the images `indices`, as they would be written: decoded means, rounded to 8 bits."""
+    total = count = 0
+    for pixels in _pixels(images, indices, config):
+        restored = vae.decode(vae.encode(to_signed(pixels.to(device))).latent_dist.mean).sample
+        total += ((to_uint8(restored).cpu().double() - pixels.double()) / 255).square().sum().item()
+        count += pixels.numel()
+    mse = total / count
+    return Reconstruction(mse, -10 * math.log10(max(mse, 1e-12)))
+
+
+def _pixels(images: ImageSet, indices: np.ndarray, config: VAEConfig):
+    """uint8 batches (B, 3, R, R) of the images `indices`."""
+    for _, pixels, _ in image_batches(images.subset(indices.tolist()), config.resolution, config.batch_size,
+                                      config.workers, config.skip_broken):  # fmt: skip
+        yield pixels

@@ -1,0 +1,25 @@
+# Sourced by quickstart.sh and test.sh: sets PYTHON to an interpreter that satisfies pyproject.toml
+# with the extras in EXTRAS. Uses the active environment where that already does, else .venv here.
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$ROOT"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+EXTRAS="${EXTRAS:-}"
+
+satisfied() { "$1" scripts/check_environment.py --extras "$EXTRAS" "${@:2}" 2>/dev/null; }
+
+PYTHON="$(command -v python3 || command -v python || true)"
+if [ -z "$PYTHON" ]; then
+    echo "error: no python3 on the PATH; install Python 3.10 or newer" >&2
+    exit 2
+fi
+if satisfied "$PYTHON" --quiet; then
+    echo "environment: $("$PYTHON" -c 'import sys; print(sys.prefix)') satisfies pyproject.toml"
+else
+    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+    PYTHON="$ROOT/.venv/bin/python"
+    if ! satisfied "$PYTHON" --quiet; then
+        echo "environment: installing into .venv (once; a few GB, some minutes)"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".${EXTRAS:+[$EXTRAS]}"
+        satisfied "$PYTHON" || { echo "error: .venv still lacks something pyproject.toml asks for" >&2; exit 2; }
+    fi
+fi

@@ -1,0 +1,87 @@
+"""Shared by all tests: recorded numbers, and small data that every part can run on."""
+
+import json
+import os
+from pathlib import Path
+
+# Before torch starts its threads: CI has two cores, and tests start processes of their own.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may need the network
+os.environ.setdefault("TQDM_MININTERVAL", "30")
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import safe_open
+
+from fpdm.data.codec import open_codec
+from fpdm.data.encode import EncodeConfig, encode
+from fpdm.data.images import open_images
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
+
+
+class Recorded(dict):
+    """Tensors of one reference file by name; `.config` is the model's size, `.state` its weights."""
+
+    def __init__(self, name: str):
+        with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
+            super().__init__({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+            self.config = json.loads((file.metadata() or {}).get("config", "{}"))
+        self.state = {key.removeprefix("state/"): value for key, value in self.items() if key.startswith("state/")}
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    return Recorded
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """24 coloured 40x36 images in three class folders."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee", "cow")):
+        (root / name).mkdir()
+        for i in range(8):
+            base = np.zeros(3)
+            base[label] = 160
+            pixels = (base + rng.integers(0, 90, (36, 40, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory):
+    """A folder with an untrained AutoencoderKL: 16x16 images to 8x8x4 latents."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+    )
+    folder = tmp_path_factory.mktemp("vae") / "tiny"
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory, image_folder, tiny_vae):
+    """A latent store of `image_folder` at 16x16: 24 records of 8x8x4, both flips."""
+    folder = tmp_path_factory.mktemp("store") / "latents"
+    config = EncodeConfig(resolution=16, batch_size=10)
+    encode(open_images(image_folder), open_codec(str(tiny_vae)), folder, config, torch.device("cpu"))
+    return folder

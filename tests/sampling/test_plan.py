@@ -1,0 +1,81 @@
+import pytest
+
+from fpdm.sampling.plan import CLEAN, Step, describe, evenly_spaced, make_plan
+
+
+@pytest.mark.parametrize(("iterations", "timesteps"), [(1, 93), (4, 46), (26, 10), (68, 4)])
+def test_smoothing_at_280_passes(iterations, timesteps):
+    plan = make_plan(2, budget=280, iterations=iterations)
+    assert len(plan.steps) == timesteps
+    assert 280 - (2 + iterations) < plan.block_passes <= 280
+    assert plan.iterations == [iterations] * timesteps
+
+
+def test_explicit_model():
+    plan = make_plan(28, budget=560)
+    assert len(plan.steps) == 20 and plan.block_passes == 560
+    assert plan.steps[0].iterations is None
+
+
+@pytest.mark.parametrize("steps", [20, 93])
+@pytest.mark.parametrize("kind", ["eps", "v_zsnr"])
+def test_timesteps_are_the_published_ones(recorded, kind, steps):
+    assert evenly_spaced(steps) == recorded("diffusion")[f"{kind}/timesteps_{steps}"].tolist()
+
+
+@pytest.mark.parametrize("steps", range(1, 1001))
+def test_every_number_of_steps(steps):
+    times = evenly_spaced(steps)
+    assert len(times) == len(set(times)) == steps
+    assert times == sorted(times, reverse=True)
+    assert times[0] == 999 and (steps == 1 or times[-1] == 0)
+
+
+def test_next_timestep_is_the_following_one():
+    plan = make_plan(2, steps=3, iterations=2)
+    assert plan.steps == (Step(999, 500, 2), Step(500, 0, 2), Step(0, CLEAN, 2))
+
+
+@pytest.mark.parametrize("budget", [3, 60, 61, 97, 140, 280, 560, 1117])
+@pytest.mark.parametrize("iterations", [1, 2, 4, 8, 26, 58])
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 3.0, 12.0])
+def test_allocations_spend_the_budget_exactly(budget, iterations, ratio):
+    if budget < 2 + iterations:
+        pytest.skip("the budget does not hold one timestep")
+    up = make_plan(2, budget=budget, iterations=iterations, allocation="increasing", ratio=ratio)
+    down = make_plan(2, budget=budget, iterations=iterations, allocation="decreasing", ratio=ratio)
+    assert up.block_passes == down.block_passes == budget
+    assert min(up.iterations) >= 1
+    assert up.iterations == sorted(up.iterations)
+    assert down.iterations == up.iterations[::-1]
+    assert len(up.steps) == len(make_plan(2, budget=budget, iterations=iterations).steps)
+
+
+def test_ratio_is_largest_over_smallest():
+    plan = make_plan(2, budget=10 * 102, iterations=100, allocation="increasing", ratio=4.0)
+    assert plan.iterations[0] == 40 and plan.iterations[-1] == 160
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"budget": 9, "iterations": 8}, "budget=9 does not hold one timestep of 10 block passes"),
+        ({"budget": 5000, "iterations": 1}, "1666 steps, but the model knows 1000"),
+        ({"steps": 1001, "iterations": 1}, "1001 steps"),
+        ({"budget": 100, "iterations": 0}, "iterations=0"),
+        ({"budget": 100, "steps": 5, "iterations": 1}, "give one of the two"),
+        ({"iterations": 1}, "give one of the two"),
+        ({"budget": 100, "allocation": "increasing"}, "no iterations to allocate"),
+        ({"budget": 100, "iterations": 2, "allocation": "random"}, "allocation='random'"),
+    ],
+)
+def test_impossible_plans_are_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        make_plan(2, **arguments)
+
+
+def test_description():
+    text = describe(make_plan(2, budget=280, iterations=8), 2_500_000_000)
+    assert "28 timesteps (999..0)" in text
+    assert "8 iterations each" in text and "280 block passes" in text and "2.500 GFLOPs per image" in text
+    assert "6 to 2 iterations" in describe(make_plan(2, budget=280, iterations=4, allocation="decreasing"), 0)

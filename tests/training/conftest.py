@@ -1,0 +1,19 @@
+import pytest
+
+from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
+
+
+@pytest.fixture
+def experiment(tiny_store, tmp_path):
+    """A small FPDM experiment; keyword arguments replace settings by section."""
+
+    def make(model=None, optim=None, run=None, data=None, sjfb=None):
+        return ExperimentConfig(
+            model=ModelConfig(**{"name": "FPDM-XS/4", "hidden_size": 32, "num_heads": 2, **(model or {})}),
+            sjfb=SJFBConfig(**{"no_grad": 2, "grad": 2, **(sjfb or {})}),
+            data=DataConfig(**{"latents": str(tiny_store), **(data or {})}),
+            optim=OptimConfig(**{"steps": 4, "batch_size": 8, "lr": 1e-3, "warmup": 2, **(optim or {})}),
+            run=RunConfig(**{"results": str(tmp_path / "runs"), "log_every": 2, **(run or {})}),
+        )
+
+    return make

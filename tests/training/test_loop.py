@@ -1,0 +1,177 @@
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from fpdm.config import OptimConfig
+from fpdm.models import load_pretrained
+from fpdm.training.checkpoint import find_checkpoint, load_trainer
+from fpdm.training.loop import TrainingDiverged, learning_rate, train
+
+
+def state(checkpoint):
+    """Everything a checkpoint holds, as nested containers of tensors."""
+    weights = {name: load_pretrained(checkpoint / name).state_dict() for name in ("model", "ema")}
+    return {**weights, "trainer": load_trainer(checkpoint)}
+
+
+def assert_same(a, b, where="checkpoint"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("model", [{}, {"name": "DiT-XS/4", "depth": 2}], ids=["FPDM", "DiT"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_path, model, precision):
+    run_settings = {"checkpoint_every": 10, "mixed_precision": precision}
+    config = experiment(model=model, optim={"steps": 20, "lr_schedule": "linear"}, run=run_settings)
+    whole = train(config)
+    cut = tmp_path / "runs" / f"001-{whole.name[4:]}"
+    shutil.copytree(whole, cut, symlinks=True)
+    shutil.rmtree(cut / "checkpoints" / "0000020")
+    (cut / "checkpoints" / "latest").unlink()
+    (cut / "checkpoints" / "latest").symlink_to("0000010")
+
+    resumed = train(config, resume="latest")
+    assert resumed == cut
+    assert_same(state(whole / "checkpoints" / "0000020"), state(cut / "checkpoints" / "0000020"))
+    rates = ("images_per_s", "block_passes_per_s")
+    strip = lambda lines: [{k: v for k, v in line.items() if k not in rates} for line in lines]  # noqa: E731
+    assert strip(log(whole)) == strip(log(cut))
+
+
+def test_accumulation_is_the_whole_batch(experiment):
+    whole, parts = (
+        train(experiment(optim={"steps": 5, "micro_batch_size": micro})) / "checkpoints" / "latest" for micro in (8, 2)
+    )
+    for a, b in zip(
+        load_pretrained(whole / "model").parameters(), load_pretrained(parts / "model").parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_loss_falls_and_the_log_says_so(experiment):
+    run = train(experiment(optim={"steps": 120, "lr": 3e-3}, run={"log_every": 20}))
+    lines = log(run)
+    assert [line["step"] for line in lines] == [20, 40, 60, 80, 100, 120]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    for name in ("loss", "mse", "vb", "grad_norm", "images_per_s", "block_passes_per_s", "lr", "n", "m", "skipped"):
+        assert all(math.isfinite(line[name]) for line in lines)
+    text = (run / "log.txt").read_text()
+    assert "FixedPointDiT" in text and "forward per image and step" in text
+
+
+def test_run_folder_explains_itself(experiment, tiny_vae):
+    run = train(experiment(run={"name": "mine"}))
+    assert run.name == "000-mine"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["optim"]["steps"] == 4 and config["diffusion"]["parametrisation"] == "v"
+    checkpoint = find_checkpoint(run)
+    assert checkpoint.name == "0000004"
+    facts = json.loads((checkpoint / "ema" / "sampling.json").read_text())
+    assert facts["class_names"] == ["ant", "bee", "cow"] and facts["codec"] == str(tiny_vae)
+    assert train(experiment(run={"name": "mine"})).name == "001-mine"
+
+
+def test_preview_gets_the_average(experiment):
+    seen = []
+    run = train(
+        experiment(optim={"steps": 6}, run={"preview_every": 3}),
+        on_preview=lambda run, step, model: seen.append((run, step, model.training)),
+    )
+    assert seen == [(run, 3, False), (run, 6, False)]
+
+
+def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, monkeypatch):
+    from fpdm.diffusion import Diffusion
+
+    original, calls = Diffusion.losses, []
+
+    def poisoned(self, *args):
+        calls.append(1)
+        losses = original(self, *args)
+        bad = len(calls) == 2 or len(calls) >= 5
+        return losses._replace(total=losses.total * math.nan) if bad else losses
+
+    monkeypatch.setattr(Diffusion, "losses", poisoned)
+    run = train(experiment(run={"log_every": 1}))
+    assert [line["skipped"] for line in log(run)] == [0, 1, 1, 1]
+    assert all(math.isfinite(line["loss"]) for line in log(run))
+    weights = load_pretrained(find_checkpoint(run) / "model").state_dict()
+    assert all(value.isfinite().all() for value in weights.values())
+
+    calls.clear()
+    with pytest.raises(TrainingDiverged, match=r"3th non-finite step in a row.*Lower optim\.lr"):
+        train(experiment(optim={"steps": 20, "max_skipped": 3}, run={"checkpoint_every": 1}))
+    last = find_checkpoint(run.with_name(run.name.replace("000-", "001-", 1)))
+    assert last.name == "0000004"  # the last good one
+
+
+def test_resuming_another_experiment_is_refused(experiment):
+    run = train(experiment())
+    with pytest.raises(ValueError, match=r"another experiment \(model\.pre_depth was None, is 2\)"):
+        train(experiment(model={"pre_depth": 2}), resume=str(run))
+    with pytest.raises(FileNotFoundError, match="no run named other"):
+        train(experiment(run={"name": "other"}), resume="latest")
+
+
+def test_more_steps_may_be_added(experiment):
+    run = train(experiment())
+    again = train(experiment(optim={"steps": 6}), resume=str(run))
+    assert again == run and find_checkpoint(run).name == "0000006"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"optim": {"micro_batch_size": 3}}, "micro_batch_size=3: does not divide the 8"),
+        ({"run": {"mixed_precision": "fp16"}}, "fp16 needs a GPU"),
+        ({"data": {"latents": "/nowhere"}}, r"no manifest\.json"),
+        ({"model": {"name": "FPDM-XS/3"}}, "FAMILY-SIZE/PATCH"),
+    ],
+)
+def test_bad_settings_stop_before_training(experiment, settings, says, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        train(experiment(**settings))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_class_has_no_label_to_drop(experiment, image_folder, tmp_path):
+    from fpdm.data.codec import open_codec
+    from fpdm.data.encode import EncodeConfig, encode
+    from fpdm.data.images import open_images
+
+    config = EncodeConfig(resolution=8)
+    encode(open_images(image_folder / "bee"), open_codec("pixels"), tmp_path / "s", config, torch.device("cpu"))
+    data = {"latents": str(tmp_path / "s")}
+    with pytest.raises(ValueError, match=r"class_dropout=0\.1: the data has one class"):
+        train(experiment(data=data))
+    run = train(experiment(data=data, model={"class_dropout": 0.0}))
+    model = load_pretrained(find_checkpoint(run) / "ema")
+    assert (model.num_classes, model.in_channels) == (1, 3)
+
+
+def test_learning_rate_is_a_function_of_the_step():
+    optim = OptimConfig(steps=110, warmup=10, lr=1.0, lr_schedule="linear")
+    assert [learning_rate(optim, s) for s in (0, 4, 9, 10, 60, 109)] == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0.01])
+    optim.lr_schedule = "cosine"
+    assert learning_rate(optim, 60) == pytest.approx(0.5)
+    optim.lr_schedule = "constant"
+    assert learning_rate(optim, 109) == 1

@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fpdm.data.codec import open_codec
+from fpdm.data.images import image_batches, open_images, to_signed
+from fpdm.training.vae import VAEConfig, reconstruction, split_indices, train_vae
+
+CPU = torch.device("cpu")
+SMALL = {"resolution": 16, "widths": (16, 16), "batch_size": 32, "lr": 4e-3, "ema_decay": 0.9}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    images = open_images("digits")
+    config = VAEConfig(**SMALL, steps=100)
+    return images, config, train_vae(images, config, CPU)
+
+
+def test_training_reconstructs_images_it_has_not_seen(trained):
+    images, config, vae = trained
+    _, held_out = split_indices(len(images), config)
+    _, pixels, _ = next(image_batches(images.subset(held_out.tolist()), 16, len(held_out)))
+    variance = float((pixels.double() / 255).var())
+    result = reconstruction(vae, images, held_out, config, CPU)
+    assert result.mse < 0.05 * variance
+    assert result.psnr == pytest.approx(-10 * np.log10(result.mse))
+
+
+def test_latents_have_unit_deviation(trained, tmp_path):
+    images, _, vae = trained
+    vae.save_pretrained(tmp_path)
+    codec = open_codec(str(tmp_path))
+    assert codec.scale == pytest.approx(json.loads((tmp_path / "config.json").read_text())["scaling_factor"])
+    _, pixels, _ = next(image_batches(images, 16, 512))
+    assert float(codec.encode(to_signed(pixels)).mean.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_reconstruction_error_is_that_of_the_written_images(trained):
+    images, config, vae = trained
+    _, pixels, _ = next(image_batches(images, 16, 8))
+    codec_mse = 0.0
+    with torch.no_grad():
+        restored = vae.decode(vae.encode(to_signed(pixels)).latent_dist.mean).sample
+    levels = ((restored + 1) * 127.5).round().clamp(0, 255)
+    codec_mse = float(((levels - pixels.float()) / 255).square().mean())
+    assert reconstruction(vae, images, np.arange(8), config, CPU).mse == pytest.approx(codec_mse, rel=1e-4)
+
+
+def test_held_out_images_are_not_trained_on():
+    training, held_out = split_indices(50, VAEConfig(**SMALL))
+    assert sorted([*training, *held_out]) == list(range(50)) and len(held_out) == 5
+    assert len(split_indices(2, VAEConfig(**SMALL))[0]) == 1
+    with pytest.raises(ValueError, match="at least 2"):
+        split_indices(1, VAEConfig(**SMALL))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"resolution": 30, "widths": (8, 8, 8)}, "not a multiple of 4"), ({"held_out": 1.0}, "held_out"), ({"lr": 0}, "lr")],
+)
+def test_bad_settings(settings, says):
+    with pytest.raises(ValueError, match=says):
+        VAEConfig(**settings)
