@@ -38,8 +38,8 @@ def main() -> None:
     images = open_images(settings.images)
     manifest = encode(images, open_codec(settings.vae, device), settings.out, settings, device)
     logger.info(
-        f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, "
-        f"{len(manifest.class_names)} class(es), {manifest.flips} flip(s), standard deviation {manifest.std:.3f}, {manifest.skipped} broken image(s) skipped"
+        f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
+        f"{manifest.flips} flip(s), {manifest.skipped} broken image(s) skipped, standard deviation {manifest.std:.3f}"
     )
     if not 0.7 <= manifest.std <= 1.3:
         logger.warning(

@@ -22,19 +22,20 @@ import fpdm
 from fpdm import cli
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.evaluation.features import cached_classifier
-from fpdm.evaluation.figures import Curve, plot_grids, plot_smoothing
+from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
 from fpdm.evaluation.metrics import frechet_distance, noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.models import forward_cost
 from fpdm.pipeline import load_checkpoint, open_source
 from fpdm.sampling.generate import Source, draw_images, plan_for
+from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import describe
 
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("fpdm", "dit")
 RESOLUTION = 32
-PER_DIGIT = 4  # images of each class in the grids
+GRID_COLUMNS = 20  # each digit twice in a row
 
 
 @dataclass
@@ -173,7 +174,9 @@ def compare(settings: Settings, out: Path, sources: dict[str, Source], costs: di
     images, labels, classes = load_labelled("digits", RESOLUTION)
     classifier, key = cached_classifier(images, labels, classes, out / "features", device)
     reference = torch.cat([classifier(batch) for batch in images.split(256)])
-    accuracy = (classifier.logits(reference).argmax(1) == labels).float().mean().item()
+    accuracy = (
+        (torch.cat([classifier.logits(batch) for batch in images.split(256)]).argmax(1) == labels).float().mean().item()
+    )
     floor, expected = noise_floor(reference), statistics(reference)
     scores = Scores(settings, out / "scores.json", sources, costs, classifier, expected, key)
 
@@ -199,8 +202,13 @@ def compare(settings: Settings, out: Path, sources: dict[str, Source], costs: di
     ]
     score = score_name("cnn", settings.images)
     title = f"{settings.budget} block passes per image, DDIM"
-    plot_smoothing(curves, ("DiT", rows[0][2]["score"]), floor, score, title, out / "smoothing.png")
-    plot_grids(grids(settings, sources, small, large, best), 4 * PER_DIGIT, out / "grids.png")
+    smoothing = Smoothing(curves, rows[0][2]["score"], floor, score, title)
+    plot_smoothing(smoothing, out / "smoothing.png")
+    strips = draw_strips(settings, sources, small, large, best)
+    plot_overview(strips, GRID_COLUMNS, smoothing, out / "overview.png")
+    for label, strip in strips:
+        name = label.split(" (")[0].lower().replace(", ", "-").replace(" ", "-")
+        save_grid(strip, out / f"{name}.png", GRID_COLUMNS)
     report = write_report(settings, out, rows, curves, facts, floor, accuracy, score, best)
     logger.info("\n" + report)
 
@@ -244,19 +252,19 @@ class Scores:
         }
 
 
-def grids(settings: Settings, sources: dict[str, Source], small, large, best: int) -> list[tuple[str, torch.Tensor]]:
-    """The same noise and labels through both models at both budgets."""
-    rows = []
+def draw_strips(settings: Settings, sources: dict[str, Source], small, large, best: int) -> list[tuple]:
+    """The same noise and labels through both models at both budgets, as (label, images)."""
+    strips = []
     for config in (small, large):
-        for name in ("dit", "fpdm"):
+        for name in MODELS[::-1]:
             spent = replace(config, classes=list(range(10)), iterations=best if name == "fpdm" else None)
             plan = plan_for(sources[name], spent)
             with torch.inference_mode():
-                images = draw_images(sources[name], spent, plan, range(10 * PER_DIGIT))
-            order = [i + 10 * j for j in range(PER_DIGIT) for i in range(10)]
-            label = f"{'FPDM' if name == 'fpdm' else 'DiT'}, {config.budget} block passes ({len(plan.steps)} timesteps)"
-            rows.append((label, images[order]))
-    return rows
+                images = draw_images(sources[name], spent, plan, range(2 * GRID_COLUMNS))
+            title = {"fpdm": f"FPDM, {config.budget} block passes ({len(plan.steps)} timesteps of {best} iterations)",
+                     "dit": f"DiT, {config.budget} block passes ({len(plan.steps)} timesteps)"}[name]  # fmt: skip
+            strips.append((title, images))
+    return strips
 
 
 def write_report(settings, out, rows, curves, facts, floor, accuracy, score, best) -> str:
@@ -289,7 +297,7 @@ def write_report(settings, out, rows, curves, facts, floor, accuracy, score, bes
         "Same data, batch size, learning rate and training time; the same noise and labels at sampling. "
         f"{score} is the Fréchet distance of {settings.images} samples to the 1,797 real digits in the features of a "
         f"classifier trained on them (accuracy {accuracy:.1%}); it compares only with scores made the same way.\n\n"
-        f"![samples](grids.png)\n\n![score over iterations](smoothing.png)\n\n{text}\n\n"
+        f"![samples, and score over iterations](overview.png)\n\n{text}\n\n"
         f"One training seed ({settings.seed}). fpdm {fpdm.__version__}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}. "
         f"Command: `bash scripts/quickstart.sh`.\n"

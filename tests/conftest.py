@@ -85,3 +85,11 @@ def tiny_store(tmp_path_factory, image_folder, tiny_vae):
     config = EncodeConfig(resolution=16, batch_size=10)
     encode(open_images(image_folder), open_codec(str(tiny_vae)), folder, config, torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def pixel_store(tmp_path_factory, image_folder):
+    """The pixels of `image_folder` at 8x8 as a store: 24 records of 8x8x3, both flips."""
+    folder = tmp_path_factory.mktemp("pixels") / "latents"
+    encode(open_images(image_folder), open_codec("pixels"), folder, EncodeConfig(resolution=8), torch.device("cpu"))
+    return folder

@@ -1,15 +1,17 @@
-"""Figures: plots of scores over how a budget was spent, and labelled rows of images."""
+"""Figures: scores over how a budget was spent, and labelled strips of images."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
 FPDM_COLOURS = ("#1b6ca8", "#e07a1f")
 DIT_COLOUR = "#444444"
+DPI = 130
 
 
 class Curve(NamedTuple):
@@ -20,44 +22,55 @@ class Curve(NamedTuple):
     scores: list[float]
 
 
-def plot_smoothing(
-    curves: list[Curve], baseline: tuple[str, float], floor: float, score: str, title: str, path: Path
-) -> None:
-    """The paper's Fig. 4 and 6a in one: score over iterations per timestep, baseline dashed, noise floor dotted."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for (label, iterations, scores), colour in zip(curves, FPDM_COLOURS, strict=False):
-        axes.plot(iterations, scores, marker="o", color=colour, label=label)
-    axes.axhline(baseline[1], linestyle="--", color=DIT_COLOUR, label=baseline[0])
-    axes.axhline(floor, linestyle=":", color=DIT_COLOUR, label="noise floor (halves of the real digits)")
-    ticks = sorted({k for curve in curves for k in curve.iterations})
-    axes.set(xlabel="iterations per timestep (fewer = more timesteps)", ylabel=f"{score}, lower is better", title=title)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+class Smoothing(NamedTuple):
+    """What the paper's Fig. 4 and 6a show: FPDM's curves, the baseline's score, the noise floor and the axis names."""
+
+    curves: list[Curve]
+    baseline: float
+    floor: float
+    score: str
+    title: str
+
+
+def draw_smoothing(axes: Axes, data: Smoothing) -> None:
+    """Score over iterations per timestep; the baseline dashed, the noise floor dotted."""
+    for curve, colour in zip(data.curves, FPDM_COLOURS, strict=False):
+        axes.plot(curve.iterations, curve.scores, marker="o", color=colour, label=curve.label)
+    axes.axhline(data.baseline, linestyle="--", color=DIT_COLOUR, label="DiT")
+    axes.axhline(data.floor, linestyle=":", color=DIT_COLOUR, label="noise floor: halves of the real images")
+    axes.set(
+        xlabel="iterations per timestep (fewer iterations = more timesteps)",
+        ylabel=f"{data.score} (lower is better)",
+        title=data.title,
+        xscale="log",
+        ylim=(0, None),
+    )
+    ticks = sorted({k for curve in data.curves for k in curve.iterations})
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.minorticks_off()
-    values = [s for curve in curves for s in curve.scores] + [baseline[1], floor]
-    marks = [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if min(values) * 0.8 <= v <= max(values) * 1.25]
-    axes.set_yticks(marks, [str(v) for v in marks])
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
 
 
-def plot_grids(rows: list[tuple[str, Tensor]], columns: int, path: Path) -> None:
-    """Labelled strips of images, uint8 (B, 3, R, R) each, one under the other."""
-    figure = Figure(figsize=(9, 0.35 + sum(_height(images, columns) for _, images in rows)), layout="constrained")
-    axes = figure.subplots(
-        len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": [_height(images, columns) for _, images in rows]}
-    )
-    for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
-        picture = make_grid(images, nrow=columns, padding=2, pad_value=255)
-        axis.imshow(np.asarray(picture.permute(1, 2, 0)), interpolation="nearest")
-        axis.set_title(label, fontsize=10, loc="left")
-        axis.set_axis_off()
-    figure.savefig(path, dpi=150)
+def plot_smoothing(data: Smoothing, path: Path) -> None:
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    draw_smoothing(figure.add_subplot(), data)
+    figure.savefig(path, dpi=DPI)
 
 
-def _height(images: Tensor, columns: int) -> float:
-    """Inches that a strip and its title take."""
-    return 0.3 + 9 / columns * -(-len(images) // columns)
+def draw_strip(axes: Axes, label: str, images: Tensor, columns: int) -> None:
+    """uint8 images (B, 3, R, R) in rows of `columns` under a label."""
+    picture = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    axes.imshow(np.asarray(picture.permute(1, 2, 0)), interpolation="nearest")
+    axes.set_title(label, fontsize=10, loc="left")
+    axes.set_axis_off()
+
+
+def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothing, path: Path) -> None:
+    """Strips of images on the left, the curve on the right."""
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    grid = figure.add_gridspec(len(strips), 2, width_ratios=(1.45, 1))
+    for row, (label, images) in enumerate(strips):
+        draw_strip(figure.add_subplot(grid[row, 0]), label, images, columns)
+    draw_smoothing(figure.add_subplot(grid[:, 1]), data)
+    figure.savefig(path, dpi=DPI)

@@ -33,16 +33,21 @@ def statistics(features: Tensor) -> Statistics:
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al., 2017).
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2),
-    a symmetric matrix: exact in float64 for singular covariances too, with no matrix root.
+    The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2), whose factors
+    come from float64 eigenvalues: accurate for singular covariances too, where taking roots
+    of the product's own eigenvalues would blow rounding up from 1e-16 to 1e-8.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {a.mean.size} and {b.mean.size} dimensions cannot be compared")
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    product = np.linalg.eigvalsh(root @ b.covariance @ root)
-    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(product.clip(0)).sum()
+    product = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False)
+    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * product.sum()
     return float(((a.mean - b.mean) ** 2).sum() + trace)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a covariance (F, F)."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -45,13 +45,13 @@ def train(
         `run.preview_every` steps.
     """
     optim, seed = config.optim, config.run.seed
+    check_precision(config.run.mixed_precision, PartialState().device)
     accelerator = Accelerator(
         mixed_precision=config.run.mixed_precision,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.results,
     )
     device, is_main = accelerator.device, accelerator.is_main_process
-    check_precision(config.run.mixed_precision, device)
     allow_tf32(config.run.tf32)
     rows, micro = split_batch(optim, accelerator.process_index, accelerator.num_processes)
     share = rows.stop - rows.start
@@ -121,9 +121,10 @@ def train(
                 skipped_in_a_row = 0
             else:
                 skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                if skipped_in_a_row >= optim.max_skipped:
+                at_the_end = step + 1 == optim.steps and accelerator.scaler is None
+                if skipped_in_a_row >= optim.max_skipped or at_the_end:
                     raise TrainingDiverged(
-                        f"step {step}: gradient norm {float(norm)}, the {skipped_in_a_row}th non-finite step in a row "
+                        f"step {step}: gradient norm {float(norm)}, non-finite step number {skipped_in_a_row} in a row "
                         f"(optim.max_skipped={optim.max_skipped}); the last checkpoint in {run} is from before. "
                         "Lower optim.lr, lengthen optim.warmup, or lower optim.clip_norm"
                     )
@@ -134,7 +135,9 @@ def train(
                 values = interval.finish(accelerator) | {"lr": rate, "n": n, "m": m, "skipped": skipped}
                 log.record(done, values if implicit else {k: v for k, v in values.items() if k not in ("n", "m")})
                 accelerator.log(values, step=done)
-            if done % config.run.checkpoint_every == 0 or done == optim.steps:
+            # Weights that give non-finite gradients are not kept (under a scaler it is the scale that was too high).
+            trusted = skipped_in_a_row == 0 or accelerator.scaler is not None
+            if trusted and (done % config.run.checkpoint_every == 0 or done == optim.steps):
                 states = random_states()
                 if is_main:
                     trainer = {

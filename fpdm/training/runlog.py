@@ -22,6 +22,8 @@ class RunLog:
         if is_main:
             self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             logger.addHandler(self._text)
+            if logger.level == logging.NOTSET:  # called from Python, not from a script that has set it
+                logger.setLevel(logging.INFO)
 
     def say(self, message: str) -> None:
         """One line (or table) on the console and in log.txt, above the progress bar."""

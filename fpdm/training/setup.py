@@ -120,7 +120,7 @@ def first_screen(
             f"{config.model.name} -> {run}",
             model_table(network),
             f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, "
-            f"{len(manifest.class_names)} class(es), {manifest.flips} flip(s), std {manifest.std:.3f}, from {store.folder}",
+            f"{len(manifest.class_names)} class(es), {manifest.flips} flip(s), from {store.folder}",
             f"  block passes  {explicit_blocks + n + m:g} forward per image and step on average, "
             f"{explicit_blocks + m:g} of them with gradient",
         ]

@@ -18,7 +18,9 @@ def test_unknown_and_missing_names_are_listed(recorded, name):
     data = recorded(name)
     state = dict(data.state)
     state["extra.weight"] = state.pop("final_layer.linear.bias")
-    with pytest.raises(ValueError, match=r"unknown names \['extra.weight'\].*missing names \['final_layer.linear.bias'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown names \['extra.weight'\].*missing names \['final_layer.linear.bias'\]"
+    ):
         from_published(state, **data.config)
 
 

@@ -21,5 +21,5 @@ def test_timesteps_stay_float32_under_autocast():
 
 
 def test_positions_against_diffusers():
-    expected = get_2d_sincos_pos_embed(64, 6, output_type="pt")
+    expected = get_2d_sincos_pos_embed(64, 6, base_size=6, output_type="pt")
     np.testing.assert_allclose(sincos_positions(64, 6)[0].numpy(), expected.numpy(), atol=1e-5)

@@ -60,9 +60,7 @@ def test_sjfb_gradients(recorded, name):
     ours = {key: parameter.grad for key, parameter in model.named_parameters()}
     joint = torch.cat([ours.pop("implicit.mix_h.weight"), ours.pop("implicit.mix_u.weight")], dim=1)
     recorded_gradients = {
-        key.removeprefix("sjfb_n3_m2_grad/"): value
-        for key, value in data.items()
-        if key.startswith("sjfb_n3_m2_grad/")
+        key.removeprefix("sjfb_n3_m2_grad/"): value for key, value in data.items() if key.startswith("sjfb_n3_m2_grad/")
     }
     torch.testing.assert_close(joint, recorded_gradients.pop(f"{MIX}.weight"), **close)
     assert len(ours) == len(recorded_gradients)

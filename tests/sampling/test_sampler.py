@@ -20,7 +20,9 @@ def exact_denoiser(diffusion: Diffusion):
         signal, noise = ab**0.5, (1 - ab) ** 0.5
         x0 = MEAN + signal * STD**2 / (ab * STD**2 + 1 - ab) * (x - signal * MEAN)
         eps = (x - signal * x0) / noise
-        return SimpleNamespace(prediction={"v": signal * eps - noise * x0, "eps": eps, "x0": x0}[diffusion.parametrisation])
+        return SimpleNamespace(
+            prediction={"v": signal * eps - noise * x0, "eps": eps, "x0": x0}[diffusion.parametrisation]
+        )
 
     return denoise
 
@@ -41,7 +43,9 @@ def draw(diffusion, plan, count=4096, **settings):
 )
 @pytest.mark.parametrize("parametrisation", ["v", "x0", "eps"])
 def test_gaussian_is_recovered(settings, parametrisation):
-    diffusion = Diffusion(parametrisation=parametrisation, zero_terminal_snr=parametrisation != "eps", learn_sigma=False)
+    diffusion = Diffusion(
+        parametrisation=parametrisation, zero_terminal_snr=parametrisation != "eps", learn_sigma=False
+    )
     _, x = draw(diffusion, make_plan(1, steps=400), **settings)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(x.std()) == pytest.approx(STD, abs=0.02)
@@ -122,4 +126,6 @@ def test_impossible_settings_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         run(make_plan(12, steps=3), **settings)
     with pytest.raises(ValueError, match="needs step_noise"):
-        sample(Recorder(), Diffusion(), make_plan(1, steps=2), torch.ones(1, 4, 4, 4), torch.tensor([0]), sampler="ddpm")
+        sample(
+            Recorder(), Diffusion(), make_plan(1, steps=2), torch.ones(1, 4, 4, 4), torch.tensor([0]), sampler="ddpm"
+        )

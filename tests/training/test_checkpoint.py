@@ -16,7 +16,9 @@ from fpdm.training.checkpoint import (
 def save(run, step, value=0.0):
     model = build_model("DiT-XS/4", input_size=8, hidden_size=32, num_heads=2, depth=1, num_classes=2)
     torch.nn.init.constant_(model.final_layer.linear.bias, value)
-    return save_checkpoint(run, step, model, model, {"step": step, "nested": [torch.ones(2), None]}, {"codec": "pixels"})
+    return save_checkpoint(
+        run, step, model, model, {"step": step, "nested": [torch.ones(2), None]}, {"codec": "pixels"}
+    )
 
 
 def test_layout_and_latest(tmp_path):

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from dataclasses import asdict
 
 from fpdm.models import load_pretrained
 
@@ -20,7 +20,15 @@ def launch(config: Path, processes: int, results: Path, *more: str) -> Path:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, str(ROOT / "scripts" / "train.py"), "--config", str(config), "--run.results", str(results), *more]
+    command = [
+        *launcher,
+        str(ROOT / "scripts" / "train.py"),
+        "--config",
+        str(config),
+        "--run.results",
+        str(results),
+        *more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (run,) = results.iterdir()

@@ -31,7 +31,9 @@ def test_fixed_variants():
     assert mean_iterations(SJFBConfig("multi-step", 6, 5)) == (6, 5)
 
 
-@pytest.mark.parametrize(("settings", "says"), [(("jfbb",), "jfb"), (("jfb", -1), "no_grad"), (("jfb", 1, 0), "grad=0")])
+@pytest.mark.parametrize(
+    ("settings", "says"), [(("jfbb",), "jfb"), (("jfb", -1), "no_grad"), (("jfb", 1, 0), "grad=0")]
+)
 def test_bad_settings(settings, says):
     with pytest.raises(ValueError, match=says):
         SJFBConfig(*settings)

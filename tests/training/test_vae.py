@@ -59,7 +59,11 @@ def test_held_out_images_are_not_trained_on():
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"resolution": 30, "widths": (8, 8, 8)}, "not a multiple of 4"), ({"held_out": 1.0}, "held_out"), ({"lr": 0}, "lr")],
+    [
+        ({"resolution": 30, "widths": (8, 8, 8)}, "not a multiple of 4"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"lr": 0}, "lr"),
+    ],
 )
 def test_bad_settings(settings, says):
     with pytest.raises(ValueError, match=says):

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from fpdm.evaluation.samples import Samples, load_labelled
+from fpdm.sampling.images import png_path, save_grid, save_npz, save_png
+
+IMAGES = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, image in enumerate(IMAGES):
+        save_png(image, png_path(tmp_path, i))
+    save_grid(IMAGES, tmp_path / "grid.png")
+    save_npz(tmp_path, len(IMAGES))
+    return tmp_path
+
+
+def test_folder_without_its_grid_and_npz_are_the_same(folder):
+    for source in (folder, folder / "samples.npz"):
+        samples = Samples(str(source))
+        assert (samples.count, samples.resolution) == (7, 8)
+        assert torch.equal(torch.cat(list(samples.batches(3))), IMAGES)
+
+
+def test_reference_is_cropped_to_the_samples(image_folder):
+    batch = next(Samples(str(image_folder), 16).batches(5))
+    assert batch.shape == (5, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8)]
+)
+def test_wrongly_typed_arrays_are_refused(tmp_path, array):
+    np.savez(tmp_path / "a.npz", array)
+    with pytest.raises(ValueError, match="expected arr_0 uint8"):
+        Samples(str(tmp_path / "a.npz"))
+
+
+def test_what_is_no_npz(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="cannot be read as npz"):
+        Samples(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", other=np.zeros(3))
+    with pytest.raises(ValueError, match="no arr_0"):
+        Samples(str(tmp_path / "b.npz"))
+
+
+def test_resolution_of_an_npz_is_fixed(folder):
+    with pytest.raises(ValueError, match="images of 8 pixels, 16 are needed"):
+        Samples(str(folder / "samples.npz"), 16)
+
+
+def test_labelled_reference(image_folder):
+    images, labels, classes = load_labelled(str(image_folder), 16)
+    assert images.shape == (24, 3, 16, 16) and classes == 3 and labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert len(load_labelled(str(image_folder), 16, most=6)[0]) == 6
+    with pytest.raises(ValueError, match="an npz has no labels"):
+        load_labelled("x.npz", 16)

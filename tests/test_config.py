@@ -1,0 +1,94 @@
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from fpdm import cli
+from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SamplingConfig
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ModelConfig("DiT-XL/2", pre_depth=1), r"model\.pre_depth=1: DiT-XL/2 has no such setting"),
+        (lambda: ModelConfig("FPDM-XL/2", depth=3), r"model\.depth=3"),
+        (lambda: OptimConfig(steps=0), r"optim\.steps=0: at least 1"),
+        (lambda: OptimConfig(lr=0), r"optim\.lr=0"),
+        (lambda: OptimConfig(lr_schedule="step"), "constant, linear, cosine"),
+        (lambda: OptimConfig(clip_norm=0), "null for no clipping"),
+        (lambda: OptimConfig(ema_decay=1), r"optim\.ema_decay=1"),
+        (lambda: RunConfig(mixed_precision="fp8"), "no, bf16, fp16"),
+        (lambda: RunConfig(tracker="mlflow"), "none, tensorboard, wandb"),
+        (lambda: SamplingConfig(), "give one of the two"),
+        (lambda: SamplingConfig(budget=10, steps=2), "give one of the two"),
+        (lambda: SamplingConfig(budget=0), "budget=0: at least 1"),
+        (lambda: SamplingConfig(steps=3, sampler="ddpm", eta=0.5), "only ddim has an eta"),
+        (lambda: SamplingConfig(steps=3, allocation="flat"), "constant, increasing, decreasing"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.fixture
+def parser():
+    return cli.make_parser(ExperimentConfig, "train")
+
+
+def test_command_line_goes_over_the_file(parser, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {name: DiT-S/2}\noptim: {steps: 7, lr: 1.0e-3}\n")
+    config = cli.parse(ExperimentConfig, parser, ["--config", str(path), "--optim.batch-size=12", "--optim.lr", "2e-3"])
+    assert (config.model.name, config.optim.steps, config.optim.batch_size, config.optim.lr) == ("DiT-S/2", 7, 12, 2e-3)
+
+
+@pytest.mark.parametrize("words", [["--optim.stepps=5"], ["--optim.step", "5"], ["--lr", "1"], ["--optim.steps=many"]])
+def test_unknown_flags_and_wrong_types_are_refused(parser, words):
+    with pytest.raises(cli.ArgumentError):
+        cli.parse(ExperimentConfig, parser, words)
+
+
+def test_unknown_key_in_a_file_is_refused(parser, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {name: DiT-S/2, depht: 3}\n")
+    with pytest.raises(cli.ArgumentError, match="depht"):
+        cli.parse(ExperimentConfig, parser, ["--config", str(path)])
+
+
+def test_mistakes_are_one_line_and_status_2(capsys, monkeypatch):
+    def main():
+        raise ValueError("budget=1 is\n  too small")
+
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: budget=1 is too small\n"
+    monkeypatch.setenv("FPDM_DEBUG", "1")
+    with pytest.raises(ValueError, match="too small"):
+        cli.run(main)
+
+
+def test_help_explains_every_option(parser, capsys):
+    """An option without an explanation is one that nobody thought about."""
+    for section in fields(ExperimentConfig):
+        documented = section.default_factory.__doc__
+        for option in fields(section.default_factory):
+            assert f"    {option.name}:" in documented, f"{section.name}.{option.name}"
+
+
+def test_the_number_of_settings_is_watched():
+    """Raise these numbers only with thought: every option is one more thing to know."""
+    counts = {section.name: len(fields(section.default_factory)) for section in fields(ExperimentConfig)}
+    assert counts == {"model": 8, "diffusion": 9, "sjfb": 3, "data": 2, "optim": 10, "run": 9}
+    assert len(fields(SamplingConfig)) == 12
+
+
+def test_pairs_of_configs_differ_under_model_alone():
+    from pathlib import Path
+
+    configs = Path(__file__).parents[1] / "configs"
+    for a, b in (("digits/fpdm", "digits/dit"), ("imagenet256/fpdm-xl-2", "imagenet256/dit-xl-2")):
+        first, second = (yaml.safe_load((configs / f"{name}.yaml").read_text()) for name in (a, b))
+        assert first.pop("model") != second.pop("model")
+        assert first == second

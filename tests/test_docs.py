@@ -1,0 +1,59 @@
+"""Every command in README and docs is one that the scripts accept."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fpdm import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LAUNCHERS = ("python", "torchrun", "accelerate")
+
+
+def commands(page: Path) -> list[str]:
+    """Command lines of all ```bash blocks; continued lines joined, comments dropped."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words.pop(0)
+            if words:
+                found.append(shlex.join(words))
+    return found
+
+
+EVERY = sorted({(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands(page)})
+
+
+def test_there_are_commands_to_check():
+    assert any("scripts/train.py" in command for _, command in EVERY)
+    assert {"bash scripts/quickstart.sh", "bash scripts/test.sh"} <= {c for p, c in EVERY if p == "README.md"}
+
+
+@pytest.mark.parametrize(("page", "command"), EVERY)
+def test_command_is_accepted(page, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    script = next((word for word in words if word.startswith("scripts/")), None)
+    if script is None:
+        assert words[0] in ("git", "cd", "pip", "conda", "python", ".ci/run"), command
+        return
+    assert (ROOT / script).is_file(), script
+    if script.endswith(".sh"):
+        assert words[0] == "bash"
+        return
+    assert words[0] in LAUNCHERS, command
+    module = runpy.run_path(script)
+    parser, settings = module["parser"](), module["Settings"]
+    cli.parse(settings, parser, words[words.index(script) + 1 :])
+
+
+def test_linked_files_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,66 @@
+"""Who may import whom (docs/architecture.md), read from the imports themselves."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "config": set(),
+    "diffusion": set(),
+    "seeding": set(),
+    "cli": set(),
+    "models": {"config"},
+    "data": {"config", "seeding"},
+    "training": {"models", "diffusion", "data", "config", "seeding"},
+    "sampling": {"diffusion", "data", "config", "seeding"},
+    "evaluation": {"sampling", "data", "config", "seeding"},
+    "pipeline": {"models", "diffusion", "data", "config", "sampling", "training"},
+}
+FILES = sorted((ROOT / "fpdm").rglob("*.py"))
+
+
+def subject(path: Path) -> str:
+    return path.relative_to(ROOT / "fpdm").parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_rules(path):
+    own = subject(path)
+    if own == "__init__":
+        return
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("fpdm.")}
+    forbidden = ours - ALLOWED[own] - {own}
+    assert not forbidden, f"{path.name} in {own} imports {forbidden}"
+    assert not any(name.split(".")[0] == "scripts" for name in imported(path))
+
+
+@pytest.mark.parametrize("module", ["fpdm.models", "fpdm.diffusion", "fpdm.sampling.sampler"])
+def test_light_modules_stay_light(module):
+    heavy = ("diffusers", "accelerate", "matplotlib", "torch_fidelity", "sklearn")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_print_in_the_package():
+    for path in FILES:
+        if path.name == "cli.py":  # writes errors to stderr
+            continue
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not any(getattr(call.func, "id", "") == "print" for call in calls), path

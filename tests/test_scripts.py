@@ -1,0 +1,180 @@
+"""The scripts as a user runs them: one chain from images to a score, and one line for each mistake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words, processes=1, cwd=ROOT):
+    """A script in a process of its own."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("FPDM_DEBUG", None)
+    command = [*launcher, str(ROOT / "scripts" / str(words[0])), *map(str, words[1:])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd)
+
+
+def succeed(*words, **kwargs) -> str:
+    done = run(*words, **kwargs)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def fail(*words) -> str:
+    """The one line that a mistake is told in."""
+    done = run(*words)
+    assert done.returncode == 2, f"{words}: {done.returncode}\n{done.stderr[-3000:]}"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, image_folder):
+    """A VAE, latents and two short runs, made by the scripts."""
+    root = tmp_path_factory.mktemp("chain")
+    small = ["--resolution", 16]
+    said = succeed("train_vae.py", "--images", image_folder, *small, "--widths", "[8,8]", "--steps", 20,
+                   "--batch-size", 8, "--out", root / "vae")  # fmt: skip
+    assert "reconstruction MSE" in said and "2 held-out images" in said
+    said = succeed("encode_latents.py", "--images", image_folder, *small, "--vae", root / "vae",
+                   "--out", root / "latents")  # fmt: skip
+    assert "24 latents (4, 8, 8), 3 class(es), 2 flip(s)" in said
+    for name in ("FPDM-XS/2", "DiT-XS/2"):
+        said = succeed("train.py", "--model.name", name, "--model.hidden_size", 32, "--model.num_heads", 2,
+                       "--data.latents", root / "latents", "--run.results", root / "runs", "--optim.steps", 4,
+                       "--optim.batch_size", 8, "--run.log_every", 2, "--run.preview_every", 4)  # fmt: skip
+        assert "block passes" in said and "step       4" in said
+    return root
+
+
+def test_training_leaves_what_it_says(chain):
+    for run_name in ("000-FPDM-XS-2", "001-DiT-XS-2"):
+        folder = chain / "runs" / run_name
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.yaml", "log.jsonl", "log.txt", "samples", "checkpoints"} <= names
+        assert Image.open(folder / "samples" / "0000004.png").size == (4 * 18 + 2, 4 * 18 + 2)
+    assert (chain / "vae" / "reconstruction.png").exists()
+    facts = json.loads((chain / "vae" / "reconstruction.json").read_text())
+    assert facts["mse"] > 0 and facts["settings"]["steps"] == 20
+
+
+def test_resume_latest(chain, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(chain / "runs", runs, symlinks=True)
+    config = runs / "000-FPDM-XS-2" / "config.yaml"
+    said = succeed("train.py", "--config", config, "--run.results", runs, "--optim.steps", 6, "--resume", "latest")
+    assert "000-FPDM-XS-2" in said and "step       6" in said
+    assert (runs / "000-FPDM-XS-2" / "checkpoints" / "latest").resolve().name == "0000006"
+
+
+def test_samples_and_score(chain, tmp_path, image_folder):
+    out = tmp_path / "samples"
+    flags = ["--ckpt", chain / "runs" / "000-FPDM-XS-2", "--budget", 12, "--iterations", 2, "--out", out, "--seed", 5]
+    said = succeed("sample.py", *flags, "--num-samples", 6, "--batch-size", 4)
+    assert "3 timesteps (999..0), 2 explicit blocks + 2 iterations each: 12 block passes" in said
+    assert "GFLOPs per image" in said and "ema weights" in said
+    recipe = json.loads((out / "samples.json").read_text())
+    assert recipe["block_passes"] == 12 and recipe["sampling"]["seed"] == 5 and recipe["weights"] == "ema"
+    with np.load(out / "samples.npz") as file:
+        first = file["arr_0"]
+    assert first.shape == (6, 16, 16, 3)
+
+    # extended and mended: only what is missing is drawn
+    (out / "000001.png").unlink()
+    broken = out / "000004.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    said = succeed("sample.py", *flags, "--num-samples", 9, "--batch-size", 2, processes=2)
+    assert "9 images, 5 of them drawn now" in said
+    assert len(list(out.glob("0*.png"))) == 9
+    with np.load(out / "samples.npz") as file:
+        assert np.abs(file["arr_0"][:6].astype(int) - first).max() <= 1
+    assert "seed was 5, is 6" in fail("sample.py", *flags[:-1], 6, "--num-samples", 9)
+
+    said = succeed("evaluate.py", "--samples", out, "--reference", image_folder, "--features", "cnn",
+                   "--cache", tmp_path / "cache")  # fmt: skip
+    assert "FD-cnn@9" in said and "noise_floor" in said
+    score = json.loads((out / "score-cnn.json").read_text())
+    assert score["images"] == 9 and score["reference_images"] == 24
+    assert score["sampling"]["block_passes"] == 12
+
+
+def test_reference_scores_itself_near_zero(tmp_path, image_folder):
+    for reference in (image_folder, "digits"):
+        samples = tmp_path / str(reference).strip("/").replace("/", "-")
+        if reference == "digits":
+            from fpdm.data.images import centre_crop, open_images
+
+            samples.mkdir()
+            images = open_images("digits")
+            for i in range(len(images)):
+                centre_crop(images.load(i), 16).save(samples / f"{i:06d}.png")
+        else:
+            samples = image_folder
+        out = tmp_path / f"{samples.name}.json"
+        succeed("evaluate.py", "--samples", samples, "--reference", reference, "--features", "cnn",
+                "--cache", tmp_path / "cache", "--out", out)  # fmt: skip
+        score = json.loads(out.read_text())
+        (name,) = [key for key in score if key.startswith("FD-cnn@")]
+        if reference == "digits":
+            assert abs(score[name]) < 1e-3 < score["noise_floor"]
+            assert score["precision"] == score["recall"] == 1
+
+
+def test_dit_goes_through_the_same_sampler(chain, tmp_path):
+    said = succeed("sample.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--budget", 30, "--out", tmp_path / "s",
+                   "--num-samples", 2, "--sampler", "ddpm", "--cfg-scale", 2, "--weights", "model")  # fmt: skip
+    assert "2 timesteps (999..0), 12 blocks each: 24 block passes" in said
+
+
+def test_broken_image_is_named_or_skipped(tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "set")
+    (tmp_path / "set" / "cow" / "2.png").write_bytes(b"broken")
+    flags = ["--images", tmp_path / "set", "--resolution", 8, "--vae", "pixels"]
+    assert "cow/2.png: broken image" in fail("encode_latents.py", *flags, "--out", tmp_path / "a")
+    said = succeed("encode_latents.py", *flags, "--out", tmp_path / "b", "--skip-broken", "true")
+    assert "23 latents" in said and "1 broken image(s) skipped" in said
+
+
+def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
+    fpdm, dit = chain / "runs" / "000-FPDM-XS-2", chain / "runs" / "001-DiT-XS-2"
+    (tmp_path / "empty").mkdir()
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("model: {name: FPDM-XS/2, dpeth: 3}\n")
+    train = ["train.py", "--data.latents", chain / "latents", "--run.results", tmp_path / "runs"]
+    draw = ["sample.py", "--num-samples", 1, "--out", tmp_path / "out", "--ckpt"]
+    cases = {
+        "unrecognized arguments: --optim.setps": [*train, "--optim.setps", 3],
+        "does not accept option 'dpeth'": [*train, "--config", bad],
+        "budget=2 does not hold one timestep of 3 block passes": [*draw, fpdm, "--budget", 2, "--iterations", 1],
+        "iterations=0: at least 1": [*draw, fpdm, "--budget", 20, "--iterations", 0],
+        "sjfb.grad=0": [*train, "--sjfb.grad", 0],
+        "does not exist": ["encode_latents.py", "--images", tmp_path / "absent", "--vae", "pixels"],
+        "no image in it": ["encode_latents.py", "--images", tmp_path / "empty", "--vae", "pixels"],
+        "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],
+        "iterations=2: an explicit model": [*draw, dit, "--budget", 20, "--iterations", 2],
+        "3 latent channels, the model 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
+        "vae=": None,
+        "another experiment (model.name was": [*train, "--resume", fpdm],
+        "holds no checkpoint": [*draw, tmp_path / "empty", "--budget", 20],
+        "data.latents is not set": ["train.py"],
+        "reference is not set": ["evaluate.py", "--samples", tmp_path],
+        "gradient norm nan": [
+            *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e30", "--optim.batch_size", 4,
+            "--optim.steps", 30, "--optim.max_skipped", 3,
+        ],
+    }  # fmt: skip
+    del cases["vae="]
+    for says, words in cases.items():
+        assert says in fail(*words), words
