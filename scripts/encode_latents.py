@@ -3,12 +3,11 @@
 import logging
 from dataclasses import dataclass
 
-from accelerate import PartialState
-
 from fpdm import cli
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import EncodeConfig, encode
 from fpdm.data.images import open_images
+from fpdm.devices import process_state
 
 logger = logging.getLogger("fpdm")
 
@@ -34,7 +33,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    device = PartialState().device
+    device = process_state().device
     images = open_images(settings.images)
     manifest = encode(images, open_codec(settings.vae, device), settings.out, settings, device)
     logger.info(

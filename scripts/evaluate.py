@@ -6,10 +6,9 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from accelerate import PartialState
-
 from fpdm import cli
 from fpdm.config import check_at_least, check_choice
+from fpdm.devices import process_state
 from fpdm.evaluation.features import EXTRACTORS, Inception, cached_classifier, extract
 from fpdm.evaluation.metrics import score
 from fpdm.evaluation.samples import Samples, load_labelled
@@ -55,7 +54,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    device = PartialState().device
+    device = process_state().device
     samples = Samples(settings.samples)
     reference = Samples(settings.reference, samples.resolution)
     if settings.features == "inception":

@@ -55,8 +55,8 @@ class Settings:
     """
 
     out: str = "results/quickstart"
-    seconds: float = 110
-    vae_steps: int = 250
+    seconds: float = 100
+    vae_steps: int = 800
     images: int = 1000
     iterations: tuple[int, ...] = (1, 2, 3, 4, 6, 10)
     budget: int = 60
@@ -81,7 +81,8 @@ def main() -> None:
     vae, latents = out / "vae", out / "latents"
     if not (vae / "config.json").exists():
         run("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
-            "--steps", settings.vae_steps, "--lr", "4e-3", "--out", vae)  # fmt: skip
+            "--steps", settings.vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
+            "--out", vae)  # fmt: skip
     if not (latents / "manifest.json").exists():
         run("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
             "--mirror", "false", "--out", latents)  # fmt: skip
@@ -124,7 +125,7 @@ def steps_for_equal_time(settings: Settings, out: Path) -> dict[str, int]:
     """
     path = out / "steps.json"
     if not path.exists():
-        trial = 60
+        trial = 30
         steps = {}
         for name in MODELS:
             with tempfile.TemporaryDirectory() as folder:

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from fpdm import cli
 from fpdm.config import SamplingConfig, check_at_least
+from fpdm.devices import process_state
 from fpdm.models import forward_cost
 from fpdm.pipeline import load_checkpoint, open_source
 from fpdm.sampling.generate import check_config, draw_images, plan_for
@@ -54,7 +54,7 @@ def main() -> None:
     check_at_least(1, num_samples=settings.num_samples, batch_size=settings.batch_size)
     if not settings.ckpt:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
-    state = PartialState()
+    state = process_state()
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
     source = open_source(model, facts, settings.vae, state.device, settings.precision)
     config = SamplingConfig(**{name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__})

@@ -4,13 +4,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import PartialState
 from torch import nn
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig, SamplingConfig
 from fpdm.data.codec import open_codec
 from fpdm.data.latents import LatentStore, check_codec
+from fpdm.devices import process_state
 from fpdm.diffusion import Diffusion
 from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
@@ -42,7 +42,7 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     if not settings.data.latents:
         raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         logging.getLogger("fpdm").setLevel(logging.ERROR)
     experiment = ExperimentConfig(**{name: getattr(settings, name) for name in ExperimentConfig.__dataclass_fields__})
     preview = make_preview(settings) if settings.run.preview_every else None
@@ -52,7 +52,7 @@ def main() -> None:
 def make_preview(settings: Settings):
     """A callback that draws a grid from the EMA into the run's samples/."""
     manifest = LatentStore(settings.data.latents).manifest
-    codec = open_codec(settings.vae or manifest.codec, PartialState().device)
+    codec = open_codec(settings.vae or manifest.codec, process_state().device)
     check_codec(manifest, codec, settings.data.latents)
     diffusion = Diffusion(**vars(settings.diffusion))
 

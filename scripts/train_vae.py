@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from fpdm import cli
 from fpdm.data.images import image_batches, open_images, to_signed, to_uint8
+from fpdm.devices import process_state
 from fpdm.sampling.images import save_grid
 from fpdm.training.vae import VAEConfig, reconstruction, split_indices, train_vae
 
@@ -39,7 +39,7 @@ def main() -> None:
     if (out / "config.json").exists():
         raise ValueError(f"out={out} already holds a VAE; choose another folder")
     images = open_images(settings.images)
-    device = PartialState().device
+    device = process_state().device
     vae = train_vae(images, settings, device)
     _, held_out = split_indices(len(images), settings)
     result = reconstruction(vae, images, held_out, settings, device)

@@ -117,7 +117,8 @@ def cached_classifier(
     The key is a hash of the images, the labels and the recipe, so another reference or
     another version of the recipe never meets old weights.
     """
-    digest = hashlib.blake2b(repr((CNN_SEED, CNN_STEPS, CNN_BATCH, num_classes, images.shape)).encode(), digest_size=8)
+    recipe = (CNN_SEED, CNN_STEPS, CNN_BATCH, str(Classifier(num_classes)), images.shape)
+    digest = hashlib.blake2b(repr(recipe).encode(), digest_size=8)
     digest.update(images.numpy().tobytes())
     digest.update(labels.numpy().tobytes())
     path = cache / f"cnn-{digest.hexdigest()}.pt"

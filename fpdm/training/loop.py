@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from fpdm.config import ExperimentConfig, OptimConfig
 from fpdm.data.codec import Moments
 from fpdm.data.latents import LatentStore
 from fpdm.data.order import batch_indices
+from fpdm.devices import on_cpu, process_state
 from fpdm.diffusion import Diffusion
 from fpdm.models import FixedPointDiT, forward_cost
 from fpdm.training.checkpoint import load_trainer, random_states, restore_random_states, save_checkpoint
@@ -45,8 +46,9 @@ def train(
         `run.preview_every` steps.
     """
     optim, seed = config.optim, config.run.seed
-    check_precision(config.run.mixed_precision, PartialState().device)
+    check_precision(config.run.mixed_precision, process_state().device)
     accelerator = Accelerator(
+        cpu=on_cpu(),
         mixed_precision=config.run.mixed_precision,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.results,

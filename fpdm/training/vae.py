@@ -145,12 +145,16 @@ def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> Auto
 def latent_std(
     vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device, most: int = 2048
 ) -> float:
-    """Standard deviation of unscaled latents over up to `most` of the images."""
-    means = [
-        vae.encode(to_signed(pixels.to(device))).latent_dist.mean.cpu()
-        for pixels in _pixels(images, indices[:most], config)
+    """Standard deviation of unscaled latents as they are drawn, over up to `most` of the images.
+
+    A draw varies with the image and within its posterior; both count.
+    """
+    posteriors = [
+        vae.encode(to_signed(pixels.to(device))).latent_dist for pixels in _pixels(images, indices[:most], config)
     ]
-    return float(torch.cat(means).double().std())
+    means = torch.cat([posterior.mean.cpu().double() for posterior in posteriors])
+    variances = torch.cat([posterior.var.cpu().double() for posterior in posteriors])
+    return float((means.var() + variances.mean()).sqrt())
 
 
 @torch.no_grad()

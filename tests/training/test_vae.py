@@ -35,7 +35,9 @@ def test_latents_have_unit_deviation(trained, tmp_path):
     codec = open_codec(str(tmp_path))
     assert codec.scale == pytest.approx(json.loads((tmp_path / "config.json").read_text())["scaling_factor"])
     _, pixels, _ = next(image_batches(images, 16, 512))
-    assert float(codec.encode(to_signed(pixels)).mean.std()) == pytest.approx(1, abs=0.1)
+    moments = codec.encode(to_signed(pixels))
+    drawn = moments.mean + moments.std * torch.randn(moments.mean.shape, generator=torch.Generator().manual_seed(0))
+    assert float(drawn.std()) == pytest.approx(1, abs=0.05)
 
 
 def test_reconstruction_error_is_that_of_the_written_images(trained):

@@ -1,0 +1,99 @@
+"""What only a GPU can show; skipped, with a reason, where there is none."""
+
+import pytest
+import torch
+
+from fpdm.config import SamplingConfig
+from fpdm.data.codec import PixelCodec
+from fpdm.diffusion import Diffusion
+from fpdm.models import build_model
+from fpdm.models.fixed_point_dit import FixedPointDiT
+from fpdm.pipeline import make_source
+from fpdm.sampling.generate import draw_images, plan_for
+
+pytestmark = pytest.mark.gpu
+
+
+def model(name="FPDM-XS/2", **overrides) -> FixedPointDiT:
+    torch.manual_seed(0)
+    made = build_model(name, **{"input_size": 16, "in_channels": 3, "num_classes": 4, **overrides}).cuda()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return made
+
+
+def inputs(batch=16):
+    generator = torch.Generator("cuda").manual_seed(1)
+    x = torch.randn(batch, 3, 16, 16, generator=generator, device="cuda")
+    return x, torch.arange(batch, device="cuda") * 60, torch.arange(batch, device="cuda") % 4
+
+
+def peak(network, **kwargs) -> int:
+    """Peak bytes allocated by one forward and backward pass."""
+    network.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    network(*inputs(), **kwargs).prediction.sum().backward()
+    return torch.cuda.max_memory_allocated()
+
+
+def test_memory_does_not_depend_on_updates_without_gradient():
+    network = model(hidden_size=256, num_heads=4).train()
+    peak(network, iterations=2, iterations_no_grad=1)
+    few, many = (peak(network, iterations=2, iterations_no_grad=n) for n in (1, 30))
+    assert many <= few * 1.02
+    assert peak(network, iterations=6, iterations_no_grad=1) > few * 1.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_under_autocast(dtype):
+    """Updates without gradient leave the others' gradient whole: those of one long run, cut by detach, agree."""
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bfloat16")
+    network = model().train()
+    x, t, y = inputs()
+    none = torch.zeros_like(y, dtype=torch.bool)
+    with torch.no_grad(), torch.autocast("cuda", dtype):
+        start = network(x, t, y, iterations=3, drop_labels=none).solution
+    gradients = []
+    for kwargs in ({"iterations": 2, "iterations_no_grad": 3}, {"iterations": 2, "init": start}):
+        network.zero_grad()
+        with torch.autocast("cuda", dtype):
+            prediction = network(x, t, y, drop_labels=none, **kwargs).prediction
+        prediction.square().mean().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in network.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-3, rtol=2e-2, msg=name)
+
+
+@pytest.mark.parametrize("name", ["FPDM-XS/2", "DiT-XS/2"])
+def test_images_are_those_of_the_cpu(name):
+    network = model(name).eval()
+    config = SamplingConfig(steps=4, sampler="ddpm", cfg_scale=1.5)
+    on_gpu = make_source(network, Diffusion(), PixelCodec())
+    images = draw_images(on_gpu, config, plan_for(on_gpu, config), range(4)).cpu()
+    on_cpu = make_source(network.cpu(), Diffusion(), PixelCodec())
+    expected = draw_images(on_cpu, config, plan_for(on_cpu, config), range(4))
+    assert (images.int() - expected.int()).abs().float().mean() < 1
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_training_runs_in_every_precision(pixel_store, tmp_path, precision):
+    from accelerate.state import AcceleratorState
+
+    from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
+    from fpdm.training.loop import train
+
+    if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no bfloat16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = ExperimentConfig(
+        model=ModelConfig("FPDM-XS/2"),
+        data=DataConfig(str(pixel_store)),
+        optim=OptimConfig(steps=8, batch_size=8, micro_batch_size=4),
+        run=RunConfig(results=str(tmp_path), mixed_precision=precision, log_every=4, checkpoint_every=4),
+    )
+    run = train(config)
+    assert train(config, resume=str(run)) == run
+    AcceleratorState._reset_state(reset_partial_state=True)
