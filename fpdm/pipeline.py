@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from fpdm.data.codec import Codec, open_codec
+from fpdm.devices import check_precision
 from fpdm.diffusion import Diffusion
-from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, forward_cost, load_pretrained
+from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, count_explicit_blocks, load_pretrained
 from fpdm.sampling.generate import Source
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint
 
@@ -37,6 +38,8 @@ def open_source(
     precision: str = "no",
 ) -> Source:
     """A source of images from a model and its facts; `vae` overrides where its codec is found."""
+    device = torch.device(device)
+    check_precision("precision", precision, device)
     codec = open_codec(vae or facts["codec"], device)
     check_codec(codec, model, facts)
     return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
@@ -51,7 +54,7 @@ def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, 
         latent_shape=(model.in_channels, model.input_size, model.input_size),
         num_classes=model.num_classes,
         guidable=model.class_dropout > 0,
-        explicit_blocks=forward_cost(model).explicit_blocks,
+        explicit_blocks=count_explicit_blocks(model),
         iterative=isinstance(model, FixedPointDiT),
         device=next(model.parameters()).device,
     )

@@ -15,7 +15,7 @@ fi
 if satisfied "$PYTHON" --quiet; then
     echo "environment: $("$PYTHON" -c 'import sys; print(sys.prefix)') satisfies pyproject.toml"
 else
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv .venv
     PYTHON="$ROOT/.venv/bin/python"
     if ! satisfied "$PYTHON" --quiet; then
         echo "environment: installing into .venv (once; a few GB, some minutes)"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fpdm.devices import process_state
 from fpdm.evaluation.features import EXTRACTORS, Inception, cached_classifier, extract
 from fpdm.evaluation.metrics import score
 from fpdm.evaluation.samples import Samples, load_labelled
+from fpdm.files import write_atomically
 from fpdm.sampling.images import RECIPE
 
 logger = logging.getLogger("fpdm")
@@ -56,31 +56,37 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     device = process_state().device
     samples = Samples(settings.samples)
+    folder = Path(settings.samples)
+    recipe_file = (folder if folder.is_dir() else folder.parent) / RECIPE
+    recipe = json.loads(recipe_file.read_text()) if recipe_file.is_file() else None
+    if recipe is not None and recipe["num_samples"] != samples.count:
+        raise ValueError(
+            f"samples {settings.samples}: {samples.count} images, its {RECIPE} says {recipe['num_samples']}; "
+            "draw the missing ones, or remove what does not belong"
+        )
+    out = Path(settings.out or recipe_file.with_name(f"score-{settings.features}.json"))
+    out.parent.mkdir(parents=True, exist_ok=True)
     reference = Samples(settings.reference, samples.resolution)
     if settings.features == "inception":
         extractor, key = Inception(settings.inception).to(device), settings.inception or "torch-fidelity"
     else:
         images, labels, classes = load_labelled(settings.reference, samples.resolution)
-        extractor, key = cached_classifier(images, labels, classes, Path(settings.cache), device)
+        extractor, key = cached_classifier(images, labels, classes, Path(settings.cache))
+        extractor.to(device)
 
     features = extract(extractor, samples.batches(settings.batch_size), samples.count, device)
     expected = extract(extractor, reference.batches(settings.batch_size), reference.count, device)
     values = score(features, expected, settings.features)
-    folder = Path(settings.samples)
-    recipe = folder / RECIPE if folder.is_dir() else folder.parent / RECIPE
+    logger.info("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
     result = values | {
         "images": samples.count,
         "reference_images": reference.count,
         "resolution": samples.resolution,
         "extractor": key,
         "settings": asdict(settings),
-        "sampling": json.loads(recipe.read_text()) if recipe.is_file() else None,
+        "sampling": recipe,
     }
-    out = Path(settings.out or recipe.parent / f"score-{settings.features}.json")
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(json.dumps(result, indent=1))
-    os.replace(partial, out)
-    logger.info("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    write_atomically(out, json.dumps(result, indent=1))
     logger.info(f"written to {out}")
 
 

@@ -2,6 +2,7 @@
 budgets of block passes, scored, and compared in results/quickstart/report.md. Started again, it goes on
 where it stopped."""
 
+import hashlib
 import json
 import logging
 import os
@@ -13,23 +14,29 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
-from tqdm import tqdm
 
 import fpdm
 from fpdm import cli
 from fpdm.config import SamplingConfig, check_at_least
+from fpdm.devices import process_state
+from fpdm.evaluation.comparison import Contender, ScoreBook
 from fpdm.evaluation.features import cached_classifier
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
-from fpdm.evaluation.metrics import frechet_distance, noise_floor, score_name, statistics
+from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
+from fpdm.files import write_atomically
 from fpdm.models import forward_cost
+from fpdm.models.sizes import SIZES
 from fpdm.pipeline import load_checkpoint, open_source
-from fpdm.sampling.generate import Source, draw_images, plan_for
+from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
-from fpdm.sampling.plan import describe
+from fpdm.sampling.plan import make_plan
+from fpdm.training.checkpoint import step_of
+from fpdm.training.runlog import latest_run
 
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,26 +84,39 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     started = time.perf_counter()
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_plans(settings)
+    keep_settings(settings, out)
     vae, latents = out / "vae", out / "latents"
     if not (vae / "config.json").exists():
         run("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
             "--steps", settings.vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
-            "--out", vae)  # fmt: skip
+            "--seed", settings.seed, "--out", vae)  # fmt: skip
     if not (latents / "manifest.json").exists():
         run("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
             "--mirror", "false", "--out", latents)  # fmt: skip
     steps = steps_for_equal_time(settings, out)
-    runs = {name: train(name, steps[name], settings, out) for name in MODELS}
-
-    sources, costs, facts = {}, {}, {}
-    for name in MODELS:
-        model, sampling_facts, checkpoint = load_checkpoint(runs[name])
-        sources[name] = open_source(model, sampling_facts)
-        costs[name] = forward_cost(model)
-        facts[name] = training_facts(model, checkpoint)
-    compare(settings, out, sources, costs, facts)
+    models = {name: open_model(train(name, steps[name], settings, out)) for name in MODELS}
+    compare(settings, out, models)
     logger.info(f"quickstart: {time.perf_counter() - started:.0f} s; report in {out / 'report.md'}")
+
+
+def check_plans(settings: Settings) -> None:
+    """Refuse budgets that do not hold a timestep now, not after minutes of training."""
+    for budget in (settings.budget, settings.large_budget):
+        make_plan(SIZES["XS"].depth, budget=budget)
+        for iterations in settings.iterations:
+            make_plan(2, budget=budget, iterations=iterations)
+
+
+def keep_settings(settings: Settings, out: Path) -> None:
+    """Note what `out` is made with; refuse to go on with other training settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "settings.json"
+    decisive = {name: getattr(settings, name) for name in ("seed", "seconds", "vae_steps")}
+    before = json.loads(path.read_text()) if path.exists() else decisive
+    if before != decisive:
+        raise ValueError(f"{out} holds a quickstart with {before}, this one has {decisive}; choose another --out")
+    write_atomically(path, json.dumps(decisive))
 
 
 def run(script: str, *arguments) -> None:
@@ -110,7 +130,7 @@ def run(script: str, *arguments) -> None:
 
 
 def config_path(name: str) -> Path:
-    return ROOT / "configs" / "digits" / f"{name}.yaml"
+    return Path(os.path.relpath(ROOT / "configs" / "digits" / f"{name}.yaml"))
 
 
 def train_arguments(name: str, settings: Settings, out: Path) -> list:
@@ -143,7 +163,7 @@ def steps_for_equal_time(settings: Settings, out: Path) -> dict[str, int]:
 def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
     """The run's folder, trained now unless an earlier quickstart did."""
     found = sorted((out / "runs").glob(f"*-{name}/checkpoints/latest"))
-    if found and int(found[-1].resolve().name) == steps:
+    if found and step_of(found[-1].resolve()) == steps:
         return found[-1].parent.parent
     run(
         "train.py",
@@ -152,40 +172,50 @@ def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
         steps,
         *(["--resume", "latest"] if found else []),
     )
-    return sorted((out / "runs").glob(f"*-{name}"))[-1]
+    return latest_run(str(out / "runs"), name)
 
 
-def training_facts(model, checkpoint: Path) -> dict:
-    lines = [json.loads(line) for line in (checkpoint.parent.parent / "log.jsonl").read_text().splitlines()]
-    config = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text())
-    images = config["optim"]["steps"] * config["optim"]["batch_size"]
-    rate = sum(line["images_per_s"] for line in lines) / len(lines)
-    return {
-        "name": config["model"]["name"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": config["optim"]["steps"],
-        "seconds": images / rate,
-        "loss": lines[-1]["loss"],
-    }
+class Trained(NamedTuple):
+    """A trained model, ready to draw from; steps and seconds: of its training."""
+
+    contender: Contender
+    parameters: int
+    steps: int
+    seconds: float
 
 
-def compare(settings: Settings, out: Path, sources: dict[str, Source], costs: dict, facts: dict) -> None:
-    """Draw, score, plot, and write the report."""
-    device = torch.device("cpu")
-    images, labels, classes = load_labelled("digits", RESOLUTION)
-    classifier, key = cached_classifier(images, labels, classes, out / "features", device)
-    reference = torch.cat([classifier(batch) for batch in images.split(256)])
-    accuracy = (
-        (torch.cat([classifier.logits(batch) for batch in images.split(256)]).argmax(1) == labels).float().mean().item()
+def open_model(run_folder: Path) -> Trained:
+    model, facts, checkpoint = load_checkpoint(run_folder)
+    cost = forward_cost(model)
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
+    for line in map(json.loads, (run_folder / "log.jsonl").read_text().splitlines()):
+        seconds, step = seconds + (line["step"] - step) * batch / line["images_per_s"], line["step"]
+    weights = (checkpoint / "ema" / "model.safetensors").read_bytes()
+    contender = Contender(
+        name=config["model"]["name"],
+        key=hashlib.blake2b(weights, digest_size=8).hexdigest(),
+        source=open_source(model, facts, device=process_state().device),
+        total_flops=cost.total_flops,
     )
+    return Trained(contender, sum(p.numel() for p in model.parameters()), step, seconds)
+
+
+def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
+    """Draw, score, plot, and write the report."""
+    images, labels, classes = load_labelled("digits", RESOLUTION)
+    classifier, key = cached_classifier(images, labels, classes, out / "features")
+    reference = torch.cat([classifier(batch) for batch in images.split(256)])
+    predicted = torch.cat([classifier.logits(batch) for batch in images.split(256)]).argmax(1)
     floor, expected = noise_floor(reference), statistics(reference)
-    scores = Scores(settings, out / "scores.json", sources, costs, classifier, expected, key)
+    classifier.to(process_state().device)
+    book = ScoreBook(out / "scores.json", classifier, key, expected, settings.images, settings.batch_size)
 
     small = SamplingConfig(budget=settings.budget, seed=settings.seed)
     large = replace(small, budget=settings.large_budget)
     curve = [replace(small, iterations=k, reuse=reuse) for reuse in (True, False) for k in settings.iterations]
-    points = {(c.iterations, c.reuse): scores.of("fpdm", c) for c in curve}
-    best = min(settings.iterations, key=lambda k: points[k, True]["score"])
+    points = {(c.iterations, c.reuse): book.score(models["fpdm"].contender, c).distance for c in curve}
+    best = min(settings.iterations, key=lambda k: points[k, True])
     ours, ours_large = (replace(config, iterations=best, reuse=True) for config in (small, large))
     table = [
         ("dit", small),
@@ -195,113 +225,77 @@ def compare(settings: Settings, out: Path, sources: dict[str, Source], costs: di
         ("dit", large),
         ("fpdm", ours_large),
     ]
-    rows = [(name, config, scores.of(name, config)) for name, config in table]
-
-    curves = [
-        Curve(label, list(settings.iterations), [points[k, reuse]["score"] for k in settings.iterations])
-        for label, reuse in (("FPDM, solutions reused", True), ("FPDM, no reuse", False))
-    ]
-    score = score_name("cnn", settings.images)
-    title = f"{settings.budget} block passes per image, DDIM"
-    smoothing = Smoothing(curves, rows[0][2]["score"], floor, score, title)
+    rows = [(name, config, book.score(models[name].contender, config)) for name, config in table]
+    smoothing = Smoothing(
+        curves=[
+            Curve(label, list(settings.iterations), [points[k, reuse] for k in settings.iterations])
+            for label, reuse in (("FPDM, solutions reused", True), ("FPDM, no reuse", False))
+        ],
+        baseline=rows[0][2].distance,
+        floor=floor,
+        score=score_name("cnn", settings.images),
+        title=f"{settings.budget} block passes per image, DDIM",
+    )
     plot_smoothing(smoothing, out / "smoothing.png")
-    strips = draw_strips(settings, sources, small, large, best)
-    plot_overview(strips, GRID_COLUMNS, smoothing, out / "overview.png")
-    for label, strip in strips:
-        name = label.split(" (")[0].lower().replace(", ", "-").replace(" ", "-")
-        save_grid(strip, out / f"{name}.png", GRID_COLUMNS)
-    report = write_report(settings, out, rows, curves, facts, floor, accuracy, score, best)
+    strips = draw_strips(models, [("dit", small), ("fpdm", ours), ("dit", large), ("fpdm", ours_large)])
+    plot_overview([(label, images) for label, _, images in strips], GRID_COLUMNS, smoothing, out / "overview.png")
+    for _, file, strip in strips:
+        save_grid(strip, out / file, GRID_COLUMNS)
+    accuracy = (predicted == labels).float().mean().item()
+    report = write_report(settings, out, models, rows, smoothing, best, accuracy)
     logger.info("\n" + report)
 
 
-class Scores:
-    """Scores by (model, sampling config), each computed once and kept in a file."""
-
-    def __init__(self, settings, path: Path, sources, costs, classifier, reference, key: str):
-        self.settings, self.path, self.sources, self.costs = settings, path, sources, costs
-        self.classifier, self.reference, self.key = classifier, reference, key
-        self.known = json.loads(path.read_text()) if path.exists() else {}
-
-    def of(self, name: str, config: SamplingConfig) -> dict:
-        key = json.dumps([name, vars(config), self.settings.images, self.key])
-        if key not in self.known:
-            self.known[key] = self._compute(name, config)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.known, indent=1))
-            os.replace(partial, self.path)
-        return self.known[key]
-
-    @torch.inference_mode()
-    def _compute(self, name: str, config: SamplingConfig) -> dict:
-        source, count = self.sources[name], self.settings.images
-        plan = plan_for(source, config)
-        flops = sum(self.costs[name].flops(step.iterations) for step in plan.steps)
-        how = f"{config.sampler}{', reuse' if source.iterative and config.reuse is not False else ''}"
-        logger.info(f"{name}, {how}: {describe(plan, flops)}")
-        features, started = [], time.perf_counter()
-        with tqdm(total=count, desc=f"sample {name}", unit="image", leave=False) as progress:
-            for first in range(0, count, self.settings.batch_size):
-                indices = range(first, min(first + self.settings.batch_size, count))
-                features.append(self.classifier(draw_images(source, config, plan, indices)))
-                progress.update(len(indices))
-        return {
-            "score": frechet_distance(statistics(torch.cat(features)), self.reference),
-            "timesteps": len(plan.steps),
-            "block_passes": plan.block_passes,
-            "gflops": flops / 1e9,
-            "ms_per_image": 1000 * (time.perf_counter() - started) / count,
-        }
-
-
-def draw_strips(settings: Settings, sources: dict[str, Source], small, large, best: int) -> list[tuple]:
-    """The same noise and labels through both models at both budgets, as (label, images)."""
+def draw_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingConfig]]) -> list[tuple]:
+    """The same noise and labels through each choice, as (label, file name, images)."""
     strips = []
-    for config in (small, large):
-        for name in MODELS[::-1]:
-            spent = replace(config, classes=list(range(10)), iterations=best if name == "fpdm" else None)
-            plan = plan_for(sources[name], spent)
-            with torch.inference_mode():
-                images = draw_images(sources[name], spent, plan, range(2 * GRID_COLUMNS))
-            title = {"fpdm": f"FPDM, {config.budget} block passes ({len(plan.steps)} timesteps of {best} iterations)",
-                     "dit": f"DiT, {config.budget} block passes ({len(plan.steps)} timesteps)"}[name]  # fmt: skip
-            strips.append((title, images))
+    for name, config in choices:
+        config = replace(config, classes=list(range(10)))
+        plan = plan_for(models[name].contender.source, config)
+        with torch.inference_mode():
+            images = draw_images(models[name].contender.source, config, plan, range(2 * GRID_COLUMNS)).cpu()
+        each = f", {config.iterations} iteration(s) each" if config.iterations else ""
+        family = "FPDM" if name == "fpdm" else "DiT"
+        label = f"{family}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"
+        strips.append((label, f"{name}-{config.budget}-block-passes.png", images))
     return strips
 
 
-def write_report(settings, out, rows, curves, facts, floor, accuracy, score, best) -> str:
+def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, accuracy: float) -> str:
     """report.md; returns the part of it that is worth seeing in a terminal."""
     terminal = [
         "| model | parameters | training steps | training time |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {f['name']} | {f['parameters']:,d} | {f['steps']} | {f['seconds']:.0f} s |" for f in facts.values()),
+        *(f"| {m.contender.name} | {m.parameters:,d} | {m.steps} | {m.seconds:.0f} s |" for m in models.values()),
         "",
-        f"| model | sampler | budget | timesteps | GFLOPs/image | ms/image | {score} |",
+        f"| model | sampler | budget | timesteps | GFLOPs/image | ms/image | {smoothing.score} |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, config, result in rows:
-        label = f"FPDM ({best} iterations, reuse)" if name == "fpdm" else "DiT"
+        label = f"FPDM, {best} iteration(s), reuse" if name == "fpdm" else "DiT"
         terminal.append(
-            f"| {label} | {config.sampler.upper()} | {config.budget} | {result['timesteps']} | {result['gflops']:.2f} "
-            f"| {result['ms_per_image']:.1f} | {result['score']:.1f} |"
+            f"| {label} | {config.sampler.upper()} | {config.budget} | {result.timesteps} | {result.gflops:.2f} "
+            f"| {result.ms_per_image:.1f} | {result.distance:.1f} |"
         )
     terminal += [
         "",
         f"| {settings.budget} block passes, DDIM | " + " | ".join(f"{k} it." for k in settings.iterations) + " |",
         "| --- |" + " ---: |" * len(settings.iterations),
-        *(f"| {c.label} | " + " | ".join(f"{s:.1f}" for s in c.scores) + " |" for c in curves),
+        *(f"| {c.label} | " + " | ".join(f"{s:.1f}" for s in c.scores) + " |" for c in smoothing.curves),
         "",
-        f"Noise floor (two halves of the real digits): {floor:.1f}",
+        f"Noise floor (two halves of the real digits): {smoothing.floor:.1f}",
     ]
     text = "\n".join(terminal)
     (out / "report.md").write_text(
         "# FPDM and DiT on handwritten digits\n\n"
-        "Same data, batch size, learning rate and training time; the same noise and labels at sampling. "
-        f"{score} is the Fréchet distance of {settings.images} samples to the 1,797 real digits in the features of a "
-        f"classifier trained on them (accuracy {accuracy:.1%}); it compares only with scores made the same way.\n\n"
+        "Same data, batch size and learning rate; training for the same time; the same noise and labels at sampling. "
+        f"{smoothing.score} is the Fréchet distance of {settings.images} samples to the 1,797 real digits in the "
+        f"features of a classifier trained on them (its accuracy there: {accuracy:.1%}); it compares only with scores "
+        f"made the same way. The tables' FPDM runs the iterations that are best on the curve with reuse, {best}.\n\n"
         f"![samples, and score over iterations](overview.png)\n\n{text}\n\n"
         f"One training seed ({settings.seed}). fpdm {fpdm.__version__}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}. "
-        f"Command: `bash scripts/quickstart.sh`.\n"
+        f"{process_state().device}, {torch.get_num_threads()} threads, {platform.machine()}, "
+        f"Python {platform.python_version()}. Command: `bash scripts/quickstart.sh`.\n"
     )
     return text
 

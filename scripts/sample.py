@@ -14,7 +14,17 @@ from fpdm.devices import process_state
 from fpdm.models import forward_cost
 from fpdm.pipeline import load_checkpoint, open_source
 from fpdm.sampling.generate import check_config, draw_images, plan_for
-from fpdm.sampling.images import GRID, is_complete, load_pngs, open_folder, png_path, save_grid, save_npz, save_png
+from fpdm.sampling.images import (
+    GRID,
+    is_complete,
+    load_pngs,
+    open_folder,
+    png_path,
+    recipe_id,
+    save_grid,
+    save_npz,
+    save_png,
+)
 from fpdm.sampling.plan import describe
 
 logger = logging.getLogger("fpdm")
@@ -26,7 +36,7 @@ class Settings(SamplingConfig):
     __doc__ = (
         SamplingConfig.__doc__
         + """    ckpt: a run's folder (its latest checkpoint), or one checkpoint.
-        out: folder of the images; by default samples/<number of images> in the checkpoint's run.
+        out: folder of the images; by default samples/<step>-<recipe> in the checkpoint's run.
         num_samples: how many images; those already in the folder are kept.
         batch_size: images at a time, per process.
         weights: ema or model.
@@ -56,13 +66,12 @@ def main() -> None:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
     state = process_state()
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
+    cost = forward_cost(model)
     source = open_source(model, facts, settings.vae, state.device, settings.precision)
     config = SamplingConfig(**{name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__})
     check_config(source, config)
     plan = plan_for(source, config)
-    cost = forward_cost(model)
-    flops = sum(cost.flops(step.iterations) for step in plan.steps) * (2 if config.cfg_scale != 1 else 1)
-    out = Path(settings.out or checkpoint.parent.parent / "samples" / f"{checkpoint.name}-{settings.num_samples}")
+    flops = cost.total_flops(plan.iterations) * (2 if config.cfg_scale != 1 else 1)
     recipe = {
         "checkpoint": str(checkpoint),
         "weights": settings.weights,
@@ -74,6 +83,8 @@ def main() -> None:
         "flops_per_image": flops,
         "num_samples": settings.num_samples,
     }
+    default = checkpoint.parent.parent / "samples" / f"{checkpoint.name}-{recipe_id(recipe)}"
+    out = Path(settings.out or default)
     if state.is_main_process:
         logger.info(f"{checkpoint} ({settings.weights} weights) -> {out}")
         logger.info(describe(plan, flops))
@@ -87,15 +98,17 @@ def main() -> None:
         ThreadPoolExecutor(2) as writers,
         tqdm(total=len(mine), desc="sample", unit="image", disable=not state.is_main_process) as progress,
     ):
-        written = []
+        writing = []
         for first in range(0, len(mine), settings.batch_size):
             indices = mine[first : first + settings.batch_size]
             images = draw_images(source, config, plan, indices).cpu()
-            written += [
+            for job in writing:  # of the batch before: written while this one was drawn
+                job.result()
+            writing = [
                 writers.submit(save_png, image, png_path(out, i)) for image, i in zip(images, indices, strict=True)
             ]
             progress.update(len(indices))
-        for job in written:
+        for job in writing:
             job.result()
     state.wait_for_everyone()
     if state.is_main_process:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from fpdm import cli
-from fpdm.data.images import image_batches, open_images, to_signed, to_uint8
+from fpdm.data.images import open_images
 from fpdm.devices import process_state
 from fpdm.sampling.images import save_grid
-from fpdm.training.vae import VAEConfig, reconstruction, split_indices, train_vae
+from fpdm.training.vae import VAEConfig, pixel_batches, reconstruction, restore, split_indices, train_vae
 
 logger = logging.getLogger("fpdm")
+STRIP_IMAGES = 16
 
 
 @dataclass
@@ -47,10 +48,8 @@ def main() -> None:
     facts = result._asdict() | {"held_out_images": len(held_out), "scaling_factor": vae.config.scaling_factor}
     (out / "reconstruction.json").write_text(json.dumps(facts | {"settings": asdict(settings)}, indent=1))
 
-    _, pixels, _ = next(image_batches(images.subset(held_out[:16].tolist()), settings.resolution, 16))
-    with torch.no_grad():
-        restored = to_uint8(vae.decode(vae.encode(to_signed(pixels.to(device))).latent_dist.mean).sample).cpu()
-    save_grid(torch.cat([pixels, restored]), out / "reconstruction.png", columns=len(pixels))
+    pixels = next(pixel_batches(images, held_out[:STRIP_IMAGES], settings))
+    save_grid(torch.cat([pixels, restore(vae, pixels, device)]), out / "reconstruction.png", columns=len(pixels))
     logger.info(
         f"{out}: reconstruction MSE {result.mse:.2e} (pixel values 0..1), PSNR {result.psnr:.1f} dB "
         f"on {len(held_out)} held-out images; latents scaled by {vae.config.scaling_factor:.3f}"

@@ -93,3 +93,19 @@ def pixel_store(tmp_path_factory, image_folder):
     folder = tmp_path_factory.mktemp("pixels") / "latents"
     encode(open_images(image_folder), open_codec("pixels"), folder, EncodeConfig(resolution=8), torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file like torch-fidelity's Inception weights, with random numbers in it."""
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    class Untrained(fidelity.FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict):
+            pass
+
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    torch.save(Untrained("x", ["2048"], feature_extractor_weights_path=str(path)).state_dict(), path)
+    return path

@@ -41,3 +41,57 @@ def test_this_environment_satisfies_the_project():
 
     done = subprocess.run([sys.executable, SCRIPT, "--extras", "test"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+STUB = """#!/usr/bin/env bash
+# Stands in for an interpreter: notes what it is asked, satisfies pyproject.toml only if told so.
+echo "$(basename "$(dirname "$(dirname "$0")")") $*" >> "$CALLS"
+case "$*" in
+    *check_environment*) [ -e "$STATE/$(basename "$(dirname "$(dirname "$0")")")-ready" ] ;;
+    "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"pip install"*) touch "$STATE/.venv-ready" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["active environment", "new .venv"])
+def test_scripts_use_the_active_environment_or_make_their_own(tmp_path, ready):
+    import os
+    import shutil
+    import subprocess
+
+    root, active, state = tmp_path / "project", tmp_path / "active" / "bin", tmp_path / "state"
+    shutil.copytree(SCRIPT.parent, root / "scripts")
+    for folder in (active, state):
+        folder.mkdir(parents=True)
+    (active / "python3").write_text(STUB)
+    (active / "python3").chmod(0o755)
+    if ready:
+        (state / "active-ready").touch()
+    calls = tmp_path / "calls"
+    environment = os.environ | {"PATH": f"{active}:{os.environ['PATH']}", "CALLS": str(calls), "STATE": str(state)}
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", root / "scripts" / "test.sh", "-x"], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+    said = calls.read_text().splitlines()
+    assert [line for line in said if "pytest" in line] == [f"{'active' if ready else '.venv'} -m pytest -x"] * 2
+    assert sum("pip install" in line for line in said) == (0 if ready else 1)  # once is enough
+    assert ready or any("-e .[test]" in line for line in said)
+
+
+def test_no_source_file_is_ignored_by_git():
+    """A pattern such as `data/` would leave fpdm/data out of every clone."""
+    import shutil
+    import subprocess
+
+    root = SCRIPT.parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    files = [str(path.relative_to(root)) for folder in ("fpdm", "scripts", "tests", "configs", "docs")
+             for path in (root / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]  # fmt: skip
+    done = subprocess.run(
+        ["git", "check-ignore", "--stdin"], input="\n".join(files), text=True, capture_output=True, cwd=root
+    )
+    assert done.stdout == ""

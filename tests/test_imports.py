@@ -13,13 +13,14 @@ ALLOWED = {
     "diffusion": set(),
     "seeding": set(),
     "cli": set(),
+    "files": set(),
     "devices": set(),
     "models": {"config"},
-    "data": {"config", "seeding"},
-    "training": {"devices", "models", "diffusion", "data", "config", "seeding"},
-    "sampling": {"diffusion", "data", "config", "seeding"},
-    "evaluation": {"sampling", "data", "config", "seeding"},
-    "pipeline": {"models", "diffusion", "data", "config", "sampling", "training"},
+    "data": {"config", "seeding", "files"},
+    "training": {"devices", "models", "diffusion", "data", "config", "seeding", "files"},
+    "sampling": {"diffusion", "data", "config", "seeding", "files"},
+    "evaluation": {"sampling", "data", "config", "seeding", "files"},
+    "pipeline": {"devices", "models", "diffusion", "data", "config", "sampling", "training"},
 }
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 

@@ -100,8 +100,11 @@ def test_samples_and_score(chain, tmp_path, image_folder):
     assert len(list(out.glob("0*.png"))) == 9
     with np.load(out / "samples.npz") as file:
         assert np.abs(file["arr_0"][:6].astype(int) - first).max() <= 1
-    assert "seed was 5, is 6" in fail("sample.py", *flags[:-1], 6, "--num-samples", 9)
+    assert "sampling.seed was 5, is 6" in fail("sample.py", *flags[:-1], 6, "--num-samples", 9)
 
+    (out / "000009.png").write_bytes((out / "000000.png").read_bytes())
+    assert "10 images, its samples.json says 9" in fail("evaluate.py", "--samples", out, "--reference", image_folder)
+    (out / "000009.png").unlink()
     said = succeed("evaluate.py", "--samples", out, "--reference", image_folder, "--features", "cnn",
                    "--cache", tmp_path / "cache")  # fmt: skip
     assert "FD-cnn@9" in said and "noise_floor" in said
@@ -110,26 +113,28 @@ def test_samples_and_score(chain, tmp_path, image_folder):
     assert score["sampling"]["block_passes"] == 12
 
 
-def test_reference_scores_itself_near_zero(tmp_path, image_folder):
-    for reference in (image_folder, "digits"):
-        samples = tmp_path / str(reference).strip("/").replace("/", "-")
-        if reference == "digits":
-            from fpdm.data.images import centre_crop, open_images
+def test_reference_scores_itself_near_zero(tmp_path):
+    from fpdm.data.images import centre_crop, open_images
 
-            samples.mkdir()
-            images = open_images("digits")
-            for i in range(len(images)):
-                centre_crop(images.load(i), 16).save(samples / f"{i:06d}.png")
-        else:
-            samples = image_folder
-        out = tmp_path / f"{samples.name}.json"
-        succeed("evaluate.py", "--samples", samples, "--reference", reference, "--features", "cnn",
-                "--cache", tmp_path / "cache", "--out", out)  # fmt: skip
-        score = json.loads(out.read_text())
-        (name,) = [key for key in score if key.startswith("FD-cnn@")]
-        if reference == "digits":
-            assert abs(score[name]) < 1e-3 < score["noise_floor"]
-            assert score["precision"] == score["recall"] == 1
+    digits = open_images("digits")
+    for i in range(len(digits)):
+        centre_crop(digits.load(i), 16).save(tmp_path / f"{i:06d}.png")
+    out = tmp_path / "scores" / "score.json"
+    succeed("evaluate.py", "--samples", tmp_path, "--reference", "digits", "--features", "cnn",
+            "--cache", tmp_path / "cache", "--out", out)  # fmt: skip
+    score = json.loads(out.read_text())
+    assert abs(score["FD-cnn@1797"]) < 1e-3 < score["noise_floor"]
+    assert score["precision"] == score["recall"] == 1
+
+
+def test_inception_scores_are_named_for_what_they_are(tmp_path, image_folder, inception_weights):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for i, path in enumerate(sorted(image_folder.rglob("*.png"))[:6]):
+        Image.open(path).crop((0, 0, 16, 16)).save(samples / f"{i:06d}.png")
+    said = succeed("evaluate.py", "--samples", samples, "--reference", image_folder, "--inception", inception_weights)
+    assert "FID@6" in said and "FID-50K" not in said
+    assert json.loads((samples / "score-inception.json").read_text())["extractor"] == str(inception_weights)
 
 
 def test_dit_goes_through_the_same_sampler(chain, tmp_path):
@@ -165,8 +170,8 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],
         "iterations=2: an explicit model": [*draw, dit, "--budget", 20, "--iterations", 2],
         "3 latent channels, the model 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
-        "vae=": None,
         "another experiment (model.name was": [*train, "--resume", fpdm],
+        "precision=fp16 needs a GPU": [*draw, fpdm, "--budget", 20, "--precision", "fp16"],
         "holds no checkpoint": [*draw, tmp_path / "empty", "--budget", 20],
         "data.latents is not set": ["train.py"],
         "reference is not set": ["evaluate.py", "--samples", tmp_path],
@@ -175,6 +180,5 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
             "--optim.steps", 30, "--optim.max_skipped", 3,
         ],
     }  # fmt: skip
-    del cases["vae="]
     for says, words in cases.items():
         assert says in fail(*words), words

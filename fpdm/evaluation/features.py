@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Inception(nn.Module):
                 "Inception weights could not be downloaded; give a local copy with --inception PATH, "
                 "or use --features cnn, which needs none"
             ) from error
+        except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"inception weights {weights}: not torch-fidelity's Inception file ({error})") from error
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -70,6 +73,8 @@ class Classifier(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, R, R) -> (B, 64, h, h) float32."""
+        if images.shape[-1] < 8:
+            raise ValueError(f"features=cnn: images of {images.shape[-1]} pixels; at least 8 are needed")
         x = images.float() / 127.5 - 1
         if x.shape[-1] > 64:  # enough to classify by, and bounded in time
             x = F.interpolate(x, size=(64, 64), mode="area")
@@ -85,33 +90,33 @@ class Classifier(nn.Module):
         return self.maps(images).mean((2, 3)) * self.scale
 
 
-def train_classifier(images: Tensor, labels: Tensor, num_classes: int, device: torch.device) -> Classifier:
-    """Classifier fitted in seconds to images uint8 (N, 3, R, R) and labels (N,), from a fixed seed."""
+def train_classifier(images: Tensor, labels: Tensor, num_classes: int) -> Classifier:
+    """Classifier fitted in seconds to images uint8 (N, 3, R, R) and labels (N,), from a fixed seed.
+
+    Always on the CPU: scores made on machines with and without a GPU shall compare.
+    """
     if num_classes < 2:
         raise ValueError("features=cnn needs a reference with at least two classes to tell apart; use inception")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(CNN_SEED)
         model = Classifier(num_classes)
-    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CNN_STEPS)
     generator = torch.Generator().manual_seed(CNN_SEED)
     for _ in tqdm(range(CNN_STEPS), desc="train cnn features", unit="step"):
         rows = torch.randint(len(images), (CNN_BATCH,), generator=generator)
-        loss = F.cross_entropy(model.logits(images[rows].to(device)), labels[rows].to(device))
+        loss = F.cross_entropy(model.logits(images[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     model.eval().requires_grad_(False)
-    features = torch.cat([model(batch.to(device)) for batch in images.split(256)])
+    features = torch.cat([model(batch) for batch in images.split(256)])
     model.scale.copy_(1 / features.std(0).clamp_min(1e-6))
     return model
 
 
-def cached_classifier(
-    images: Tensor, labels: Tensor, num_classes: int, cache: Path, device: torch.device
-) -> tuple[Classifier, str]:
+def cached_classifier(images: Tensor, labels: Tensor, num_classes: int, cache: Path) -> tuple[Classifier, str]:
     """The classifier of this reference, trained once and kept in `cache`; and its key.
 
     The key is a hash of the images, the labels and the recipe, so another reference or
@@ -125,11 +130,11 @@ def cached_classifier(
     if path.exists():
         model = Classifier(num_classes)
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model.to(device).eval().requires_grad_(False), digest.hexdigest()
-    model = train_classifier(images, labels, num_classes, device)
+        return model.eval().requires_grad_(False), digest.hexdigest()
+    model = train_classifier(images, labels, num_classes)
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, partial)
+    torch.save(model.state_dict(), partial)
     os.replace(partial, path)
     return model, digest.hexdigest()
 

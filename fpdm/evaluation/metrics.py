@@ -11,6 +11,8 @@ from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+NEIGHBOURS = 3  # whose distance is a feature's radius in precision and recall
+
 
 class Statistics(NamedTuple):
     """Mean (F,) and covariance (F, F) of features, float64, and the number of images."""
@@ -60,7 +62,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
 
 def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]:
     """k-nearest-neighbour precision and recall (Kynkäänniemi et al., 2019), k = 3, with torch-fidelity."""
-    result = prc_features_to_metric(features, reference, verbose=False, save_cpu_ram=True)
+    result = prc_features_to_metric(features, reference, prc_neighborhood=NEIGHBOURS, verbose=False, save_cpu_ram=True)
     return result["precision"], result["recall"]
 
 
@@ -86,6 +88,8 @@ def score_name(extractor: str, count: int) -> str:
 
 def score(features: Tensor, reference: Tensor, extractor: str) -> dict[str, float]:
     """Every metric of features (N, F) against the reference's (M, F), and the noise floor."""
+    if min(len(features), len(reference)) <= NEIGHBOURS:
+        raise ValueError(f"{len(features)} images against {len(reference)}: precision and recall need {NEIGHBOURS + 1}")
     kid, kid_std = kernel_distance(features, reference)
     precision, recall = precision_recall(features, reference)
     return {

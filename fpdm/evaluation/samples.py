@@ -16,7 +16,7 @@ class Samples:
     """`count` images, read in batches of uint8 (B, 3, R, R)."""
 
     def __init__(self, source: str, resolution: int | None = None):
-        """resolution: crop and resize images to it; by default they must already agree."""
+        """resolution: crop and resize images to it; without it they must all have the size of the first."""
         self.source = source
         if Path(source).suffix == ".npz":
             self._array, self._images = _load_npz(Path(source)), None
@@ -26,12 +26,13 @@ class Samples:
             return
         self._array, self._images = None, _without_grid(open_images(source))
         self.count = len(self._images)
-        self.resolution = resolution or min(self._images.load(0).size)
+        self.exact = resolution is None
+        self.resolution = resolution or self._images.load(0).width
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         if self._images is not None:
-            for _, pixels, _ in image_batches(self._images, self.resolution, batch_size):
-                yield pixels
+            for batch in image_batches(self._images, self.resolution, batch_size, exact=self.exact):
+                yield batch.pixels
             return
         for first in range(0, self.count, batch_size):
             yield torch.from_numpy(self._array[first : first + batch_size].copy()).permute(0, 3, 1, 2)
@@ -47,7 +48,8 @@ def load_labelled(source: str, resolution: int, most: int = 50_000) -> tuple[Ten
     images = open_images(source)
     images = images.subset([int(i) for i in np.linspace(0, len(images) - 1, min(most, len(images)))])
     batches = list(image_batches(images, resolution, 256))
-    return torch.cat([b[1] for b in batches]), torch.cat([b[2] for b in batches]), len(images.class_names)
+    pixels, labels = torch.cat([b.pixels for b in batches]), torch.cat([b.labels for b in batches])
+    return pixels, labels, len(images.class_names)
 
 
 def _load_npz(path: Path) -> np.ndarray:

@@ -1,10 +1,19 @@
 """Denoising networks: DiT and the fixed point DiT."""
 
-from fpdm.models.cost import ForwardCost, forward_cost
+from fpdm.models.cost import ForwardCost, count_explicit_blocks, forward_cost
 from fpdm.models.denoiser import DenoiserOutput
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.models.pretrained import load_pretrained
 from fpdm.models.sizes import build_model
 
-__all__ = ["DenoiserOutput", "DiT", "FixedPointDiT", "ForwardCost", "build_model", "forward_cost", "load_pretrained"]
+__all__ = [
+    "DenoiserOutput",
+    "DiT",
+    "FixedPointDiT",
+    "ForwardCost",
+    "build_model",
+    "count_explicit_blocks",
+    "forward_cost",
+    "load_pretrained",
+]

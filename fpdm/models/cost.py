@@ -1,5 +1,6 @@
 """What one forward of a model costs, in the paper's unit (block passes) and in operations."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -28,14 +29,25 @@ class ForwardCost(NamedTuple):
     def flops(self, iterations: int | None) -> int:
         return self.explicit_flops + (iterations or 0) * self.update_flops
 
+    def total_flops(self, iterations: Iterable[int | None]) -> int:
+        """Of a whole sampling run, given the iterations of each timestep."""
+        return sum(map(self.flops, iterations))
+
+
+def count_explicit_blocks(model: DiT | FixedPointDiT) -> int:
+    """Block passes of one forward besides the implicit layer's."""
+    if isinstance(model, DiT):
+        return len(model.blocks)
+    return len(model.pre_blocks) + len(model.post_blocks)
+
 
 def forward_cost(model: DiT | FixedPointDiT) -> ForwardCost:
-    """Measured on a copy without memory (the meta device), so it holds for changed models too."""
+    """Counted by running a copy on the meta device, without arithmetic, so it holds for changed models too."""
     twin = deepcopy(model).to("meta").eval()
     if isinstance(model, DiT):
-        return ForwardCost(len(model.blocks), _count(twin), 0)
+        return ForwardCost(count_explicit_blocks(model), _count(twin), 0)
     once, twice = _count(twin, iterations=1), _count(twin, iterations=2)
-    return ForwardCost(len(model.pre_blocks) + len(model.post_blocks), 2 * once - twice, twice - once)
+    return ForwardCost(count_explicit_blocks(model), 2 * once - twice, twice - once)
 
 
 def _count(twin, **kwargs) -> int:

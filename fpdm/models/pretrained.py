@@ -22,7 +22,10 @@ def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
     folder = resolve_folder(source)
     config = json.loads((folder / CONFIG).read_text())
     cls = FixedPointDiT if "pre_depth" in config else DiT
-    model = cls(**config)
+    try:
+        model = cls(**config)
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} is not the config of a {cls.__name__}: {error}") from error
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """Image files: PNGs named by index, a grid, and ADM's npz."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
+
+from fpdm.files import write_atomically
 
 GRID = "grid.png"
 NPZ = "samples.npz"
@@ -70,16 +73,28 @@ def open_folder(folder: Path, recipe: dict) -> None:
     """
     path = folder / RECIPE
     if path.exists():
-        before = json.loads(path.read_text())
-        names = (set(before) | set(recipe)) - {"num_samples"}
+        before, now = _flat(json.loads(path.read_text())), _flat(recipe)
+        names = sorted((set(before) | set(now)) - {"num_samples"})
         changed = [
-            f"{n} was {before.get(n)}, is {recipe.get(n)}" for n in sorted(names) if before.get(n) != recipe.get(n)
+            f"{name} was {before.get(name)}, is {now.get(name)}" for name in names if before.get(name) != now.get(name)
         ]
         if changed:
             raise ValueError(f"{folder} holds samples of another recipe ({'; '.join(changed)}); choose another folder")
     elif folder.is_dir() and any(folder.glob("*.png")):
         raise ValueError(f"{folder} holds images but no {RECIPE}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECIPE}.partial"
-    partial.write_text(json.dumps(recipe, indent=1))
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(recipe, indent=1))
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """{"sampling": {"seed": 0}} -> {"sampling.seed": 0}."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def recipe_id(recipe: dict) -> str:
+    """Eight hex digits that name a recipe, whatever its number of images."""
+    counted = {name: value for name, value in recipe.items() if name != "num_samples"}
+    return hashlib.blake2b(json.dumps(counted, sort_keys=True).encode(), digest_size=4).hexdigest()

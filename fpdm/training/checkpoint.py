@@ -20,6 +20,7 @@ from huggingface_hub import PyTorchModelHubMixin
 TRAINER = "trainer.pt"
 SAMPLING = "sampling.json"
 LATEST = "latest"
+REPLACED = "-replaced"  # a checkpoint that is just being written again
 
 
 def save_checkpoint(
@@ -40,11 +41,15 @@ def save_checkpoint(
     torch.save(trainer, partial / TRAINER)
     for path in [*partial.rglob("*"), partial]:
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    replaced = folder / f"{step:07d}{REPLACED}"
+    if final.exists():  # a resumed run writes it again; until the new one has its name, the old one can be found
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        os.replace(final, replaced)
     os.replace(partial, final)
-    _point_latest(folder, final.name)
-    _sync(folder)
+    point_latest(final)
+    if replaced.exists():
+        shutil.rmtree(replaced)
     return final
 
 
@@ -56,12 +61,29 @@ def load_trainer(checkpoint: Path) -> dict:
 def find_checkpoint(source: str | Path) -> Path:
     """A run's latest checkpoint, or `source` itself where it is a checkpoint."""
     path = Path(source)
-    for candidate in (path, path / "checkpoints" / LATEST, path / LATEST):
-        if (candidate / "ema").is_dir():
-            return candidate.resolve()
+    if (found := _locate(path)) is not None:
+        return found.resolve()
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {source} does not exist")
     raise FileNotFoundError(f"{source} holds no checkpoint: give a run folder or one of its checkpoints/<step>")
+
+
+def has_checkpoint(run: Path) -> bool:
+    return _locate(run) is not None
+
+
+def step_of(checkpoint: Path) -> int:
+    """50000 of checkpoints/0050000."""
+    return int(checkpoint.name.removesuffix(REPLACED))
+
+
+def _locate(path: Path) -> Path | None:
+    candidates = [path]
+    for folder in (path / "checkpoints", path):
+        if (folder / LATEST).is_symlink():
+            name = os.readlink(folder / LATEST)
+            candidates += [folder / name, folder / f"{name}{REPLACED}"]
+    return next((candidate for candidate in candidates if (candidate / "ema").is_dir()), None)
 
 
 def random_states() -> list[dict]:
@@ -92,11 +114,14 @@ def restore_random_states(states: list[dict], rank: int) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _point_latest(folder: Path, name: str) -> None:
+def point_latest(checkpoint: Path) -> None:
+    """Make checkpoints/latest a link to this checkpoint."""
+    folder = checkpoint.parent
     link = folder / f".{LATEST}.partial"
     link.unlink(missing_ok=True)
-    link.symlink_to(name)
+    link.symlink_to(checkpoint.name)
     os.replace(link, folder / LATEST)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,15 +19,23 @@ from fpdm.config import ExperimentConfig, OptimConfig
 from fpdm.data.codec import Moments
 from fpdm.data.latents import LatentStore
 from fpdm.data.order import batch_indices
-from fpdm.devices import on_cpu, process_state
+from fpdm.devices import allow_tf32, check_precision, on_cpu, process_state
 from fpdm.diffusion import Diffusion
-from fpdm.models import FixedPointDiT, forward_cost
+from fpdm.models import FixedPointDiT, count_explicit_blocks
 from fpdm.training.checkpoint import load_trainer, random_states, restore_random_states, save_checkpoint
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import EMA
-from fpdm.training.precision import allow_tf32, check_precision
 from fpdm.training.runlog import RunLog
-from fpdm.training.setup import build_network, first_screen, load_weights, open_run, sampling_facts, split_batch
+from fpdm.training.setup import (
+    build_network,
+    check_mirror,
+    check_tracker,
+    first_screen,
+    load_weights,
+    open_run,
+    sampling_facts,
+    split_batch,
+)
 from fpdm.training.sjfb import draw_iterations
 
 
@@ -46,12 +55,14 @@ def train(
         `run.preview_every` steps.
     """
     optim, seed = config.optim, config.run.seed
-    check_precision(config.run.mixed_precision, process_state().device)
+    check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
+    check_tracker(config.run.tracker)
     accelerator = Accelerator(
         cpu=on_cpu(),
         mixed_precision=config.run.mixed_precision,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.results,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # the positions never change
     )
     device, is_main = accelerator.device, accelerator.is_main_process
     allow_tf32(config.run.tf32)
@@ -59,34 +70,39 @@ def train(
     share = rows.stop - rows.start
 
     store = LatentStore(config.data.latents)
+    check_mirror(config, store)
     diffusion = Diffusion(**asdict(config.diffusion))
     torch.manual_seed(seed)
-    network = build_network(config, store.manifest).to(device)
+    network = build_network(config, store.manifest)
+    implicit, explicit_blocks = isinstance(network, FixedPointDiT), count_explicit_blocks(network)
+    network.to(device)
     ema = EMA(network, optim.ema_decay)
     optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    implicit, explicit_blocks = isinstance(network, FixedPointDiT), forward_cost(network).explicit_blocks
     model, optimizer = accelerator.prepare(network, optimizer)
 
-    run, checkpoint = open_run(config, resume, accelerator)
+    run, checkpoint = open_run(config, store, resume, accelerator)
     start = skipped = skipped_in_a_row = 0
     if checkpoint is not None:
         trainer = load_trainer(checkpoint)
         load_weights(network, checkpoint / "model")
         load_weights(ema.model, checkpoint / "ema")
         optimizer.load_state_dict(trainer["optimizer"])
+        set_groups(optimizer, weight_decay=optim.weight_decay)  # the config's, which may have been changed
         if accelerator.scaler is not None and trainer["scaler"] is not None:
             accelerator.scaler.load_state_dict(trainer["scaler"])
         start, skipped, skipped_in_a_row = trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"]
         restore_random_states(trainer["random"], accelerator.process_index)
 
-    log = RunLog(run, is_main)
     if config.run.tracker != "none":
         accelerator.init_trackers(run.name)
-    log.say(first_screen(config, network, explicit_blocks, store, run))
     model.train()
-    interval = Interval(device, optim.batch_size)
-    progress = tqdm(total=optim.steps, initial=start, desc="train", unit="step", disable=not is_main)
-    with ThreadPoolExecutor(1) as reader:
+    with (
+        closing(RunLog(run, is_main)) as log,
+        tqdm(total=optim.steps, initial=start, desc="train", unit="step", disable=not is_main) as progress,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        log.say(first_screen(config, network, explicit_blocks, store, run))
+        interval = Interval(device, optim.batch_size)
         upcoming = reader.submit(read_batch, config, store, start, rows)
         for step in range(start, optim.steps):
             moments, labels = upcoming.result()
@@ -99,7 +115,8 @@ def train(
             x_t = diffusion.add_noise(x0, draws.noise, draws.t)
             n, m = draw_iterations(config.sjfb, seed, step)
             iterations = {"iterations": m, "iterations_no_grad": n} if implicit else {}
-            rate = set_learning_rate(optimizer, optim, step)
+            rate = learning_rate(optim, step)
+            set_groups(optimizer, lr=rate)
 
             optimizer.zero_grad()
             step_losses = torch.zeros(3, device=device)
@@ -134,8 +151,9 @@ def train(
 
             done = step + 1
             if done % config.run.log_every == 0 or done == optim.steps:
-                values = interval.finish(accelerator) | {"lr": rate, "n": n, "m": m, "skipped": skipped}
-                log.record(done, values if implicit else {k: v for k, v in values.items() if k not in ("n", "m")})
+                values = interval.finish(accelerator) | {"lr": rate, "skipped": skipped}
+                values |= {"n": n, "m": m} if implicit else {}
+                log.record(done, values)
                 accelerator.log(values, step=done)
             # Weights that give non-finite gradients are not kept (under a scaler it is the scale that was too high).
             trusted = skipped_in_a_row == 0 or accelerator.scaler is not None
@@ -156,8 +174,6 @@ def train(
                 if is_main:
                     on_preview(run, done, ema.model)
                 accelerator.wait_for_everyone()
-    progress.close()
-    log.close()
     accelerator.end_training()
     return run
 
@@ -184,16 +200,12 @@ class Interval:
 
     def finish(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and ranks, and rates over all ranks; starts the next interval."""
-        total, mse, vb = (accelerator.reduce(self.losses, "mean") / max(self.steps, 1)).tolist()
+        losses = accelerator.reduce(self.losses, "mean").tolist()
         per_second = self.batch_size / (time.perf_counter() - self.started)
-        values = {
-            "loss": total,
-            "mse": mse,
-            "vb": vb,
-            "grad_norm": float(self.norm) / max(self.steps, 1),
-            "images_per_s": self.steps * per_second,
-            "block_passes_per_s": self.passes * per_second,
-        }
+        values = {"images_per_s": self.steps * per_second, "block_passes_per_s": self.passes * per_second}
+        if self.steps:  # without a finite step there is no loss to speak of
+            sums = zip(("loss", "mse", "vb", "grad_norm"), (*losses, float(self.norm)), strict=True)
+            values = {name: value / self.steps for name, value in sums} | values
         if accelerator.device.type == "cuda":
             values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.reset()
@@ -214,11 +226,10 @@ def resample(moments: Moments, noise: Tensor) -> Tensor:
     return mean if moments.std is None else mean + moments.std.to(noise.device, non_blocking=True) * noise
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int) -> float:
-    rate = learning_rate(optim, step)
+def set_groups(optimizer: torch.optim.Optimizer, **settings: float) -> None:
+    """Set options such as lr in every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group.update(settings)
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:

@@ -2,12 +2,14 @@
 
 import json
 import logging
-import os
 import re
 from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
+
+from fpdm.files import write_atomically
+from fpdm.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger("fpdm")
 
@@ -58,10 +60,15 @@ def latest_run(results: str, name: str) -> Path:
     """The newest run of this name that has a checkpoint."""
     name = name.replace("/", "-")
     runs = [path for path in Path(results).glob("*") if re.fullmatch(rf"\d+-{re.escape(name)}", path.name)]
-    runs = sorted((run for run in runs if (run / "checkpoints" / "latest").exists()), key=lambda run: run.name)
+    runs = sorted(filter(has_checkpoint, runs), key=run_number)
     if not runs:
         raise FileNotFoundError(f"--resume latest: no run named {name} with a checkpoint in {results}")
     return runs[-1]
+
+
+def run_number(run: Path) -> int:
+    """7 of results/007-name."""
+    return int(run.name.split("-")[0])
 
 
 def forget_after(run: Path, step: int) -> None:
@@ -76,9 +83,7 @@ def forget_after(run: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue  # the line a kill cut short
-    partial = run / ".log.jsonl.partial"
-    partial.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(partial, path)
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def model_table(model: nn.Module) -> str:

@@ -1,5 +1,7 @@
 """What is settled before the first step: the network for this data, each rank's share, the run's folder."""
 
+import importlib.util
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,14 +11,26 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
 
-from fpdm.config import ExperimentConfig, OptimConfig
+from fpdm.config import ExperimentConfig, OptimConfig, RunConfig
 from fpdm.data.latents import LatentStore, Manifest
 from fpdm.models import DiT, FixedPointDiT, build_model
-from fpdm.training.checkpoint import find_checkpoint
+from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, step_of
 from fpdm.training.runlog import forget_after, latest_run, model_table, new_run
 from fpdm.training.sjfb import mean_iterations
 
-RESUMABLE = ("optim", "run")  # sections that a resumed run may change; the others decide what is learned
+# What a resumed run may change. The batch size and the seed decide which record comes when, so they may not;
+# where the latents lie may, for their content is compared instead.
+RESUMABLE = {
+    "optim": set(OptimConfig.__dataclass_fields__) - {"batch_size"},
+    "run": set(RunConfig.__dataclass_fields__) - {"seed"},
+    "data": {"latents"},
+}
+
+
+def check_tracker(tracker: str) -> None:
+    """Refuse a tracker whose package is missing: accelerate would silently log nothing."""
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"run.tracker={tracker}: the package is not installed; pip install -e '.[track]'")
 
 
 def split_batch(optim: OptimConfig, rank: int, ranks: int) -> tuple[slice, int]:
@@ -30,6 +44,24 @@ def split_batch(optim: OptimConfig, rank: int, ranks: int) -> tuple[slice, int]:
             f"optim.micro_batch_size={micro}: does not divide the {share} samples each of {ranks} processes takes"
         )
     return slice(rank * share, (rank + 1) * share), micro
+
+
+def check_mirror(config: ExperimentConfig, store: LatentStore) -> None:
+    if config.data.mirror and store.manifest.flips < 2:
+        raise ValueError(
+            f"data.mirror=true: {store.folder} holds no mirror images; set data.mirror: false, "
+            "or encode with --mirror true"
+        )
+
+
+def _check_same_latents(checkpoint: Path, store: LatentStore) -> None:
+    """Refuse to go on with a run on other latents than it began with."""
+    stored = json.loads((checkpoint / "model" / SAMPLING).read_text())["latents"]
+    if stored != store.manifest.content:
+        raise ValueError(
+            f"--resume: the latents in {store.folder} are not those the run was trained on (content {stored}, "
+            f"found {store.manifest.content}); give data.latents the run's own store, or start a new run"
+        )
 
 
 def build_network(config: ExperimentConfig, manifest: Manifest) -> DiT | FixedPointDiT:
@@ -51,17 +83,19 @@ def build_network(config: ExperimentConfig, manifest: Manifest) -> DiT | FixedPo
     )
 
 
-def open_run(config: ExperimentConfig, resume: str | None, accelerator: Accelerator) -> tuple[Path, Path | None]:
+def open_run(
+    config: ExperimentConfig, store: LatentStore, resume: str | None, accelerator: Accelerator
+) -> tuple[Path, Path | None]:
     """The run's folder and the checkpoint to start from; the same on every rank."""
     found = [None, None]
     if accelerator.is_main_process:
-        found = _find_or_create(config, resume)
+        found = _find_or_create(config, store, resume)
     broadcast_object_list(found)
     run, checkpoint = found
     return run, checkpoint
 
 
-def _find_or_create(config: ExperimentConfig, resume: str | None) -> list[Path | None]:
+def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | None) -> list[Path | None]:
     name = config.run.name or config.model.name
     if resume is None:
         run, checkpoint = new_run(config.run.results, name), None
@@ -70,7 +104,9 @@ def _find_or_create(config: ExperimentConfig, resume: str | None) -> list[Path |
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
         _check_same_experiment(config, run)
-        forget_after(run, int(checkpoint.name))
+        _check_same_latents(checkpoint, store)
+        forget_after(run, step_of(checkpoint))
+        point_latest(checkpoint)
     (run / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     return [run, checkpoint]
 
@@ -80,9 +116,8 @@ def _check_same_experiment(config: ExperimentConfig, run: Path) -> None:
     changed = [
         f"{section}.{name} was {old}, is {now[section].get(name)}"
         for section, values in before.items()
-        if section not in RESUMABLE
         for name, old in values.items()
-        if now[section].get(name) != old
+        if name not in RESUMABLE.get(section, ()) and now[section].get(name) != old
     ]
     if changed:
         raise ValueError(
@@ -106,6 +141,7 @@ def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
         "codec": manifest.codec,
         "codec_fingerprint": manifest.fingerprint,
         "class_names": manifest.class_names,
+        "latents": manifest.content,
     }
 
 

@@ -1,20 +1,22 @@
 """Train a small AutoencoderKL on any image source, and measure what it loses."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fpdm.config import check_at_least
-from fpdm.data.images import ImageSet, ImageTensors, collate, image_batches, to_signed, to_uint8
+from fpdm.data.images import ImageSet, ImageTensors, image_batches, image_loader, to_signed, to_uint8
 from fpdm.data.order import batch_indices, permutation
 from fpdm.seeding import key
+from fpdm.training.ema import EMA
 
 
 @dataclass
@@ -101,22 +103,19 @@ def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> Auto
     """Train on squared error + KL; the result's scaling_factor gives latents unit standard deviation."""
     torch.manual_seed(config.seed)
     vae = build_vae(config).to(device)
-    average = build_vae(config).to(device).eval().requires_grad_(False)
-    average.load_state_dict(vae.state_dict())
+    average = EMA(vae, config.ema_decay)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / config.steps))
     generator = torch.Generator(device).manual_seed(key("vae", config.seed))
     training, _ = split_indices(len(images), config)
     batches = [
         training[batch_indices(config.seed, step, config.batch_size, len(training))] for step in range(config.steps)
     ]
-    dataset = ImageTensors(images, config.resolution, config.skip_broken)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, collate_fn=collate)
-    progress = tqdm(loader, desc="train vae", unit="step")
+    dataset = ImageTensors(images, config.resolution)
+    loader = image_loader(dataset, config.workers, config.skip_broken, batch_sampler=batches)
+    progress = tqdm(loader, total=config.steps, desc="train vae", unit="step")
     for step, batch in enumerate(progress):
-        if batch is None:
-            continue
-        x = to_signed(batch[1].to(device))
+        x = to_signed(batch.pixels.to(device))
         if config.mirror:
             flip = torch.rand(len(x), generator=generator, device=device) < 0.5
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
@@ -133,12 +132,17 @@ def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> Auto
             raise FloatingPointError(f"step {step}: the VAE's gradient is not finite (loss {loss.item()}); lower --lr")
         optimizer.step()
         schedule.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in vae.parameters()], 1 - decay)
+        average.update(vae, step)
         if step % 50 == 0:
             progress.set_postfix(mse=f"{error.item() / 4:.2e}", kl=f"{kl.item():.2f}")
-    average.register_to_config(scaling_factor=1 / latent_std(average, images, training, config, device))
-    return average
+    result = average.model
+    result.register_to_config(scaling_factor=1 / latent_std(result, images, training, config, device))
+    return result
+
+
+def rate_at(progress: float) -> float:
+    """Share of the peak learning rate at `progress` 0..1: up over the first 5 %, then down to 0 (cosine)."""
+    return min(progress / 0.05 + 0.01, 1.0) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()
@@ -150,7 +154,7 @@ def latent_std(
     A draw varies with the image and within its posterior; both count.
     """
     posteriors = [
-        vae.encode(to_signed(pixels.to(device))).latent_dist for pixels in _pixels(images, indices[:most], config)
+        vae.encode(to_signed(pixels.to(device))).latent_dist for pixels in pixel_batches(images, indices[:most], config)
     ]
     means = torch.cat([posterior.mean.cpu().double() for posterior in posteriors])
     variances = torch.cat([posterior.var.cpu().double() for posterior in posteriors])
@@ -158,21 +162,27 @@ def latent_std(
 
 
 @torch.no_grad()
+def restore(vae: AutoencoderKL, pixels: Tensor, device: torch.device) -> Tensor:
+    """uint8 images (B, 3, R, R) encoded, decoded from the posterior's mean, and rounded to uint8 again, on the CPU."""
+    latents = vae.encode(to_signed(pixels.to(device))).latent_dist.mean
+    return to_uint8(vae.decode(latents).sample).cpu()
+
+
 def reconstruction(
     vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device
 ) -> Reconstruction:
-    """Over the images `indices`, as they would be written: decoded means, rounded to 8 bits."""
+    """Over the images `indices`, as they would be written."""
     total = count = 0
-    for pixels in _pixels(images, indices, config):
-        restored = vae.decode(vae.encode(to_signed(pixels.to(device))).latent_dist.mean).sample
-        total += ((to_uint8(restored).cpu().double() - pixels.double()) / 255).square().sum().item()
+    for pixels in pixel_batches(images, indices, config):
+        error = (restore(vae, pixels, device).double() - pixels.double()) / 255
+        total += error.square().sum().item()
         count += pixels.numel()
     mse = total / count
     return Reconstruction(mse, -10 * math.log10(max(mse, 1e-12)))
 
 
-def _pixels(images: ImageSet, indices: np.ndarray, config: VAEConfig):
-    """uint8 batches (B, 3, R, R) of the images `indices`."""
-    for _, pixels, _ in image_batches(images.subset(indices.tolist()), config.resolution, config.batch_size,
-                                      config.workers, config.skip_broken):  # fmt: skip
-        yield pixels
+def pixel_batches(images: ImageSet, indices: np.ndarray, config: VAEConfig) -> Iterator[Tensor]:
+    """The images `indices` as uint8 (B, 3, R, R)."""
+    chosen = images.subset(indices.tolist())
+    for batch in image_batches(chosen, config.resolution, config.batch_size, config.workers, config.skip_broken):
+        yield batch.pixels

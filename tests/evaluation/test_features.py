@@ -16,62 +16,70 @@ def digits():
 
 def test_classifier_learns_its_reference_and_is_kept(digits, tmp_path):
     images, labels = digits
-    model, key = cached_classifier(images, labels, 10, tmp_path, CPU)
+    model, key = cached_classifier(images, labels, 10, tmp_path)
     assert (model.logits(images).argmax(1) == labels).float().mean() > 0.98
     torch.testing.assert_close(model(images).std(0), torch.ones(64), atol=1e-3, rtol=0)
 
     (file,) = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
-    again, same = cached_classifier(images, labels, 10, tmp_path, CPU)
+    again, same = cached_classifier(images, labels, 10, tmp_path)
     assert same == key and file.stat().st_mtime_ns == written
     assert torch.equal(again(images[:8]), model(images[:8]))
-    _, other = cached_classifier(images[:500], labels[:500], 10, tmp_path, CPU)
+    _, other = cached_classifier(images[:500], labels[:500], 10, tmp_path)
     assert other != key
 
 
 def test_same_seed_same_classifier(digits):
     images, labels = digits
     state = torch.get_rng_state()
-    a, b = (train_classifier(images[:200], labels[:200], 10, CPU) for _ in range(2))
+    a, b = (train_classifier(images[:200], labels[:200], 10) for _ in range(2))
     torch.testing.assert_close(a(images[:8]), b(images[:8]))
     assert torch.equal(torch.get_rng_state(), state)  # and nothing else notices
 
 
 def test_one_class_cannot_be_told_apart(digits):
     with pytest.raises(ValueError, match="at least two classes"):
-        train_classifier(*digits, 1, CPU)
+        train_classifier(*digits, 1)
 
 
 def test_only_uint8_images(digits):
     images, labels = digits
     with pytest.raises(ValueError, match="not uint8"):
-        extract(train_classifier(images, labels, 10, CPU), [images.float()], 600, CPU)
+        extract(train_classifier(images[:100], labels[:100], 10), [images.float()], 600, CPU)
 
 
 @pytest.fixture
-def inception_weights(tmp_path, monkeypatch):
-    """A file like torch-fidelity's, with random weights."""
-    monkeypatch.setattr(fidelity, "load_state_dict_from_url", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
-    path = tmp_path / "inception.pth"
-    network = fidelity.FeatureExtractorInceptionV3.__new__(fidelity.FeatureExtractorInceptionV3)
-    with monkeypatch.context() as patch:
-        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        patch.setattr(fidelity.torch, "load", lambda *a, **k: {})
-        network.__init__("x", ["2048"], feature_extractor_weights_path="none")
-    torch.save(network.state_dict(), path)
-    return path, network
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("offline")
+
+    monkeypatch.setattr(fidelity, "load_state_dict_from_url", refuse)
 
 
 def test_inception_from_a_local_file(inception_weights):
-    path, network = inception_weights
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    features = Inception(str(path))(images)
+    extractor = Inception(str(inception_weights))
+    features = extractor(images)
     assert features.shape == (2, 2048)
-    torch.testing.assert_close(features, network(images)[0])
+    stored = torch.load(inception_weights, weights_only=True)
+    assert all(torch.equal(value, stored[name]) for name, value in extractor.network.state_dict().items())
+    assert not torch.equal(features[0], features[1])
 
 
-def test_inception_without_weights_says_what_to_do(inception_weights, tmp_path):
+def test_inception_without_weights_says_what_to_do(offline, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         Inception(str(tmp_path / "absent.pth"))
     with pytest.raises(FileNotFoundError, match="--inception PATH"):
         Inception()
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="not torch-fidelity's Inception file"):
+        Inception(str(tmp_path / "broken.pth"))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not torch-fidelity's Inception file"):
+        Inception(str(tmp_path / "other.pth"))
+
+
+def test_images_too_small_for_the_classifier(digits):
+    model = train_classifier(digits[0][:100], digits[1][:100], 10)
+    with pytest.raises(ValueError, match="at least 8"):
+        model(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))

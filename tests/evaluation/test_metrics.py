@@ -89,6 +89,11 @@ def test_all_scores_of_equal_and_of_different_sets():
     assert same["noise_floor"] == pytest.approx(noise_floor(b))
 
 
+def test_too_few_images():
+    with pytest.raises(ValueError, match="3 images against 600: precision and recall need 4"):
+        score(A[:3], A, "cnn")
+
+
 def test_names():
     assert score_name("inception", 50_000) == "FID-50K"
     assert score_name("inception", 1000) == "FID@1000"

@@ -24,6 +24,12 @@ def test_folder_without_its_grid_and_npz_are_the_same(folder):
         assert torch.equal(torch.cat(list(samples.batches(3))), IMAGES)
 
 
+def test_images_of_mixed_sizes_are_refused(folder):
+    save_png(torch.zeros(3, 9, 8, dtype=torch.uint8), png_path(folder, 3))
+    with pytest.raises(ValueError, match=r"000003\.png: 8x9 pixels, the others 8x8"):
+        list(Samples(str(folder)).batches(2))
+
+
 def test_reference_is_cropped_to_the_samples(image_folder):
     batch = next(Samples(str(image_folder), 16).batches(5))
     assert batch.shape == (5, 3, 16, 16)

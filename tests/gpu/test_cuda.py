@@ -95,5 +95,7 @@ def test_training_runs_in_every_precision(pixel_store, tmp_path, precision):
         run=RunConfig(results=str(tmp_path), mixed_precision=precision, log_every=4, checkpoint_every=4),
     )
     run = train(config)
+    config.optim.steps = 12
     assert train(config, resume=str(run)) == run
+    assert (run / "checkpoints" / "0000012").is_dir()
     AcceleratorState._reset_state(reset_partial_state=True)

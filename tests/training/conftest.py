@@ -1,7 +1,11 @@
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
+from fpdm.data.codec import open_codec
+from fpdm.data.encode import EncodeConfig, encode
+from fpdm.data.images import open_images
 
 
 @pytest.fixture(autouse=True)
@@ -9,6 +13,14 @@ def fresh_accelerator():
     """accelerate keeps the precision of the first run in a process; each test is a process of its own in effect."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def unmirrored_store(image_folder, tmp_path):
+    folder = tmp_path / "unmirrored"
+    config = EncodeConfig(resolution=8, mirror=False)
+    encode(open_images(image_folder), open_codec("pixels"), folder, config, torch.device("cpu"))
+    return folder
 
 
 @pytest.fixture

@@ -49,6 +49,26 @@ def test_failure_while_saving_leaves_the_last_one_whole(tmp_path, monkeypatch, m
     assert save(tmp_path, 20).name == "0000020"  # the remains are no hindrance
 
 
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_failure_while_replacing_a_step_leaves_a_checkpoint(tmp_path, monkeypatch, rename):
+    """Saving a step again takes several renames; a stop between any two leaves one of the two versions."""
+    save(tmp_path, 10, value=1.0)
+    calls, original = [], os.replace
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == rename:
+            raise OSError(5, "Input/output error")
+        original(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "replace", fail)
+        save(tmp_path, 10, value=2.0)
+    assert float(load_pretrained(find_checkpoint(tmp_path) / "ema").final_layer.linear.bias[0]) in (1.0, 2.0)
+    save(tmp_path, 10, value=3.0)
+    assert float(load_pretrained(find_checkpoint(tmp_path) / "ema").final_layer.linear.bias[0]) == 3.0
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 10, value=1.0)
     save(tmp_path, 10, value=3.0)

@@ -132,6 +132,41 @@ def test_resuming_another_experiment_is_refused(experiment):
         train(experiment(run={"name": "other"}), resume="latest")
 
 
+def test_resuming_with_other_data_or_another_order_is_refused(experiment, tmp_path, tiny_store, pixel_store):
+    run = train(experiment())
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="are not those the run was trained on"):
+        train(experiment(data={"latents": str(pixel_store)}), resume=str(run))
+    for section, name, value in (("optim", "batch_size", 4), ("run", "seed", 1), ("sjfb", "grad", 3)):
+        with pytest.raises(ValueError, match=rf"another experiment \({section}\.{name} was"):
+            train(experiment(**{section: {name: value}}), resume=str(run))
+    assert (run / "config.yaml").read_text() == before  # a refusal leaves no trace
+    shutil.copytree(tiny_store, tmp_path / "moved")
+    assert train(experiment(data={"latents": str(tmp_path / "moved")}), resume=str(run)) == run
+
+
+def test_changed_settings_reach_the_optimizer(experiment):
+    run = train(experiment(optim={"steps": 3, "warmup": 6}))
+    (group,) = load_trainer(find_checkpoint(run))["optimizer"]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(0.5e-3), 0.0)
+    train(experiment(optim={"steps": 5, "warmup": 0, "weight_decay": 0.1}), resume=str(run))
+    (group,) = load_trainer(find_checkpoint(run))["optimizer"]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.1)
+
+
+def test_clipping_scales_the_gradient_down(experiment):
+    """Adam's second moment is made of squared gradients: clipping to a thousandth shrinks it to a millionth."""
+    moments = []
+    for clip in (None, 1e-6):
+        run = train(experiment(optim={"steps": 1, "clip_norm": clip}))
+        state = load_trainer(find_checkpoint(run))["optimizer"]["state"]
+        moments.append(sum(float(s["exp_avg_sq"].sum()) for s in state.values()))
+    # one step leaves (1 - beta2) * gradient^2, whose sum is (1 - beta2) * norm^2
+    norm = log(run)[0]["grad_norm"]
+    assert moments[0] == pytest.approx(1e-3 * norm**2, rel=1e-3)
+    assert moments[1] == pytest.approx(1e-3 * 1e-12, rel=1e-2)
+
+
 def test_more_steps_may_be_added(experiment):
     run = train(experiment())
     again = train(experiment(optim={"steps": 6}), resume=str(run))
@@ -143,14 +178,23 @@ def test_more_steps_may_be_added(experiment):
     [
         ({"optim": {"micro_batch_size": 3}}, "micro_batch_size=3: does not divide the 8"),
         ({"run": {"mixed_precision": "fp16"}}, "fp16 needs a GPU"),
+        ({"data": {"latents": "UNMIRRORED"}}, r"data\.mirror=true: .* holds no mirror images"),
         ({"data": {"latents": "/nowhere"}}, r"no manifest\.json"),
         ({"model": {"name": "FPDM-XS/3"}}, "FAMILY-SIZE/PATCH"),
     ],
 )
-def test_bad_settings_stop_before_training(experiment, settings, says, tmp_path):
+def test_bad_settings_stop_before_training(experiment, settings, says, tmp_path, unmirrored_store):
+    if settings.get("data", {}).get("latents") == "UNMIRRORED":
+        settings = {"data": {"latents": str(unmirrored_store)}}
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         train(experiment(**settings))
     assert not (tmp_path / "runs").exists()
+
+
+def test_missing_tracker_is_said(experiment, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"run\.tracker=wandb: the package is not installed; pip install"):
+        train(experiment(run={"tracker": "wandb"}))
 
 
 def test_one_class_has_no_label_to_drop(experiment, image_folder, tmp_path):

@@ -29,6 +29,15 @@ def test_training_reconstructs_images_it_has_not_seen(trained):
     assert result.psnr == pytest.approx(-10 * np.log10(result.mse))
 
 
+def test_quality_at_the_quickstarts_size():
+    """The quickstart's VAE, a third of its steps: squared error under 5e-4 on pixels 0..1."""
+    images = open_images("digits")
+    config = VAEConfig(resolution=32, widths=(16, 32, 32), batch_size=16, lr=3e-3, kl_weight=1e-3, steps=300)
+    vae = train_vae(images, config, CPU)
+    _, held_out = split_indices(len(images), config)
+    assert reconstruction(vae, images, held_out, config, CPU).mse < 5e-4
+
+
 def test_latents_have_unit_deviation(trained, tmp_path):
     images, _, vae = trained
     vae.save_pretrained(tmp_path)

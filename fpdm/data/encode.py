@@ -1,0 +1,68 @@
+"""Images -> latent store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fpdm.config import check_at_least
+from fpdm.data.codec import Codec
+from fpdm.data.images import ImageSet, image_batches, to_signed
+from fpdm.data.latents import LatentWriter, Manifest
+
+
+@dataclass
+class EncodeConfig:
+    """How images become latents.
+
+    Args:
+        resolution: images are cropped and resized to this many pixels.
+        mirror: also store the mirror image's latents, for training with data.mirror.
+        batch_size: images through the codec at a time.
+        workers: processes that decode images.
+        skip_broken: leave out (and count) files that cannot be decoded instead of stopping.
+    """
+
+    resolution: int = 256
+    mirror: bool = True
+    batch_size: int = 64
+    workers: int = 0
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        check_at_least(1, resolution=self.resolution, batch_size=self.batch_size)
+        check_at_least(0, workers=self.workers)
+
+
+def encode(images: ImageSet, codec: Codec, folder: str | Path, config: EncodeConfig, device: torch.device) -> Manifest:
+    """Write the store `folder`; its manifest, with the count of what was skipped."""
+    if config.resolution % codec.downsampling:
+        raise ValueError(
+            f"resolution={config.resolution}: not a multiple of {codec.downsampling}, the VAE's downsampling"
+        )
+    size = config.resolution // codec.downsampling
+    flips = 2 if config.mirror else 1
+    with torch.no_grad():
+        probe = codec.encode(torch.zeros(1, 3, config.resolution, config.resolution, device=device))
+    manifest = Manifest(
+        codec=codec.source,
+        fingerprint=codec.fingerprint,
+        scale=codec.scale,
+        resolution=config.resolution,
+        crop="centre",
+        shape=[codec.channels, size, size],
+        flips=flips,
+        parts=1 if probe.std is None else 2,
+        class_names=images.class_names,
+    )
+    writer = LatentWriter(folder, manifest)
+    with tqdm(total=len(images), desc="encode", unit="image") as progress:
+        for _, pixels, labels in image_batches(
+            images, config.resolution, config.batch_size, config.workers, config.skip_broken
+        ):
+            x = to_signed(pixels.to(device))
+            writer.write(labels, [codec.encode(view) for view in (x, x.flip(-1))[:flips]])
+            progress.update(len(labels))
+    manifest.skipped = len(images) - manifest.count
+    return writer.close()

@@ -1,0 +1,288 @@
+"""Image sources: class folders, flat folders, zip files and scikit-learn's digits."""
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+DIGITS = "digits"
+
+
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow's word for a broken PNG
+    EOFError,
+    RuntimeError,  # an encrypted zip
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+class BrokenImage(ValueError):
+    """A file that is listed as an image but cannot be decoded."""
+
+
+class ImageSet:
+    """A list of labelled images, decoded one at a time.
+
+    names: what each image is called; labels: its class, an index into class_names (one class
+    for unconditional data). read: record number -> PIL image, picklable for worker processes;
+    records: which record each image is (all in order, if not given).
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        labels: list[int],
+        class_names: list[str],
+        read: Callable[[int], Image.Image],
+        records: Sequence[int] | None = None,
+    ):
+        self.names, self.labels, self.class_names = names, labels, class_names
+        self._read = read
+        self._records = range(len(names)) if records is None else records
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: list[int]) -> "ImageSet":
+        """The images `indices`, in that order."""
+        names, labels = [self.names[i] for i in indices], [self.labels[i] for i in indices]
+        return ImageSet(names, labels, self.class_names, self._read, [self._records[i] for i in indices])
+
+    def load(self, i: int) -> Image.Image:
+        """Image i as RGB; BrokenImage naming the file if it cannot be decoded."""
+        try:
+            return self._read(self._records[i]).convert("RGB")
+        except DECODE_ERRORS as error:
+            raise BrokenImage(f"{self.names[i]}: broken image ({error}); mend or remove it") from error
+
+
+def open_images(source: str | Path) -> ImageSet:
+    """A folder or zip of class folders or of images, or `digits`.
+
+    Classes are the sub-folders in sorted order; a flat folder is one class. A zip may also carry
+    EDM's dataset.json, whose labels then count.
+    """
+    if str(source) == DIGITS:
+        return _digits()
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _zip(path)
+    kind = "is neither a folder nor a zip file" if path.exists() else "does not exist"
+    raise FileNotFoundError(f"images {source} {kind}; give a folder, a zip file or '{DIGITS}'")
+
+
+class _ArrayReader:
+    """Grey images from one array (N, h, w) uint8."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def __call__(self, i: int) -> Image.Image:
+        return Image.fromarray(self.pixels[i])
+
+
+class _FileReader:
+    """Images from files."""
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+
+    def __call__(self, i: int) -> Image.Image:
+        with Image.open(self.paths[i]) as image:
+            image.load()
+            return image
+
+
+class _ZipReader:
+    """Images from a zip, opened once per process: a handle shared by several would share its position."""
+
+    def __init__(self, path: Path, names: list[str]):
+        self.path, self.names, self._opened = path, names, {}
+
+    def __call__(self, i: int) -> Image.Image:
+        archive = self._opened.get(os.getpid()) or self._opened.setdefault(os.getpid(), zipfile.ZipFile(self.path))
+        image = Image.open(io.BytesIO(archive.read(self.names[i])))
+        image.load()
+        return image
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_opened": {}}
+
+
+def _digits() -> ImageSet:
+    """1,797 handwritten digits, 8x8 grey, from scikit-learn: real data without a download."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    names = [f"{DIGITS}/{i:04d}" for i in range(len(pixels))]
+    return ImageSet(names, data.target.tolist(), [str(c) for c in range(10)], _ArrayReader(pixels))
+
+
+def _folder(root: Path) -> ImageSet:
+    names = [
+        Path(folder, file).relative_to(root).as_posix()
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+    ]
+    names, labels, class_names = _classify(names, str(root))
+    paths = [str(root / name) for name in names]
+    return ImageSet(paths, labels, class_names, _FileReader(paths))
+
+
+def _zip(path: Path) -> ImageSet:
+    with zipfile.ZipFile(path) as archive:
+        listed = archive.namelist()
+        table = next((name for name in listed if PurePosixPath(name).name == "dataset.json"), None)
+        edm = json.loads(archive.read(table)) if table else None
+    if table:
+        names, labels, class_names = _edm_labels(listed, table, edm)
+    else:
+        # What all class folders lie in, as data/train/ before data/train/cat/1.png.
+        above = [str(PurePosixPath(name).parent.parent) for name in listed if _is_image(name)]
+        prefix = os.path.commonpath(above or [""]).strip(".")
+        prefix = f"{prefix}/" if prefix else ""
+        names, labels, class_names = _classify([name.removeprefix(prefix) for name in listed], str(path))
+        names = [prefix + name for name in names]
+    return ImageSet([f"{path}:{name}" for name in names], labels, class_names, _ZipReader(path, names))
+
+
+def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str]]:
+    """EDM's dataset.json: {"labels": [[name, class], ...]}, or null for unconditional data."""
+    root = PurePosixPath(table).parent
+    labels = edm.get("labels") if isinstance(edm, dict) else None
+    if labels is None:
+        names = sorted(name for name in listed if _is_image(name))
+        return names, [0] * len(names), ["images"]
+    known = set(listed)
+    pairs = sorted((str(root / name), label) for name, label in labels)
+    wrong = [label for _, label in pairs if not isinstance(label, int) or label < 0]
+    if not pairs or wrong:
+        raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {wrong[:1] or labels}")
+    missing = [name for name, _ in pairs if name not in known]
+    if missing:
+        raise ValueError(f"{table} names {len(missing)} images that are not in the zip, the first is {missing[0]}")
+    classes = max(label for _, label in pairs) + 1
+    return [name for name, _ in pairs], [label for _, label in pairs], [str(c) for c in range(classes)]
+
+
+def _classify(names: list[str], source: str) -> tuple[list[str], list[int], list[str]]:
+    """Relative names -> sorted image names, labels and class names."""
+    names = sorted(name for name in names if _is_image(name))
+    if not names:
+        raise ValueError(f"images {source}: no image in it (looked for {', '.join(sorted(EXTENSIONS))})")
+    tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
+    if None in tops and any(tops):
+        raise ValueError(
+            f"images {source}: holds both images ({names[tops.index(None)]}) and class folders "
+            f"({next(filter(None, tops))}); use one of the two layouts"
+        )
+    if None in tops:
+        return names, [0] * len(names), ["images"]
+    class_names = sorted(set(tops))
+    index = {name: i for i, name in enumerate(class_names)}
+    return names, [index[top] for top in tops], class_names
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in EXTENSIONS and not hidden
+
+
+def centre_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """ADM's crop: halve with a box filter while twice too large, resize the short side, cut the centre."""
+    while min(image.size) >= 2 * resolution:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = resolution / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+class ImageTensors(Dataset):
+    """Images as (index, uint8 (3, R, R), label), or as the BrokenImage that says why not.
+
+    exact: an image of another size than R x R is broken too, instead of cropped and resized.
+    """
+
+    def __init__(self, images: ImageSet, resolution: int, exact: bool = False):
+        self.images, self.resolution, self.exact = images, resolution, exact
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor, int] | BrokenImage:
+        try:
+            image = self.images.load(i)
+        except BrokenImage as error:  # handed on: raised in a worker process it would arrive as a traceback's text
+            return BrokenImage(str(error))
+        size = f"{image.width}x{image.height}"
+        if self.exact and image.size != (self.resolution, self.resolution):
+            return BrokenImage(f"{self.images.names[i]}: {size} pixels, the others {self.resolution}x{self.resolution}")
+        pixels = np.array(centre_crop(image, self.resolution))
+        return i, torch.from_numpy(pixels).permute(2, 0, 1), self.images.labels[i]
+
+
+class ImageBatch(NamedTuple):
+    """indices (B,), pixels uint8 (B, 3, R, R), labels (B,)."""
+
+    indices: Tensor
+    pixels: Tensor
+    labels: Tensor
+
+
+def image_loader(dataset: ImageTensors, workers: int, skip_broken: bool | None, **batching) -> Iterator[ImageBatch]:
+    """Batches as a DataLoader makes them (batch_size= or batch_sampler=), without what could not be decoded.
+
+    skip_broken: leave such files out; otherwise the first is an error. None: as False, where
+    the caller has no such option to advise.
+    """
+    for items in DataLoader(dataset, num_workers=workers, collate_fn=list, **batching):
+        broken = [item for item in items if isinstance(item, BrokenImage)]
+        if broken and not skip_broken:
+            advice = "" if skip_broken is None else ", or pass --skip-broken true to leave such files out"
+            raise BrokenImage(f"{broken[0]}{advice}")
+        whole = [item for item in items if not isinstance(item, BrokenImage)]
+        if whole:
+            indices, pixels, labels = zip(*whole, strict=True)
+            yield ImageBatch(torch.tensor(indices), torch.stack(pixels), torch.tensor(labels))
+
+
+def image_batches(
+    images: ImageSet,
+    resolution: int,
+    batch_size: int,
+    workers: int = 0,
+    skip_broken: bool | None = None,
+    exact: bool = False,
+) -> Iterator[ImageBatch]:
+    """All images in order. Skipped files leave smaller batches."""
+    return image_loader(ImageTensors(images, resolution, exact), workers, skip_broken, batch_size=batch_size)
+
+
+def to_signed(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float -1..1 -> uint8 0..255, rounded to the nearest level and clipped."""
+    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,83 @@
+"""Scores of several models under several sampling configs, each computed once and kept in a file."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from fpdm.config import SamplingConfig
+from fpdm.evaluation.metrics import Statistics, frechet_distance, statistics
+from fpdm.files import write_atomically
+from fpdm.sampling.generate import Source, draw_images, plan_for
+from fpdm.sampling.plan import describe
+
+logger = logging.getLogger("fpdm")
+
+
+class Contender(NamedTuple):
+    """A model to draw from. key: identifies its weights; total_flops: iterations per timestep -> FLOPs per image."""
+
+    name: str
+    key: str
+    source: Source
+    total_flops: Callable[[Iterable[int]], int]
+
+
+class Score(NamedTuple):
+    """Fréchet distance of `images` samples, and what one of them cost."""
+
+    distance: float
+    timesteps: int
+    block_passes: int
+    gflops: float
+    ms_per_image: float
+
+
+class ScoreBook:
+    """Scores by (weights, sampling config, features, number of images).
+
+    path: JSON file they are kept in, so that a comparison goes on where it stopped.
+    extractor: uint8 images (B, 3, R, R) -> features (B, F); extractor_key: identifies it.
+    """
+
+    def __init__(
+        self, path: Path, extractor: nn.Module, extractor_key: str, reference: Statistics, images: int, batch_size: int
+    ):
+        self.path, self.extractor, self.extractor_key = path, extractor, extractor_key
+        self.reference, self.images, self.batch_size = reference, images, batch_size
+        self._known = json.loads(path.read_text()) if path.exists() else {}
+
+    def score(self, contender: Contender, config: SamplingConfig) -> Score:
+        key = json.dumps([contender.key, vars(config), self.images, self.extractor_key])
+        if key not in self._known:
+            self._known[key] = self._compute(contender, config)
+            write_atomically(self.path, json.dumps(self._known, indent=1))
+        return Score(*self._known[key])
+
+    @torch.inference_mode()
+    def _compute(self, contender: Contender, config: SamplingConfig) -> Score:
+        source = contender.source
+        plan = plan_for(source, config)
+        flops = contender.total_flops(plan.iterations)
+        reuse = ", reuse" if source.iterative and config.reuse is not False else ""
+        logger.info(f"{contender.name}, {config.sampler}{reuse}: {describe(plan, flops)}")
+        features, started = [], time.perf_counter()
+        with tqdm(total=self.images, desc=f"sample {contender.name}", unit="image", leave=False) as progress:
+            for first in range(0, self.images, self.batch_size):
+                indices = range(first, min(first + self.batch_size, self.images))
+                features.append(self.extractor(draw_images(source, config, plan, indices)).cpu())
+                progress.update(len(indices))
+        seconds = time.perf_counter() - started
+        return Score(
+            distance=frechet_distance(statistics(torch.cat(features)), self.reference),
+            timesteps=len(plan.steps),
+            block_passes=plan.block_passes,
+            gflops=flops / 1e9,
+            ms_per_image=1000 * seconds / self.images,
+        )

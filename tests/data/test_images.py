@@ -1,0 +1,161 @@
+import json
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fpdm.data.images import centre_crop, image_batches, open_images, to_signed, to_uint8
+
+
+def pixels(images):
+    return [np.array(images.load(i)) for i in range(len(images))]
+
+
+def zipped(folder, path, prefix=""):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, prefix + file.relative_to(folder).as_posix())
+    return path
+
+
+def test_class_folders(image_folder):
+    images = open_images(image_folder)
+    assert images.class_names == ["ant", "bee", "cow"]
+    assert images.labels == [0] * 8 + [1] * 8 + [2] * 8
+    for image, label in zip(pixels(images), images.labels, strict=True):
+        assert image.mean((0, 1)).argmax() == label  # each class has its colour
+
+
+@pytest.mark.parametrize("prefix", ["", "data/train/"])
+def test_zip_of_class_folders_is_the_folder(image_folder, tmp_path, prefix):
+    folder, archive = open_images(image_folder), open_images(zipped(image_folder, tmp_path / "a.zip", prefix))
+    assert archive.labels == folder.labels and archive.class_names == folder.class_names
+    assert all(np.array_equal(a, b) for a, b in zip(pixels(folder), pixels(archive), strict=True))
+
+
+def test_flat_folder_is_one_class(image_folder):
+    images = open_images(image_folder / "bee")
+    assert len(images) == 8 and set(images.labels) == {0} and len(images.class_names) == 1
+
+
+def test_edm_zip_takes_its_labels(image_folder, tmp_path):
+    path = tmp_path / "edm.zip"
+    labels = {f"00000/img{i:08d}.png": i % 2 for i in range(4)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(labels):
+            archive.write(image_folder / "ant" / f"{i}.png", name)
+        archive.writestr("dataset.json", json.dumps({"labels": list(labels.items())}))
+    images = open_images(path)
+    assert images.labels == [0, 1, 0, 1] and images.class_names == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([["a.png", -1]], r"found \[-1\]"),
+        ([["a.png", [0, 1]]], r"found \[\[0, 1\]\]"),
+        ([], "classes 0, 1"),
+        ([["b.png", 0]], r"1 images that are not in the zip, the first is b\.png"),
+        (None, None),
+    ],
+)
+def test_edm_labels_are_checked(image_folder, tmp_path, labels, says):
+    path = tmp_path / "edm.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(image_folder / "ant" / "0.png", "a.png")
+        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    if says is None:
+        assert open_images(path).labels == [0]
+        return
+    with pytest.raises(ValueError, match=says):
+        open_images(path)
+
+
+def test_zip_with_one_class_keeps_its_name(image_folder, tmp_path):
+    path = tmp_path / "one.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(image_folder / "ant" / "0.png", "train/ant/0.png")
+    assert open_images(path).class_names == ["ant"]
+
+
+def test_image_sets_go_to_worker_processes(image_folder, tmp_path):
+    for images in (
+        open_images("digits"),
+        open_images(image_folder),
+        open_images(zipped(image_folder, tmp_path / "a.zip")),
+    ):
+        images.load(3)
+        twin = pickle.loads(pickle.dumps(images.subset([3, 5])))
+        assert np.array_equal(np.array(twin.load(0)), np.array(images.load(3)))
+
+
+def test_exact_size_is_enforced_on_request(image_folder):
+    with pytest.raises(ValueError, match=r"ant/0\.png: 40x36 pixels, the others 16x16"):
+        list(image_batches(open_images(image_folder), 16, 4, exact=True))
+
+
+def test_digits():
+    images = open_images("digits")
+    assert len(images) == 1797 and images.class_names == [str(c) for c in range(10)]
+    assert images.load(0).size == (8, 8)
+    assert np.array(images.load(0)).max() == 239  # 15 of 16 grey levels
+
+
+def test_missing_empty_and_mixed_sources(tmp_path, image_folder):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_images(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="no image in it"):
+        open_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a zip"):
+        open_images(tmp_path / "notes.txt")
+    shutil.copytree(image_folder / "ant", tmp_path / "ant")
+    shutil.copy(image_folder / "ant" / "0.png", tmp_path / "stray.png")
+    with pytest.raises(ValueError, match=r"both images \(stray\.png\) and class folders \(ant\)"):
+        open_images(tmp_path)
+
+
+def test_broken_file_is_named_or_skipped(tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "set")
+    broken = tmp_path / "set" / "bee" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    images = open_images(tmp_path / "set")
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"bee/3\.png: broken image .*mend or remove it$") as error:
+            list(image_batches(images, 16, 5, workers))
+        assert "Traceback" not in str(error.value)
+    with pytest.raises(ValueError, match="--skip-broken true"):
+        list(image_batches(images, 16, 5, skip_broken=False))
+    batches = list(image_batches(images, 16, 5, skip_broken=True))
+    assert sum(len(labels) for _, _, labels in batches) == 23
+    assert 11 not in torch.cat([indices for indices, _, _ in batches])
+
+
+def test_centre_crop():
+    image = Image.new("RGB", (200, 100))
+    image.paste((255, 0, 0), (50, 0, 150, 100))  # the centre square is red
+    for size in (100, 64, 16, 128):
+        cropped = np.array(centre_crop(image, size))
+        assert cropped.shape == (size, size, 3)
+        assert (cropped[:, 2:-2] == (255, 0, 0)).all()
+
+
+def test_crop_leaves_an_image_of_the_right_size_alone(image_folder):
+    image = open_images(image_folder).load(0).crop((0, 0, 32, 32))
+    assert np.array_equal(np.array(centre_crop(image, 32)), np.array(image))
+
+
+def test_levels_survive_the_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_signed(levels)), levels)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_workers_read_the_same(image_folder, tmp_path):
+    images = open_images(zipped(image_folder, tmp_path / "a.zip"))
+    alone = torch.cat([p for _, p, _ in image_batches(images, 16, 5)])
+    assert torch.equal(alone, torch.cat([p for _, p, _ in image_batches(images, 16, 5, workers=2)]))
