@@ -254,7 +254,7 @@ def draw_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingCon
         plan = plan_for(models[name].contender.source, config)
         with torch.inference_mode():
             images = draw_images(models[name].contender.source, config, plan, range(2 * GRID_COLUMNS)).cpu()
-        each = f", {config.iterations} iteration(s) each" if config.iterations else ""
+        each = f", {config.iterations} it. each" if config.iterations else ""
         family = "FPDM" if name == "fpdm" else "DiT"
         label = f"{family}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"
         strips.append((label, f"{name}-{config.budget}-block-passes.png", images))
@@ -272,7 +272,7 @@ def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, a
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, config, result in rows:
-        label = f"FPDM, {best} iteration(s), reuse" if name == "fpdm" else "DiT"
+        label = f"FPDM, {best} it. per timestep, reuse" if name == "fpdm" else "DiT"
         terminal.append(
             f"| {label} | {config.sampler.upper()} | {config.budget} | {result.timesteps} | {result.gflops:.2f} "
             f"| {result.ms_per_image:.1f} | {result.distance:.1f} |"

@@ -3,7 +3,7 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from fpdm.data.images import image_batches, open_images
-from fpdm.evaluation.features import Inception, cached_classifier, extract, train_classifier
+from fpdm.evaluation.features import Classifier, Inception, cached_classifier, extract, train_classifier
 
 CPU = torch.device("cpu")
 
@@ -43,9 +43,8 @@ def test_one_class_cannot_be_told_apart(digits):
 
 
 def test_only_uint8_images(digits):
-    images, labels = digits
     with pytest.raises(ValueError, match="not uint8"):
-        extract(train_classifier(images[:100], labels[:100], 10), [images.float()], 600, CPU)
+        extract(Classifier(10).eval(), [digits[0].float()], 600, CPU)
 
 
 @pytest.fixture
@@ -79,7 +78,6 @@ def test_inception_without_weights_says_what_to_do(offline, tmp_path):
         Inception(str(tmp_path / "other.pth"))
 
 
-def test_images_too_small_for_the_classifier(digits):
-    model = train_classifier(digits[0][:100], digits[1][:100], 10)
+def test_images_too_small_for_the_classifier():
     with pytest.raises(ValueError, match="at least 8"):
-        model(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+        Classifier(10).eval()(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))

@@ -23,12 +23,12 @@ def test_timesteps_are_the_published_ones(recorded, kind, steps):
     assert evenly_spaced(steps) == recorded("diffusion")[f"{kind}/timesteps_{steps}"].tolist()
 
 
-@pytest.mark.parametrize("steps", range(1, 1001))
-def test_every_number_of_steps(steps):
-    times = evenly_spaced(steps)
-    assert len(times) == len(set(times)) == steps
-    assert times == sorted(times, reverse=True)
-    assert times[0] == 999 and (steps == 1 or times[-1] == 0)
+def test_every_number_of_steps():
+    for steps in range(1, 1001):
+        times = evenly_spaced(steps)
+        assert len(times) == len(set(times)) == steps
+        assert times == sorted(times, reverse=True)
+        assert times[0] == 999 and (steps == 1 or times[-1] == 0)
 
 
 def test_next_timestep_is_the_following_one():
@@ -36,12 +36,9 @@ def test_next_timestep_is_the_following_one():
     assert plan.steps == (Step(999, 500, 2), Step(500, 0, 2), Step(0, CLEAN, 2))
 
 
-@pytest.mark.parametrize("budget", [3, 60, 61, 97, 140, 280, 560, 1117])
-@pytest.mark.parametrize("iterations", [1, 2, 4, 8, 26, 58])
+@pytest.mark.parametrize(("budget", "iterations"), [(3, 1), (60, 3), (61, 58), (97, 8), (280, 1), (280, 4), (560, 26)])
 @pytest.mark.parametrize("ratio", [1.0, 2.0, 3.0, 12.0])
 def test_allocations_spend_the_budget_exactly(budget, iterations, ratio):
-    if budget < 2 + iterations:
-        pytest.skip("the budget does not hold one timestep")
     up = make_plan(2, budget=budget, iterations=iterations, allocation="increasing", ratio=ratio)
     down = make_plan(2, budget=budget, iterations=iterations, allocation="decreasing", ratio=ratio)
     assert up.block_passes == down.block_passes == budget
