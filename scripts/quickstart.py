@@ -58,7 +58,7 @@ class Settings:
         budget: block passes per image of the curve, and the small budget of the grids.
         large_budget: the large budget of the grids.
         batch_size: images drawn at a time.
-        seed: of training and sampling.
+        seed: of the two models' training and of sampling; the VAE's stays the same.
     """
 
     out: str = "results/quickstart"
@@ -90,7 +90,7 @@ def main() -> None:
     if not (vae / "config.json").exists():
         run("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
             "--steps", settings.vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
-            "--seed", settings.seed, "--out", vae)  # fmt: skip
+            "--out", vae)  # fmt: skip
     if not (latents / "manifest.json").exists():
         run("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
             "--mirror", "false", "--out", latents)  # fmt: skip

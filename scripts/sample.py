@@ -1,6 +1,7 @@
 """Draw images from a checkpoint: PNGs, a grid, and the npz of ADM's evaluator."""
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def main() -> None:
     missing = [i for i in range(settings.num_samples) if not is_complete(png_path(out, i))]
     state.wait_for_everyone()  # nobody writes before everybody has looked
     mine = missing[state.process_index :: state.num_processes]
+    started = time.perf_counter()
     with (
         ThreadPoolExecutor(2) as writers,
         tqdm(total=len(mine), desc="sample", unit="image", disable=not state.is_main_process) as progress,
@@ -111,11 +113,12 @@ def main() -> None:
         for job in writing:
             job.result()
     state.wait_for_everyone()
+    rate = len(missing) / (time.perf_counter() - started)
     if state.is_main_process:
         count = min(settings.num_samples, GRID_IMAGES)
         save_grid(torch.from_numpy(load_pngs(out, range(count))).permute(0, 3, 1, 2), out / GRID)
         save_npz(out, settings.num_samples)
-        logger.info(f"{out}: {settings.num_samples} images, {len(missing)} of them drawn now")
+        logger.info(f"{out}: {settings.num_samples} images, {len(missing)} of them drawn now, {rate:.1f} images/s")
 
 
 if __name__ == "__main__":

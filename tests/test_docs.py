@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_command_is_accepted(page, command, monkeypatch):
     module = runpy.run_path(script)
     parser, settings = module["parser"](), module["Settings"]
     cli.parse(settings, parser, words[words.index(script) + 1 :])
+
+
+@pytest.mark.parametrize(
+    "script", sorted(p.name for p in (ROOT / "scripts").glob("*.py") if "make_parser" in p.read_text())
+)
+def test_every_option_is_explained(script):
+    module = runpy.run_path(str(ROOT / "scripts" / script))
+    settings = module["Settings"]
+    for field in fields(settings):
+        assert re.search(rf"^ +{field.name}: \S", settings.__doc__, re.MULTILINE), f"{script} --{field.name}"
+    assert "show this help" in module["parser"]().format_help().lower()
 
 
 def test_linked_files_exist():

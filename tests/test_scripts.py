@@ -84,7 +84,7 @@ def test_samples_and_score(chain, tmp_path, image_folder):
     flags = ["--ckpt", chain / "runs" / "000-FPDM-XS-2", "--budget", 12, "--iterations", 2, "--out", out, "--seed", 5]
     said = succeed("sample.py", *flags, "--num-samples", 6, "--batch-size", 4)
     assert "3 timesteps (999..0), 2 explicit blocks + 2 iterations each: 12 block passes" in said
-    assert "GFLOPs per image" in said and "ema weights" in said
+    assert "GFLOPs per image" in said and "ema weights" in said and "images/s" in said.splitlines()[-1]
     recipe = json.loads((out / "samples.json").read_text())
     assert recipe["block_passes"] == 12 and recipe["sampling"]["seed"] == 5 and recipe["weights"] == "ema"
     with np.load(out / "samples.npz") as file:
