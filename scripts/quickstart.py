@@ -28,6 +28,7 @@ from fpdm.evaluation.features import cached_classifier
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
+from fpdm.evaluation.tables import markdown_table
 from fpdm.files import write_atomically
 from fpdm.models import forward_cost
 from fpdm.models.sizes import SIZES
@@ -263,29 +264,25 @@ def draw_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingCon
 
 def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, accuracy: float) -> str:
     """report.md; returns the part of it that is worth seeing in a terminal."""
-    terminal = [
-        "| model | parameters | training steps | training time |",
-        "| --- | ---: | ---: | ---: |",
-        *(f"| {m.contender.name} | {m.parameters:,d} | {m.steps} | {m.seconds:.0f} s |" for m in models.values()),
-        "",
-        f"| model | sampler | budget | timesteps | GFLOPs/image | ms/image | {smoothing.score} |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    trained = [[m.contender.name, f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for m in models.values()]
+    scored = []
     for name, config, result in rows:
         label = f"FPDM, {best} it. per timestep, reuse" if name == "fpdm" else "DiT"
-        terminal.append(
-            f"| {label} | {config.sampler.upper()} | {config.budget} | {result.timesteps} | {result.gflops:.2f} "
-            f"| {result.ms_per_image:.1f} | {result.distance:.1f} |"
-        )
-    terminal += [
-        "",
-        f"| {settings.budget} block passes, DDIM | " + " | ".join(f"{k} it." for k in settings.iterations) + " |",
-        "| --- |" + " ---: |" * len(settings.iterations),
-        *(f"| {c.label} | " + " | ".join(f"{s:.1f}" for s in c.scores) + " |" for c in smoothing.curves),
-        "",
-        f"Noise floor (two halves of the real digits): {smoothing.floor:.1f}",
-    ]
-    text = "\n".join(terminal)
+        numbers = [f"{result.gflops:.2f}", f"{result.ms_per_image:.1f}", f"{result.distance:.1f}"]
+        scored.append([label, config.sampler.upper(), str(config.budget), str(result.timesteps), *numbers])
+    curves = [[c.label, *(f"{s:.1f}" for s in c.scores)] for c in smoothing.curves]
+    text = "\n\n".join(
+        [
+            markdown_table(["model", "parameters", "training steps", "training time"], trained),
+            markdown_table(
+                ["model", "sampler", "budget", "timesteps", "GFLOPs/image", "ms/image", smoothing.score], scored, 2
+            ),
+            markdown_table(
+                [f"{settings.budget} block passes, DDIM", *(f"{k} it." for k in settings.iterations)], curves
+            ),
+            f"Noise floor (two halves of the real digits): {smoothing.floor:.1f}",
+        ]
+    )
     (out / "report.md").write_text(
         "# FPDM and DiT on handwritten digits\n\n"
         "Same data, batch size and learning rate; training for the same time; the same noise and labels at sampling. "

@@ -25,9 +25,14 @@ def run(*words, processes=1, cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd)
 
 
+PROGRESS = {"train_vae.py": "train vae", "encode_latents.py": "encode", "train.py": "train", "sample.py": "sample"}
+
+
 def succeed(*words, **kwargs) -> str:
+    """What a script prints; its progress bar is checked on the way."""
     done = run(*words, **kwargs)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert f"{PROGRESS.get(words[0], 'cnn features')}: 100%" in done.stderr or "inception" in str(words), done.stderr
     return done.stdout
 
 
@@ -114,7 +119,8 @@ def test_samples_and_score(chain, tmp_path, image_folder):
 
 
 def test_reference_scores_itself_near_zero(tmp_path):
-    from fpdm.data.images import centre_crop, open_images
+    from fpdm.data.batches import centre_crop
+    from fpdm.data.images import open_images
 
     digits = open_images("digits")
     for i in range(len(digits)):

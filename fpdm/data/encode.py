@@ -7,8 +7,9 @@ import torch
 from tqdm import tqdm
 
 from fpdm.config import check_at_least
+from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.codec import Codec
-from fpdm.data.images import ImageSet, image_batches, to_signed
+from fpdm.data.images import ImageSet
 from fpdm.data.latents import LatentWriter, Manifest
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpdm.data.images import ImageSet, image_batches, open_images
+from fpdm.data.batches import image_batches
+from fpdm.data.images import ImageSet, open_images
 from fpdm.sampling.images import GRID
 
 

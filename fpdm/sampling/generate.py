@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fpdm.config import SamplingConfig
+from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
-from fpdm.data.images import to_uint8
 from fpdm.diffusion import Diffusion
 from fpdm.sampling.noise import image_labels, image_noise
 from fpdm.sampling.plan import Plan, make_plan

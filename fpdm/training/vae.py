@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fpdm.config import check_at_least
-from fpdm.data.images import ImageSet, ImageTensors, image_batches, image_loader, to_signed, to_uint8
+from fpdm.data.batches import ImageTensors, image_batches, image_loader, to_signed, to_uint8
+from fpdm.data.images import ImageSet
 from fpdm.data.order import batch_indices, permutation
 from fpdm.seeding import key
 from fpdm.training.ema import EMA

@@ -5,10 +5,8 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from fpdm.data.images import centre_crop, image_batches, open_images, to_signed, to_uint8
+from fpdm.data.images import open_images
 
 
 def pixels(images):
@@ -93,11 +91,6 @@ def test_image_sets_go_to_worker_processes(image_folder, tmp_path):
         assert np.array_equal(np.array(twin.load(0)), np.array(images.load(3)))
 
 
-def test_exact_size_is_enforced_on_request(image_folder):
-    with pytest.raises(ValueError, match=r"ant/0\.png: 40x36 pixels, the others 16x16"):
-        list(image_batches(open_images(image_folder), 16, 4, exact=True))
-
-
 def test_digits():
     images = open_images("digits")
     assert len(images) == 1797 and images.class_names == [str(c) for c in range(10)]
@@ -117,45 +110,3 @@ def test_missing_empty_and_mixed_sources(tmp_path, image_folder):
     shutil.copy(image_folder / "ant" / "0.png", tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r"both images \(stray\.png\) and class folders \(ant\)"):
         open_images(tmp_path)
-
-
-def test_broken_file_is_named_or_skipped(tmp_path, image_folder):
-    shutil.copytree(image_folder, tmp_path / "set")
-    broken = tmp_path / "set" / "bee" / "3.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    images = open_images(tmp_path / "set")
-    for workers in (0, 2):
-        with pytest.raises(ValueError, match=r"bee/3\.png: broken image .*mend or remove it$") as error:
-            list(image_batches(images, 16, 5, workers))
-        assert "Traceback" not in str(error.value)
-    with pytest.raises(ValueError, match="--skip-broken true"):
-        list(image_batches(images, 16, 5, skip_broken=False))
-    batches = list(image_batches(images, 16, 5, skip_broken=True))
-    assert sum(len(labels) for _, _, labels in batches) == 23
-    assert 11 not in torch.cat([indices for indices, _, _ in batches])
-
-
-def test_centre_crop():
-    image = Image.new("RGB", (200, 100))
-    image.paste((255, 0, 0), (50, 0, 150, 100))  # the centre square is red
-    for size in (100, 64, 16, 128):
-        cropped = np.array(centre_crop(image, size))
-        assert cropped.shape == (size, size, 3)
-        assert (cropped[:, 2:-2] == (255, 0, 0)).all()
-
-
-def test_crop_leaves_an_image_of_the_right_size_alone(image_folder):
-    image = open_images(image_folder).load(0).crop((0, 0, 32, 32))
-    assert np.array_equal(np.array(centre_crop(image, 32)), np.array(image))
-
-
-def test_levels_survive_the_round_trip():
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(to_signed(levels)), levels)
-    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
-
-
-def test_workers_read_the_same(image_folder, tmp_path):
-    images = open_images(zipped(image_folder, tmp_path / "a.zip"))
-    alone = torch.cat([p for _, p, _ in image_batches(images, 16, 5)])
-    assert torch.equal(alone, torch.cat([p for _, p, _ in image_batches(images, 16, 5, workers=2)]))

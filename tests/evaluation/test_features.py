@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
-from fpdm.data.images import image_batches, open_images
+from fpdm.data.batches import image_batches
+from fpdm.data.images import open_images
 from fpdm.evaluation.features import Classifier, Inception, cached_classifier, extract, train_classifier
 
 CPU = torch.device("cpu")

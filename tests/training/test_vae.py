@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.codec import open_codec
-from fpdm.data.images import image_batches, open_images, to_signed
+from fpdm.data.images import open_images
 from fpdm.training.vae import VAEConfig, reconstruction, split_indices, train_vae
 
 CPU = torch.device("cpu")

@@ -1,0 +1,56 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fpdm.data.batches import centre_crop, image_batches, to_signed, to_uint8
+from fpdm.data.images import open_images
+
+
+def test_broken_file_is_named_or_skipped(tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "set")
+    broken = tmp_path / "set" / "bee" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    images = open_images(tmp_path / "set")
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"bee/3\.png: broken image .*mend or remove it$") as error:
+            list(image_batches(images, 16, 5, workers))
+        assert "Traceback" not in str(error.value)
+    with pytest.raises(ValueError, match="--skip-broken true"):
+        list(image_batches(images, 16, 5, skip_broken=False))
+    batches = list(image_batches(images, 16, 5, skip_broken=True))
+    assert sum(len(labels) for _, _, labels in batches) == 23
+    assert 11 not in torch.cat([indices for indices, _, _ in batches])
+
+
+def test_centre_crop():
+    image = Image.new("RGB", (200, 100))
+    image.paste((255, 0, 0), (50, 0, 150, 100))  # the centre square is red
+    for size in (100, 64, 16, 128):
+        cropped = np.array(centre_crop(image, size))
+        assert cropped.shape == (size, size, 3)
+        assert (cropped[:, 2:-2] == (255, 0, 0)).all()
+
+
+def test_crop_leaves_an_image_of_the_right_size_alone(image_folder):
+    image = open_images(image_folder).load(0).crop((0, 0, 32, 32))
+    assert np.array_equal(np.array(centre_crop(image, 32)), np.array(image))
+
+
+def test_levels_survive_the_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_signed(levels)), levels)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_workers_read_the_same(image_folder):
+    images = open_images(image_folder)
+    alone = torch.cat([p for _, p, _ in image_batches(images, 16, 5)])
+    assert torch.equal(alone, torch.cat([p for _, p, _ in image_batches(images, 16, 5, workers=2)]))
+
+
+def test_exact_size_is_enforced_on_request(image_folder):
+    with pytest.raises(ValueError, match=r"ant/0\.png: 40x36 pixels, the others 16x16"):
+        list(image_batches(open_images(image_folder), 16, 4, exact=True))
