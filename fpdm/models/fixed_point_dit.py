@@ -96,7 +96,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         with torch.no_grad():
             h, residuals = iterate(lambda h: self.implicit(h, constants), h.detach(), iterations, with_residuals)
         # Autocast keeps the casts of the weights just used, and these carry no gradient: the
-        # updates that follow would silently train nothing (pytorch#112583).
+        # updates that follow would silently train nothing (pytorch#112583; seen with torch 2.7,
+        # no longer with 2.15).
         if torch.is_autocast_enabled(h.device.type):
             torch.clear_autocast_cache()
         return h, residuals

@@ -1,6 +1,5 @@
-import numpy as np
 import torch
-from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_timestep_embedding
+from diffusers.models.embeddings import get_timestep_embedding
 
 from fpdm.models.embeddings import sincos_positions, sinusoidal_embedding
 
@@ -20,6 +19,9 @@ def test_timesteps_stay_float32_under_autocast():
     assert not torch.equal(lowered[0], lowered[1])
 
 
-def test_positions_against_diffusers():
-    expected = get_2d_sincos_pos_embed(64, 6, base_size=6, output_type="pt")
-    np.testing.assert_allclose(sincos_positions(64, 6)[0].numpy(), expected.numpy(), atol=1e-5)
+def test_positions_are_the_published_ones(recorded):
+    data = recorded("dit")
+    torch.testing.assert_close(sincos_positions(32, 4), data.state["pos_embed"], atol=1e-6, rtol=0)
+    rows = sincos_positions(8, 3).reshape(3, 3, 8)
+    assert torch.equal(rows[0, :, :4], rows[2, :, :4])  # the first half tells the column alone
+    assert torch.equal(rows[:, 0, 4:], rows[:, 2, 4:])  # the second the row
