@@ -4,8 +4,9 @@ import logging
 from dataclasses import dataclass
 
 from fpdm import cli
+from fpdm.config import EncodeConfig
 from fpdm.data.codec import open_codec
-from fpdm.data.encode import EncodeConfig, encode
+from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.devices import process_state
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from fpdm import cli
+from fpdm.config import VAEConfig
 from fpdm.data.images import open_images
 from fpdm.devices import process_state
 from fpdm.sampling.images import save_grid
-from fpdm.training.vae import VAEConfig, pixel_batches, reconstruction, restore, split_indices, train_vae
+from fpdm.training.vae import pixel_batches, reconstruction, restore, split_indices, train_vae
 
 logger = logging.getLogger("fpdm")
 STRIP_IMAGES = 16

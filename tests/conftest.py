@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 
+from fpdm.config import EncodeConfig
 from fpdm.data.codec import open_codec
-from fpdm.data.encode import EncodeConfig, encode
+from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 
 REFERENCE = Path(__file__).parent / "reference"

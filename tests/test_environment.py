@@ -81,6 +81,27 @@ def test_scripts_use_the_active_environment_or_make_their_own(tmp_path, ready):
     assert ready or any("-e .[test]" in line for line in said)
 
 
+def test_conda_pins_run_on_v100s_and_satisfy_the_project():
+    """torch 2.7 is the last whose default builds (CUDA 12.6) hold code for compute capability 7.0."""
+    import yaml
+    from packaging.requirements import Requirement
+
+    try:
+        import tomllib
+    except ImportError:
+        from pip._vendor import tomli as tomllib
+
+    root = SCRIPT.parents[1]
+    conda = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    pins = dict(line.split("==") for line in pip if "==" in line)
+    assert set(pins) == {"torch", "torchvision"} and pins["torch"].startswith("2.7.")
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, project["dependencies"]):
+        assert requirement.name not in pins or requirement.specifier.contains(pins[requirement.name])
+    assert "Apache License" in (root / "LICENSE").read_text()[:200]
+
+
 def test_no_source_file_is_ignored_by_git():
     """A pattern such as `data/` would leave fpdm/data out of every clone."""
     import shutil

@@ -1,39 +1,15 @@
 """Images -> latent store."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from fpdm.config import check_at_least
+from fpdm.config import EncodeConfig
 from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.codec import Codec
 from fpdm.data.images import ImageSet
 from fpdm.data.latents import LatentWriter, Manifest
-
-
-@dataclass
-class EncodeConfig:
-    """How images become latents.
-
-    Args:
-        resolution: images are cropped and resized to this many pixels.
-        mirror: also store the mirror image's latents, for training with data.mirror.
-        batch_size: images through the codec at a time.
-        workers: processes that decode images.
-        skip_broken: leave out (and count) files that cannot be decoded instead of stopping.
-    """
-
-    resolution: int = 256
-    mirror: bool = True
-    batch_size: int = 64
-    workers: int = 0
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        check_at_least(1, resolution=self.resolution, batch_size=self.batch_size)
-        check_at_least(0, workers=self.workers)
 
 
 def encode(images: ImageSet, codec: Codec, folder: str | Path, config: EncodeConfig, device: torch.device) -> Manifest:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from fpdm.config import EncodeConfig
 from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.codec import Moments, open_codec
-from fpdm.data.encode import EncodeConfig, encode
+from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore, LatentWriter, Manifest, check_codec
 

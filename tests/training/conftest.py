@@ -2,9 +2,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
+from fpdm.config import DataConfig, EncodeConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
 from fpdm.data.codec import open_codec
-from fpdm.data.encode import EncodeConfig, encode
+from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 
 

@@ -199,8 +199,9 @@ def test_missing_tracker_is_said(experiment, monkeypatch):
 
 
 def test_one_class_has_no_label_to_drop(experiment, image_folder, tmp_path):
+    from fpdm.config import EncodeConfig
     from fpdm.data.codec import open_codec
-    from fpdm.data.encode import EncodeConfig, encode
+    from fpdm.data.encode import encode
     from fpdm.data.images import open_images
 
     config = EncodeConfig(resolution=8)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fpdm.config import VAEConfig
 from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.codec import open_codec
 from fpdm.data.images import open_images
-from fpdm.training.vae import VAEConfig, reconstruction, split_indices, train_vae
+from fpdm.training.vae import reconstruction, split_indices, train_vae
 
 CPU = torch.device("cpu")
 SMALL = {"resolution": 16, "widths": (16, 16), "batch_size": 32, "lr": 4e-3, "ema_decay": 0.9}
