@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fpdm import cli
 from fpdm.config import EncodeConfig
-from fpdm.data.codec import open_codec
+from fpdm.data.codec import PIXELS, open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.devices import process_state
@@ -41,7 +41,7 @@ def main() -> None:
         f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
         f"{manifest.flips} flip(s), {manifest.skipped} broken image(s) skipped, standard deviation {manifest.std:.3f}"
     )
-    if not 0.7 <= manifest.std <= 1.3:
+    if settings.vae != PIXELS and not 0.7 <= manifest.std <= 1.3:
         logger.warning(
             f"warning: the latents' standard deviation is {manifest.std:.3f}, outside 0.7..1.3: the VAE's "
             "scaling_factor does not fit these images, and the noise schedule assumes 1"

@@ -118,7 +118,8 @@ def main() -> None:
         count = min(settings.num_samples, GRID_IMAGES)
         save_grid(torch.from_numpy(load_pngs(out, range(count))).permute(0, 3, 1, 2), out / GRID)
         save_npz(out, settings.num_samples)
-        logger.info(f"{out}: {settings.num_samples} images, {len(missing)} of them drawn now, {rate:.1f} images/s")
+        drawn = f"{len(missing)} of them drawn now, {rate:.1f} images/s" if missing else "all of them there already"
+        logger.info(f"{out}: {settings.num_samples} images, {drawn}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -45,14 +46,32 @@ def test_command_line_goes_over_the_file(parser, tmp_path):
 
 @pytest.mark.parametrize("words", [["--optim.stepps=5"], ["--optim.step", "5"], ["--lr", "1"], ["--optim.steps=many"]])
 def test_unknown_flags_and_wrong_types_are_refused(parser, words):
-    with pytest.raises(cli.ArgumentError):
+    with pytest.raises(ValueError, match="see --help"):
         cli.parse(ExperimentConfig, parser, words)
+
+
+def test_mistyped_flag_is_answered_with_the_nearest(parser):
+    with pytest.raises(ValueError, match=r"did you mean --data\.latents\?"):
+        cli.parse(ExperimentConfig, parser, ["--data.latent", "x"])
+
+
+@pytest.mark.parametrize("words", [["--classes", "0,2"], ["--classes=0,2"], ["--classes", "[0, 2]"]])
+def test_lists_may_be_written_plainly(words):
+    made = cli.make_parser(SamplingConfig, "sample")
+    assert cli.parse(SamplingConfig, made, ["--steps", "3", *words]).classes == [0, 2]
+    assert cli.parse(SamplingConfig, made, ["--steps", "3", "--classes", "5"]).classes == [5]
+
+
+def test_system_errors_name_the_path(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(lambda: Path("/proc/none/file").write_text(""))
+    assert capsys.readouterr().err.startswith("error: /proc/none/file: No such file or directory; check the path")
 
 
 def test_unknown_key_in_a_file_is_refused(parser, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model: {name: DiT-S/2, depht: 3}\n")
-    with pytest.raises(cli.ArgumentError, match="depht"):
+    with pytest.raises(ValueError, match="depht"):
         cli.parse(ExperimentConfig, parser, ["--config", str(path)])
 
 
@@ -85,8 +104,6 @@ def test_the_number_of_settings_is_watched():
 
 
 def test_pairs_of_configs_differ_under_model_alone():
-    from pathlib import Path
-
     configs = Path(__file__).parents[1] / "configs"
     for a, b in (("digits/fpdm", "digits/dit"), ("imagenet256/fpdm-xl-2", "imagenet256/dit-xl-2")):
         first, second = (yaml.safe_load((configs / f"{name}.yaml").read_text()) for name in (a, b))

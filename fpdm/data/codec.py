@@ -90,6 +90,9 @@ def open_codec(source: str, device: torch.device | str = "cpu") -> Codec:
     local = Path(source).exists()
     if local and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"vae {source}: no config.json, so not a folder that an AutoencoderKL was saved to")
+    parent = Path(source).parent
+    if not local and (Path(source).is_absolute() or (parent != Path(".") and parent.is_dir())):
+        raise FileNotFoundError(f"vae {source}: no such folder in {parent}; give a local folder, a Hub id or 'pixels'")
     try:
         vae = AutoencoderKL.from_pretrained(source, local_files_only=local)
     except OSError as error:

@@ -161,6 +161,11 @@ class LatentStore:
         for row, index in enumerate(indices):
             record = self._shards[index // self.manifest.shard_records][index % self.manifest.shard_records]
             moments[row], labels[row] = record["moments"][flip[row]], record["label"]
+        if not np.isfinite(moments).all():
+            damaged = indices[~np.isfinite(moments).all(axis=(1, 2, 3, 4))]
+            raise ValueError(
+                f"latents {self.folder}: record {damaged[0]} is not finite; the store is damaged, encode again"
+            )
         values = torch.from_numpy(moments)
         return Moments(values[:, 0], values[:, 1] if self.manifest.parts == 2 else None), torch.from_numpy(labels)
 

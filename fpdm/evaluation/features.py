@@ -96,7 +96,10 @@ def train_classifier(images: Tensor, labels: Tensor, num_classes: int) -> Classi
     Always on the CPU: scores made on machines with and without a GPU shall compare.
     """
     if num_classes < 2:
-        raise ValueError("features=cnn needs a reference with at least two classes to tell apart; use inception")
+        raise ValueError(
+            "features=cnn needs a reference with at least two classes to tell apart; "
+            "use features=inception (--inception PATH for a local copy of its weights)"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(CNN_SEED)
         model = Classifier(num_classes)

@@ -4,7 +4,7 @@ from fpdm.models.cost import ForwardCost, count_explicit_blocks, forward_cost
 from fpdm.models.denoiser import DenoiserOutput
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
-from fpdm.models.pretrained import load_pretrained
+from fpdm.models.pretrained import load_pretrained, load_weights
 from fpdm.models.sizes import build_model
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "count_explicit_blocks",
     "forward_cost",
     "load_pretrained",
+    "load_weights",
 ]

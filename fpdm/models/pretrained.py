@@ -5,7 +5,9 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
@@ -26,11 +28,23 @@ def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
         model = cls(**config)
     except TypeError as error:
         raise ValueError(f"{folder / CONFIG} is not the config of a {cls.__name__}: {error}") from error
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} holds another architecture than {folder / CONFIG}: {error}") from error
+    load_weights(model, folder)
     return model.eval()
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Weights of such a folder into a model, on whichever device it is.
+
+    ValueError where the file is damaged or does not fit the model.
+    """
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); use another checkpoint") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} holds another architecture than is asked for: {error}") from error
 
 
 def resolve_folder(source: str | Path) -> Path:

@@ -17,6 +17,7 @@ from fpdm.files import write_atomically
 GRID = "grid.png"
 NPZ = "samples.npz"
 RECIPE = "samples.json"
+DERIVED = ("plan", "block_passes", "flops_per_image")
 
 
 def png_path(folder: Path, index: int) -> Path:
@@ -74,14 +75,18 @@ def open_folder(folder: Path, recipe: dict) -> None:
     path = folder / RECIPE
     if path.exists():
         before, now = _flat(json.loads(path.read_text())), _flat(recipe)
-        names = sorted((set(before) | set(now)) - {"num_samples"})
-        changed = [
-            f"{name} was {before.get(name)}, is {now.get(name)}" for name in names if before.get(name) != now.get(name)
-        ]
-        if changed:
-            raise ValueError(f"{folder} holds samples of another recipe ({'; '.join(changed)}); choose another folder")
-    elif folder.is_dir() and any(folder.glob("*.png")):
-        raise ValueError(f"{folder} holds images but no {RECIPE}; choose another folder")
+        if before["num_samples"] > now["num_samples"]:
+            raise ValueError(
+                f"num_samples={now['num_samples']}: {folder} holds {before['num_samples']} images of this kind; "
+                "ask for at least as many, or choose another folder"
+            )
+        names = [n for n in sorted({*before, *now} - {"num_samples"}) if before.get(n) != now.get(n)]
+        names = [n for n in names if n not in DERIVED] or names  # what follows from the rest says little
+        if names:
+            changed = "; ".join(f"{n} was {before.get(n)}, is {now.get(n)}" for n in names)
+            raise ValueError(f"{folder} holds samples of another recipe ({changed}); choose another folder")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files but no {RECIPE}; choose another folder, or an empty one")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(recipe, indent=1))
 

@@ -8,6 +8,7 @@ checkpoints/latest            link to the newest
 
 import json
 import os
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -55,7 +56,10 @@ def save_checkpoint(
 
 def load_trainer(checkpoint: Path) -> dict:
     """The `trainer` of `save_checkpoint`, on the CPU."""
-    return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{checkpoint / TRAINER} is damaged ({error}); resume from an earlier checkpoint") from error
 
 
 def find_checkpoint(source: str | Path) -> Path:

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fpdm.data.latents import LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, on_cpu, process_state
 from fpdm.diffusion import Diffusion
-from fpdm.models import FixedPointDiT, count_explicit_blocks
+from fpdm.models import FixedPointDiT, count_explicit_blocks, load_weights
 from fpdm.training.checkpoint import load_trainer, random_states, restore_random_states, save_checkpoint
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import EMA
@@ -31,7 +31,6 @@ from fpdm.training.setup import (
     check_mirror,
     check_tracker,
     first_screen,
-    load_weights,
     open_run,
     sampling_facts,
     split_batch,
@@ -101,7 +100,7 @@ def train(
         tqdm(total=optim.steps, initial=start, desc="train", unit="step", disable=not is_main) as progress,
         ThreadPoolExecutor(1) as reader,
     ):
-        log.say(first_screen(config, network, explicit_blocks, store, run))
+        log.say(first_screen(config, network, explicit_blocks, store, run, start))
         interval = Interval(device, optim.batch_size)
         upcoming = reader.submit(read_batch, config, store, start, rows)
         for step in range(start, optim.steps):
@@ -171,9 +170,10 @@ def train(
                     save_checkpoint(run, done, network, ema.model, trainer, sampling_facts(config, store.manifest))
                 accelerator.wait_for_everyone()
             if on_preview is not None and config.run.preview_every and done % config.run.preview_every == 0:
-                if is_main:
-                    on_preview(run, done, ema.model)
-                accelerator.wait_for_everyone()
+                with interval.paused():
+                    if is_main:
+                        on_preview(run, done, ema.model)
+                    accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
 
@@ -191,6 +191,13 @@ class Interval:
         self.norm.zero_()
         self.steps = self.passes = 0
         self.started = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here, on checkpoints and previews, does not count in the rates."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
 
     def add(self, losses: Tensor, norm: Tensor, passes: int) -> None:
         """One step: this rank's mean losses (3,), the gradient norm, block passes per image."""

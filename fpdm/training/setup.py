@@ -8,8 +8,6 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
-from torch import nn
 
 from fpdm.config import ExperimentConfig, OptimConfig, RunConfig
 from fpdm.data.latents import LatentStore, Manifest
@@ -103,6 +101,10 @@ def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | 
         source = latest_run(config.run.results, name) if resume == "latest" else resume
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
+        if not (run / "config.yaml").is_file():
+            raise FileNotFoundError(
+                f"--resume {resume}: not inside a run's folder, for {run / 'config.yaml'} is missing"
+            )
         _check_same_experiment(config, run)
         _check_same_latents(checkpoint, store)
         forget_after(run, step_of(checkpoint))
@@ -126,14 +128,6 @@ def _check_same_experiment(config: ExperimentConfig, run: Path) -> None:
         )
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Weights of a checkpoint into a model that is already on its device."""
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"{folder} holds another architecture than the config: {error}") from error
-
-
 def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
     """What drawing images from a checkpoint needs besides the network; kept beside its weights."""
     return {
@@ -146,14 +140,19 @@ def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
 
 
 def first_screen(
-    config: ExperimentConfig, network: DiT | FixedPointDiT, explicit_blocks: int, store: LatentStore, run: Path
+    config: ExperimentConfig,
+    network: DiT | FixedPointDiT,
+    explicit_blocks: int,
+    store: LatentStore,
+    run: Path,
+    start: int,
 ) -> str:
     """Model, data and cost at a glance."""
     n, m = mean_iterations(config.sjfb) if isinstance(network, FixedPointDiT) else (0, 0)
     manifest = store.manifest
     return "\n".join(
         [
-            f"{config.model.name} -> {run}",
+            f"{config.model.name} -> {run}" + (f", resumed at step {start} of {config.optim.steps}" if start else ""),
             model_table(network),
             f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, "
             f"{len(manifest.class_names)} class(es), {manifest.flips} flip(s), from {store.folder}",

@@ -36,6 +36,8 @@ def test_pixels():
 def test_sources_that_cannot_be_opened(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         open_codec(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"no such folder in {tmp_path}"):
+        open_codec(str(tmp_path / "vaee"))  # a mistyped path is not asked for on the Hub
     with pytest.raises(FileNotFoundError, match="not a Hub repository that can be reached"):
         open_codec("nobody/no-such-vae")
 

@@ -87,6 +87,15 @@ def test_unfinished_damaged_and_foreign_stores_are_refused(tiny_store, tmp_path)
         LatentStore(tmp_path / "old")
 
 
+def test_damaged_record_is_named(tiny_store, tmp_path):
+    shutil.copytree(tiny_store, tmp_path / "s")
+    with (tmp_path / "s" / "shard-00000.bin").open("r+b") as file:
+        file.seek(7 * LatentStore(tmp_path / "s").manifest.record.itemsize + 4)
+        file.write(b"\xff\xff")
+    with pytest.raises(ValueError, match="record 7 is not finite; the store is damaged"):
+        LatentStore(tmp_path / "s").read(np.array([3, 7]))
+
+
 def test_existing_store_is_not_overwritten(tiny_store):
     with pytest.raises(ValueError, match="already holds a latent store"):
         LatentWriter(tiny_store, LatentStore(tiny_store).manifest)

@@ -36,6 +36,14 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         load_pretrained(tmp_path)
 
 
+def test_damaged_weights_are_said(tmp_path):
+    build_model("DiT-XS/2", input_size=8, depth=1).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*use another checkpoint"):
+        load_pretrained(tmp_path)
+
+
 def test_nothing_to_open(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_pretrained(tmp_path)

@@ -49,11 +49,15 @@ def test_folder_takes_one_recipe(tmp_path):
     folder = tmp_path / "samples"
     open_folder(folder, {"seed": 0, "num_samples": 4})
     open_folder(folder, {"seed": 0, "num_samples": 9})  # extending it is fine
-    with pytest.raises(ValueError, match="seed was 0, is 1"):
-        open_folder(folder, {"seed": 1, "num_samples": 4})
+    with pytest.raises(ValueError, match=r"\(seed was 0, is 1\)"):
+        open_folder(folder, {"seed": 1, "num_samples": 9, "plan": [[999, -1, 3]]})
+    with pytest.raises(ValueError, match="holds 9 images of this kind"):
+        open_folder(folder, {"seed": 0, "num_samples": 4})
 
 
-def test_folder_of_other_images_is_refused(tmp_path):
-    fill(tmp_path)
-    with pytest.raises(ValueError, match=r"holds images but no samples\.json"):
+@pytest.mark.parametrize("flat", [True, False])
+def test_folder_of_other_images_is_refused(tmp_path, flat):
+    (tmp_path / "class").mkdir()
+    fill(tmp_path if flat else tmp_path / "class")
+    with pytest.raises(ValueError, match=r"holds files but no samples\.json"):
         open_folder(tmp_path, {"seed": 0})

@@ -86,6 +86,13 @@ def test_random_states_go_round(tmp_path):
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == first
 
 
+def test_damaged_trainer_state_is_said(tmp_path):
+    path = save(tmp_path, 10) / "trainer.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"trainer\.pt is damaged .*resume from an earlier checkpoint"):
+        load_trainer(path.parent)
+
+
 def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         find_checkpoint(tmp_path / "absent")

@@ -168,10 +168,18 @@ def test_clipping_scales_the_gradient_down(experiment):
     assert moments[1] == pytest.approx(1e-3 * 1e-12, rel=1e-2)
 
 
+def test_checkpoint_outside_a_run_cannot_be_resumed(experiment, tmp_path):
+    run = train(experiment())
+    shutil.copytree(find_checkpoint(run), tmp_path / "alone" / "0000004")
+    with pytest.raises(FileNotFoundError, match="not inside a run's folder"):
+        train(experiment(), resume=str(tmp_path / "alone" / "0000004"))
+
+
 def test_more_steps_may_be_added(experiment):
     run = train(experiment())
     again = train(experiment(optim={"steps": 6}), resume=str(run))
     assert again == run and find_checkpoint(run).name == "0000006"
+    assert "resumed at step 4 of 6" in (run / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
