@@ -35,11 +35,12 @@ def encode(images: ImageSet, codec: Codec, folder: str | Path, config: EncodeCon
     )
     writer = LatentWriter(folder, manifest)
     with tqdm(total=len(images), desc="encode", unit="image") as progress:
-        for _, pixels, labels in image_batches(
+        for indices, pixels, labels in image_batches(
             images, config.resolution, config.batch_size, config.workers, config.skip_broken
         ):
             x = to_signed(pixels.to(device))
             writer.write(labels, [codec.encode(view) for view in (x, x.flip(-1))[:flips]])
-            progress.update(len(labels))
+            progress.update(int(indices[-1]) + 1 - progress.n)  # skipped images are done with too
+        progress.update(len(images) - progress.n)
     manifest.skipped = len(images) - manifest.count
     return writer.close()
