@@ -155,7 +155,7 @@ def steps_for_equal_time(settings: Settings, out: Path) -> dict[str, int]:
                 last = json.loads(next(Path(folder).glob("*/log.jsonl")).read_text().splitlines()[-1])
             batch = yaml.safe_load(config_path(name).read_text())["optim"]["batch_size"]
             steps[name] = max(int(settings.seconds * last["images_per_s"] / batch), 1)
-        path.write_text(json.dumps(steps))
+        write_atomically(path, json.dumps(steps))
     steps = json.loads(path.read_text())
     logger.info(f"\n{settings.seconds:g} s of training are {steps['fpdm']} steps of FPDM, {steps['dit']} of DiT here")
     return steps

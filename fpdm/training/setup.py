@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from fpdm.config import ExperimentConfig, OptimConfig, RunConfig
 from fpdm.data.latents import LatentStore, Manifest
+from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, step_of
 from fpdm.training.runlog import forget_after, latest_run, model_table, new_run
@@ -109,7 +110,7 @@ def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | 
         _check_same_latents(checkpoint, store)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)
-    (run / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    write_atomically(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     return [run, checkpoint]
 
 
