@@ -1,26 +1,45 @@
 """Command lines for the scripts: a dataclass is the interface, an error is one line."""
 
 import difflib
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from fpdm.config_files import check_names, layers
 
 Settings = TypeVar("Settings")
+
+
+class ConfigFile(ActionConfigFile):
+    """--config FILE: the settings of the file, over those of the files that it extends."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        known = set(parser.get_defaults().keys()) - {self.dest}
+        for layer in layers(values):
+            check_names(layer, known)
+            try:
+                # As JSON, which is YAML: a number stays a number, and a string a string.
+                super().__call__(parser, cfg, json.dumps(layer.settings), option_string)
+            except (ArgumentError, TypeError, ValueError) as error:
+                raise ValueError(f"{layer.path}: {error}") from error
 
 
 def make_parser(settings: type, description: str) -> ArgumentParser:
     """A parser whose options are the fields of the dataclass `settings`, and --config for a YAML file.
 
-    Unknown options and unknown keys of the file are errors; abbreviations are not taken.
+    Unknown options and unknown keys of the file are errors; abbreviations are not taken. A file may extend
+    another (fpdm.config_files); of several --config, as of options, the later one wins.
     """
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options below")
     parser.add_class_arguments(settings)
     return parser
 
@@ -28,11 +47,13 @@ def make_parser(settings: type, description: str) -> ArgumentParser:
 def parse(settings: type[Settings], parser: ArgumentParser, argv: list[str] | None = None) -> Settings:
     """The settings that a command line stands for.
 
-    Dashes in option names read as underscores, and 0,2 as the list [0,2]. For an option that
-    does not exist the error names the nearest one.
+    Dashes in option names read as underscores, 0,2 as the list [0,2], and a switch without a
+    value as true. For an option that does not exist the error names the nearest one.
     """
-    lists = {f.name for f in fields(settings) if re.search(r"\b(list|tuple)\[", str(f.type))}
-    words = _bracket_lists([_underscored(word) for word in (sys.argv[1:] if argv is None else argv)], lists)
+    words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    options = _option_types(settings)
+    words = _bracket_lists(words, options)
+    words = _explicit_switches(words, options)
     try:
         values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
@@ -47,17 +68,47 @@ def _underscored(word: str) -> str:
     return "--" + name.replace("-", "_") + equals + value
 
 
-def _bracket_lists(words: list[str], lists: set[str]) -> list[str]:
-    """--classes 0,2 -> --classes [0,2], for the options whose values are lists of numbers."""
+def _option_types(settings: type, prefix: str = "") -> dict[str, type]:
+    """The type of every option, those of sections too."""
+    found = {}
+    for field in fields(settings):
+        if is_dataclass(field.type):
+            found |= _option_types(field.type, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = field.type
+    return found
+
+
+def _explicit_switches(words: list[str], options: dict[str, type]) -> list[str]:
+    """--dry_run -> --dry_run true."""
     result = []
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if equals and name[2:] in lists and re.fullmatch(r"\d+(,\d+)*", value):
-            word = f"{name}=[{value}]"
-        elif i and words[i - 1][2:] in lists and words[i - 1].startswith("--") and re.fullmatch(r"\d+(,\d+)*", word):
-            word = f"[{word}]"
+    for word, following in pairwise([*words, "--"]):
         result.append(word)
+        if word.startswith("--") and options.get(word[2:]) is bool and following.startswith("--"):
+            result.append("true")
     return result
+
+
+def _bracket_lists(words: list[str], options: dict[str, type]) -> list[str]:
+    """--classes 0,2 -> --classes [0,2], for the options whose values are lists."""
+    is_list = {name: re.search(r"\b(list|tuple)\[", str(kind)) for name, kind in options.items()}
+    lists = {name: options[name] == list[str] for name, found in is_list.items() if found}
+    result, before = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name[2:] in lists:
+            word = f"{name}={_bracketed(value, lists[name[2:]])}"
+        elif before.startswith("--") and before[2:] in lists:
+            word = _bracketed(word, lists[before[2:]])
+        result.append(word)
+        before = word
+    return result
+
+
+def _bracketed(value: str, of_texts: bool) -> str:
+    if of_texts and not value.startswith("["):
+        return json.dumps(value.split(","))
+    return f"[{value}]" if re.fullmatch(r"\d+(,\d+)*", value) else value
 
 
 def _suggestion(message: str, parser: ArgumentParser) -> str:

@@ -111,15 +111,30 @@ class SJFBConfig:
 
 @dataclass
 class DataConfig:
-    """Where the latents are.
+    """Where the latents are, and what they must be; a store that differs is refused.
 
     Args:
-        latents: the store that encode_latents.py wrote.
+        latents: the store that encode_latents.py or import_latents.py wrote.
         mirror: use mirror images at random; the store must hold them.
+        vae: the VAE of the latents, a folder, a Hub id or pixels; previews decode with it (null for the store's own).
+        shape: channels, height and width of a latent (null for the store's).
+        scale: the VAE's scale factor (null for the store's).
+        classes: number of classes, 1 for unconditional data (null for the store's).
     """
 
     latents: str = ""
     mirror: bool = True
+    vae: str | None = None
+    shape: list[int] | None = None
+    scale: float | None = None
+    classes: int | None = None
+
+    def __post_init__(self):
+        check_at_least(1, **{"data.classes": self.classes})
+        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1 or self.shape[1] != self.shape[2]):
+            raise ValueError(
+                f"data.shape={self.shape}: channels, height and width (as high as wide), as in [4, 32, 32]"
+            )
 
 
 @dataclass
@@ -174,8 +189,13 @@ class RunConfig:
         seed: of everything random.
         mixed_precision: no, bf16 or fp16.
         tf32: allow TF32 matrix products where a GPU has them.
+        gradient_checkpointing: keep only the input of each block and update, and compute the rest again in
+            the backward pass: less memory, about a third more time.
+        compile: compile blocks and the implicit layer's update with torch.compile.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_last: how many of the newest checkpoints to keep (null for all).
+        keep_every: with keep_last, checkpoints at multiples of so many steps are kept as well (null for none).
         preview_every: steps between grids of samples from the averaged weights; 0 for none.
         tracker: none, tensorboard or wandb, besides log.jsonl.
     """
@@ -185,15 +205,22 @@ class RunConfig:
     seed: int = 0
     mixed_precision: str = "no"
     tf32: bool = True
+    gradient_checkpointing: bool = False
+    compile: bool = False
     log_every: int = 100
     checkpoint_every: int = 50_000
+    keep_last: int | None = None
+    keep_every: int | None = None
     preview_every: int = 0
     tracker: str = "none"
 
     def __post_init__(self):
         check_choice("run.mixed_precision", self.mixed_precision, PRECISIONS)
         check_choice("run.tracker", self.tracker, TRACKERS)
-        check_at_least(1, **{"run.log_every": self.log_every, "run.checkpoint_every": self.checkpoint_every})
+        for name in ("log_every", "checkpoint_every", "keep_last", "keep_every"):
+            check_at_least(1, **{f"run.{name}": getattr(self, name)})
+        if self.keep_every is not None and self.keep_last is None:
+            raise ValueError(f"run.keep_every={self.keep_every} without run.keep_last: all checkpoints are kept anyway")
         check_at_least(0, **{"run.preview_every": self.preview_every, "run.seed": self.seed})
 
 
@@ -297,19 +324,24 @@ class EncodeConfig:
     Args:
         resolution: images are cropped and resized to this many pixels.
         mirror: also store the mirror image's latents, for training with data.mirror.
-        batch_size: images through the codec at a time.
-        workers: processes that decode images.
+        batch_size: images through the codec at a time, per process.
+        precision: of the codec's arithmetic, no (float32), bf16 or fp16.
+        shard: images per file of the store, the portion that processes share out among themselves.
+        workers: processes that decode images, per process.
         skip_broken: leave out (and count) files that cannot be decoded instead of stopping.
     """
 
     resolution: int = 256
     mirror: bool = True
     batch_size: int = 64
+    precision: str = "no"
+    shard: int = 4096
     workers: int = 0
     skip_broken: bool = False
 
     def __post_init__(self):
-        check_at_least(1, resolution=self.resolution, batch_size=self.batch_size)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_at_least(1, resolution=self.resolution, batch_size=self.batch_size, shard=self.shard)
         check_at_least(0, workers=self.workers)
 
 

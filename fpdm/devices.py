@@ -1,4 +1,8 @@
-"""Which device, processes and arithmetic this program runs on."""
+"""Which device, processes and arithmetic this program runs on, and what the device can do."""
+
+import re
+import resource
+import sys
 
 import torch
 from accelerate import PartialState
@@ -26,3 +30,45 @@ def allow_tf32(allowed: bool) -> None:
     """Let float32 matrix products and convolutions run as TF32 where a GPU has it."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+# Dense matrix products, TFLOP/s, from the makers' data sheets: 16-bit floats, TF32, float32. More telling names first.
+PEAK_TFLOPS = (
+    ("GB200|B200", (2250, 1125, 80)),
+    ("GH200|H200|H100 SXM|H100 80GB HBM3", (989, 494, 67)),
+    ("H100 NVL", (835, 417, 60)),
+    ("H100", (756, 378, 51)),
+    ("H800", (989, 494, 67)),
+    ("A100|A800", (312, 156, 19.5)),
+    ("A40", (149.7, 74.8, 37.4)),
+    ("A10G", (70, 35, 35)),
+    ("A10", (125, 62.5, 31.2)),
+    ("L40S", (362, 183, 91.6)),
+    ("L40", (181, 90.5, 90.5)),
+    ("L4", (121, 60, 30.3)),
+    ("RTX 4090", (165, 82.6, 82.6)),
+    ("RTX 3090", (71, 35.6, 35.6)),
+    ("V100-PCIE", (112, 14, 14)),
+    ("V100", (125, 15.7, 15.7)),
+    ("T4", (65, 8.1, 8.1)),
+)
+
+
+def peak_tflops(name: str, precision: str, tf32: bool) -> float | None:
+    """Peak of the GPU called `name` in a precision (no, bf16, fp16); None where it is not known."""
+    for pattern, (half, tensor_float, single) in PEAK_TFLOPS:
+        if re.search(rf"\b({pattern})\b", name):
+            return half if precision != "no" else tensor_float if tf32 else single
+    return None
+
+
+def device_peak_tflops(device: torch.device, precision: str, tf32: bool) -> float | None:
+    """Of this device; None for CPUs and unknown GPUs."""
+    return peak_tflops(torch.cuda.get_device_name(device), precision, tf32) if device.type == "cuda" else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

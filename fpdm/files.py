@@ -5,7 +5,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename: a reader, or a kill, finds the old content or the new."""
+    """Write beside, sync and rename: a reader, a kill or a power cut finds the old content or the new."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)

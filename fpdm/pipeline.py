@@ -40,6 +40,8 @@ def open_source(
     """A source of images from a model and its facts; `vae` overrides where its codec is found."""
     device = torch.device(device)
     check_precision("precision", precision, device)
+    if not (vae or facts["codec"]):
+        raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
     codec = open_codec(vae or facts["codec"], device)
     check_codec(codec, model, facts)
     return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
@@ -67,7 +69,7 @@ def check_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
             f"vae {codec.source} has {codec.channels} latent channels, the model {model.in_channels}; "
             f"it was trained with {facts['codec']}"
         )
-    if codec.fingerprint != facts["codec_fingerprint"]:
+    if facts["codec_fingerprint"] not in (None, codec.fingerprint):  # None: imported latents of a VAE never opened
         raise ValueError(
             f"vae {codec.source} has other weights than the one the model was trained with, {facts['codec']}"
         )

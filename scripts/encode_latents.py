@@ -1,14 +1,20 @@
-"""Encode a folder, a zip or the digits into a latent store for training."""
+"""Encode a folder, a zip or the digits into a latent store for training.
+
+Several processes share the work: torchrun --nproc_per_node=8 scripts/encode_latents.py ...
+A run that was stopped is continued by the same command.
+"""
 
 import logging
 from dataclasses import dataclass
 
 from fpdm import cli
 from fpdm.config import EncodeConfig
-from fpdm.data.codec import PIXELS, open_codec
+from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
-from fpdm.devices import process_state
+from fpdm.data.latents import check_std
+from fpdm.devices import check_precision, process_state
+from fpdm.pipeline import PRECISIONS
 
 logger = logging.getLogger("fpdm")
 
@@ -34,18 +40,22 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    device = process_state().device
+    state = process_state()
+    check_precision("precision", settings.precision, state.device)
     images = open_images(settings.images)
-    manifest = encode(images, open_codec(settings.vae, device), settings.out, settings, device)
+    codec = open_codec(settings.vae, state.device, PRECISIONS[settings.precision])
+    manifest = encode(
+        images, codec, settings.out, settings, state.device,
+        state.process_index, state.num_processes, state.wait_for_everyone,
+    )  # fmt: skip
+    if manifest is None:
+        return
     logger.info(
         f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
         f"{manifest.flips} flip(s), {manifest.skipped} broken image(s) skipped, standard deviation {manifest.std:.3f}"
     )
-    if settings.vae != PIXELS and not 0.7 <= manifest.std <= 1.3:
-        logger.warning(
-            f"warning: the latents' standard deviation is {manifest.std:.3f}, outside 0.7..1.3: the VAE's "
-            "scaling_factor does not fit these images, and the noise schedule assumes 1"
-        )
+    if warning := check_std(manifest):
+        logger.warning(warning)
 
 
 if __name__ == "__main__":

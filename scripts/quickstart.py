@@ -7,10 +7,6 @@ import json
 import logging
 import os
 import platform
-import shlex
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +17,7 @@ import yaml
 
 import fpdm
 from fpdm import cli
+from fpdm.chain import ROOT, run_script, steps_for_equal_time
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import Contender, ScoreBook
@@ -40,7 +37,6 @@ from fpdm.training.checkpoint import step_of
 from fpdm.training.runlog import latest_run
 
 logger = logging.getLogger("fpdm")
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("fpdm", "dit")
 RESOLUTION = 32
 GRID_COLUMNS = 20  # each digit twice in a row
@@ -89,13 +85,15 @@ def main() -> None:
     keep_settings(settings, out)
     vae, latents = out / "vae", out / "latents"
     if not (vae / "config.json").exists():
-        run("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
-            "--steps", settings.vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
-            "--out", vae)  # fmt: skip
+        run_script("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
+                   "--steps", settings.vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
+                   "--out", vae)  # fmt: skip
     if not (latents / "manifest.json").exists():
-        run("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
-            "--mirror", "false", "--out", latents)  # fmt: skip
-    steps = steps_for_equal_time(settings, out)
+        run_script("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
+                   "--mirror", "false", "--out", latents)  # fmt: skip
+    arguments = {name: train_arguments(name, settings, out) for name in MODELS}
+    steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
+    logger.info(f"\n{settings.seconds:g} s of training are {steps['fpdm']} steps of FPDM, {steps['dit']} of DiT here")
     models = {name: open_model(train(name, steps[name], settings, out)) for name in MODELS}
     compare(settings, out, models)
     logger.info(f"quickstart: {time.perf_counter() - started:.0f} s; report in {out / 'report.md'}")
@@ -120,16 +118,6 @@ def keep_settings(settings: Settings, out: Path) -> None:
     write_atomically(path, json.dumps(decisive))
 
 
-def run(script: str, *arguments) -> None:
-    """Run one of the scripts, showing the command as a user would type it."""
-    words = ["python", f"scripts/{script}", *map(str, arguments)]
-    logger.info(f"\n$ {shlex.join(words)}")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    status = subprocess.run([sys.executable, str(ROOT / "scripts" / script), *words[2:]], env=environment).returncode
-    if status:
-        raise ValueError(f"scripts/{script} failed with exit status {status}; its message is above")
-
-
 def config_path(name: str) -> Path:
     return Path(os.path.relpath(ROOT / "configs" / "digits" / f"{name}.yaml"))
 
@@ -139,39 +127,18 @@ def train_arguments(name: str, settings: Settings, out: Path) -> list:
             "--run.name", name, "--run.seed", settings.seed]  # fmt: skip
 
 
-def steps_for_equal_time(settings: Settings, out: Path) -> dict[str, int]:
-    """Training steps of each model that take `seconds` here: timed once, then kept for a resumed quickstart.
-
-    The learning rate is a function of the step, so the number of steps must be known beforehand.
-    """
-    path = out / "steps.json"
-    if not path.exists():
-        trial = 30
-        steps = {}
-        for name in MODELS:
-            with tempfile.TemporaryDirectory() as folder:
-                run("train.py", *train_arguments(name, settings, out), "--run.results", folder,
-                    "--optim.steps", 2 * trial, "--run.log_every", trial)  # fmt: skip
-                last = json.loads(next(Path(folder).glob("*/log.jsonl")).read_text().splitlines()[-1])
-            batch = yaml.safe_load(config_path(name).read_text())["optim"]["batch_size"]
-            steps[name] = max(int(settings.seconds * last["images_per_s"] / batch), 1)
-        write_atomically(path, json.dumps(steps))
-    steps = json.loads(path.read_text())
-    logger.info(f"\n{settings.seconds:g} s of training are {steps['fpdm']} steps of FPDM, {steps['dit']} of DiT here")
-    return steps
-
-
 def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
     """The run's folder, trained now unless an earlier quickstart did."""
     found = sorted((out / "runs").glob(f"*-{name}/checkpoints/latest"))
     if found and step_of(found[-1].resolve()) == steps:
         return found[-1].parent.parent
-    run(
+    run_script(
         "train.py",
         *train_arguments(name, settings, out),
         "--optim.steps",
         steps,
-        *(["--resume", "latest"] if found else []),
+        "--resume",
+        "auto",
     )
     return latest_run(str(out / "runs"), name)
 

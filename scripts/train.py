@@ -1,22 +1,27 @@
-"""Train a DiT or an FPDM on a latent store: one process, or several under torchrun."""
+"""Train a DiT or an FPDM on a latent store: one process, or several under torchrun or accelerate launch."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+import yaml
 from torch import nn
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig, SamplingConfig
-from fpdm.data.codec import open_codec
-from fpdm.data.latents import LatentStore, check_codec
+from fpdm.data.latents import MANIFEST, LatentStore
 from fpdm.devices import process_state
 from fpdm.diffusion import Diffusion
+from fpdm.models import forward_cost
 from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
+from fpdm.training.describe import describe_cost, describe_memory, model_table
 from fpdm.training.loop import train
+from fpdm.training.setup import build_network, check_store, open_store_codec, split_batch
 
+logger = logging.getLogger("fpdm")
 PREVIEW_IMAGES = 16
 PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; shallower ones get as many steps
 
@@ -25,13 +30,14 @@ PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; shallo
 class Settings(ExperimentConfig):
     __doc__ = (
         ExperimentConfig.__doc__
-        + """    resume: latest (newest run of this name), a run's folder or one of its checkpoints.
-        vae: where previews find the codec, if it has moved since the latents were made.
+        + """    resume: latest (newest run of this name), auto (the same, or a new run where there is none),
+            a run's folder or one of its checkpoints.
+        dry_run: print the resolved config, the network, the cost of a step and its expected memory, and end.
     """
     )
 
     resume: str | None = None
-    vae: str | None = None
+    dry_run: bool = False
 
 
 def parser():
@@ -40,26 +46,54 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    if not settings.data.latents:
-        raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
+    experiment = ExperimentConfig(**{name: getattr(settings, name) for name in ExperimentConfig.__dataclass_fields__})
     if not process_state().is_main_process:
         logging.getLogger("fpdm").setLevel(logging.ERROR)
-    experiment = ExperimentConfig(**{name: getattr(settings, name) for name in ExperimentConfig.__dataclass_fields__})
-    preview = make_preview(settings) if settings.run.preview_every else None
+    if settings.dry_run:
+        logger.info(describe(experiment, process_state().num_processes))
+        return
+    if not settings.data.latents:
+        raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
+    preview = make_preview(experiment) if settings.run.preview_every else None
     train(experiment, settings.resume, preview)
 
 
-def make_preview(settings: Settings):
+def describe(config: ExperimentConfig, processes: int) -> str:
+    """What a run of this config would be; the store need not exist where data.shape and data.classes are given."""
+    shape, classes = config.data.shape, config.data.classes
+    if (Path(config.data.latents) / MANIFEST).is_file():
+        store = LatentStore(config.data.latents)
+        check_store(config.data, store)
+        shape, classes = store.manifest.shape, len(store.manifest.class_names)
+    elif shape is None or classes is None:
+        raise ValueError(
+            f"data.latents={config.data.latents!r}: no latent store there, so data.shape and data.classes must say "
+            "what it will hold, as in --data.shape 4,32,32 --data.classes 1000"
+        )
+    Diffusion(**asdict(config.diffusion))  # refuses what training would refuse
+    with torch.device("meta"):
+        network = build_network(config, shape, classes)
+    _, micro = split_batch(config.optim, 0, processes)
+    parts = [
+        yaml.safe_dump(asdict(config), sort_keys=False),
+        config.model.name,
+        model_table(network),
+        describe_cost(config, network, forward_cost(network)),
+        describe_memory(config, network, micro),
+        f"{'':16s}with {processes} process(es); expected for the operations alone, allocators and libraries add to it",
+    ]
+    return "\n".join(parts)
+
+
+def make_preview(config: ExperimentConfig):
     """A callback that draws a grid from the EMA into the run's samples/."""
-    manifest = LatentStore(settings.data.latents).manifest
-    codec = open_codec(settings.vae or manifest.codec, process_state().device)
-    check_codec(manifest, codec, settings.data.latents)
-    diffusion = Diffusion(**vars(settings.diffusion))
+    codec = open_store_codec(config.data, LatentStore(config.data.latents), process_state().device)
+    diffusion = Diffusion(**asdict(config.diffusion))
 
     def preview(run: Path, step: int, model: nn.Module) -> None:
         source = make_source(model, diffusion, codec)
-        config = SamplingConfig(budget=PREVIEW_BUDGET, seed=settings.run.seed)
-        images = draw_images(source, config, plan_for(source, config), range(PREVIEW_IMAGES))
+        sampling = SamplingConfig(budget=PREVIEW_BUDGET, seed=config.run.seed)
+        images = draw_images(source, sampling, plan_for(source, sampling), range(PREVIEW_IMAGES))
         (run / "samples").mkdir(exist_ok=True)
         save_grid(images, run / "samples" / f"{step:07d}.png")
 

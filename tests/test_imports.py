@@ -12,7 +12,8 @@ ALLOWED = {
     "config": set(),
     "diffusion": set(),
     "seeding": set(),
-    "cli": set(),
+    "config_files": set(),
+    "cli": {"config_files"},
     "files": set(),
     "devices": set(),
     "models": {"config"},
@@ -20,6 +21,7 @@ ALLOWED = {
     "training": {"devices", "models", "diffusion", "data", "config", "seeding", "files"},
     "sampling": {"diffusion", "data", "config", "seeding", "files"},
     "evaluation": {"sampling", "data", "config", "seeding", "files"},
+    "chain": {"files"},
     "pipeline": {"devices", "models", "diffusion", "data", "config", "sampling", "training"},
 }
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))

@@ -1,7 +1,10 @@
 """The scripts as a user runs them: one chain from images to a score, and one line for each mistake."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +29,14 @@ def run(*words, processes=1, cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd)
 
 
-PROGRESS = {"train_vae.py": "train vae", "encode_latents.py": "encode", "train.py": "train", "sample.py": "sample"}
+PROGRESS = {
+    "train_vae.py": "train vae",
+    "encode_latents.py": "encode",
+    "import_latents.py": "import",
+    "benchmark_reading.py": "write",
+    "train.py": "train",
+    "sample.py": "sample",
+}
 
 
 def succeed(*words, **kwargs) -> str:
@@ -37,12 +48,27 @@ def succeed(*words, **kwargs) -> str:
 
 
 def fail(*words) -> str:
-    """The one line that a mistake is told in."""
-    done = run(*words)
-    assert done.returncode == 2, f"{words}: {done.returncode}\n{done.stderr[-3000:]}"
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    """The one line that a mistake is told in; run in this process, which has everything imported."""
+    script, errors = str(ROOT / "scripts" / str(words[0])), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as exit:
+        patch.setattr(sys, "argv", [script, *map(str, words[1:])])
+        patch.delenv("FPDM_DEBUG", raising=False)
+        runpy.run_path(script, run_name="__main__")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert exit.value.code == 2, f"{words}: {exit.value.code}\n{errors.getvalue()[-3000:]}"
+    lines = [line for line in errors.getvalue().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in errors.getvalue(), errors.getvalue()[-3000:]
     return lines[0]
+
+
+def test_mistakes_in_a_process_of_their_own():
+    for words, says in (
+        (["train.py"], "data.latents is not set"),
+        (["sample.py", "--stepps", 3], "did you mean --steps?"),
+    ):
+        done = run(*words)
+        assert done.returncode == 2 and done.stderr.count("error: ") == 1 and says in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +184,48 @@ def test_broken_image_is_named_or_skipped(tmp_path, image_folder):
     assert "23 latents" in said and "1 broken image(s) skipped" in said
 
 
+def test_stopped_encoding_is_continued_by_the_same_command(tmp_path, image_folder):
+    """A broken image stops a run; mended, it goes on, and the second run of a finished store does nothing."""
+    shutil.copytree(image_folder, tmp_path / "set")
+    image = tmp_path / "set" / "cow" / "2.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"broken")
+    command = ["encode_latents.py", "--images", tmp_path / "set", "--resolution", 8, "--vae", "pixels",
+               "--out", tmp_path / "s", "--batch-size", 2, "--shard", 8]  # fmt: skip
+    assert "cow/2.png" in fail(*command)
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*.bin")}
+    assert set(stamps) == {"shard-00000.bin", "shard-00001.bin"}
+    image.write_bytes(whole)
+    for _ in range(2):
+        done = run(*command)
+        assert done.returncode == 0 and "24 latents" in done.stdout, done.stderr
+        assert {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert "shard was 8, is 6; choose another --out" in fail(*command[:-1], 6)
+
+
+def test_imported_latents_are_trained_on(chain, tmp_path):
+    source, rng = tmp_path / "extracted", np.random.default_rng(0)
+    for kind in ("features", "labels"):
+        (source / f"set_{kind}").mkdir(parents=True)
+    for i in range(20):
+        np.save(source / "set_features" / f"{i}.npy", rng.standard_normal((1, 4, 8, 8), np.float32))
+        np.save(source / "set_labels" / f"{i}.npy", np.array([i % 3]))
+    said = succeed("import_latents.py", "--source", source, "--vae", chain / "vae", "--out", tmp_path / "store")
+    assert "20 latents (4, 8, 8), 3 class(es), 1 flip(s)" in said
+    succeed("train.py", "--model.name", "DiT-XS/4", "--model.depth", 1, "--data.latents", tmp_path / "store",
+            "--data.mirror", "false", "--run.results", tmp_path / "runs", "--optim.steps", 2,
+            "--optim.batch_size", 4)  # fmt: skip
+
+
+def test_benchmark_of_reading(tmp_path):
+    said = succeed("benchmark_reading.py", "--records", 700, "--shape", "3,8,8", "--shard", 300, "--batch-size", 16,
+                   "--seconds", 0.1, "--folder", tmp_path, "--out", tmp_path / "speed.json")  # fmt: skip
+    assert "700 records of 1,544 bytes in 3 files" in said and "| 16 |" in said
+    facts = json.loads((tmp_path / "speed.json").read_text())
+    assert facts["results"][0]["records_per_second"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
 def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
     fpdm, dit = chain / "runs" / "000-FPDM-XS-2", chain / "runs" / "001-DiT-XS-2"
     (tmp_path / "empty").mkdir()
@@ -171,6 +239,10 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "budget=2 does not hold one timestep of 3 block passes": [*draw, fpdm, "--budget", 2, "--iterations", 1],
         "iterations=0: at least 1": [*draw, fpdm, "--budget", 20, "--iterations", 0],
         "sjfb.grad=0": [*train, "--sjfb.grad", 0],
+        "precision=fp16 needs a GPU; on": ["encode_latents.py", "--vae", "pixels", "--precision", "fp16"],
+        "source is not set": ["import_latents.py"],
+        "neither <name>_features and": ["import_latents.py", "--source", tmp_path / "empty"],
+        "batch_size=[0]: positive numbers": ["benchmark_reading.py", "--batch-size", 0],
         "does not exist": ["encode_latents.py", "--images", tmp_path / "absent", "--vae", "pixels"],
         "no image in it": ["encode_latents.py", "--images", tmp_path / "empty", "--vae", "pixels"],
         "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],

@@ -22,7 +22,8 @@ class Moments(NamedTuple):
 
 
 class Codec(Protocol):
-    """source: what `open_codec` was given; fingerprint: a hash of the weights;
+    """source: what `open_codec` was given; fingerprint: a hash of the weights, before any cast;
+    latents_mean, latents_std: per channel, where the latents are normalised so;
     clip: the range of latents where it is known (pixels), for clipping predicted images."""
 
     source: str
@@ -30,7 +31,12 @@ class Codec(Protocol):
     channels: int
     downsampling: int
     scale: float
+    latents_mean: list[float] | None
+    latents_std: list[float] | None
     clip: float | None
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, h) as the network gives them -> scaled latents."""
 
     def encode(self, images: Tensor) -> Moments:
         """Images (B, 3, R, R) in -1..1 -> scaled latent moments."""
@@ -44,6 +50,10 @@ class PixelCodec:
 
     source, fingerprint = PIXELS, PIXELS
     channels, downsampling, scale, clip = 3, 1, 1.0, 1.0
+    latents_mean = latents_std = None
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        return latents
 
     def encode(self, images: Tensor) -> Moments:
         return Moments(images, None)
@@ -53,7 +63,8 @@ class PixelCodec:
 
 
 class VAECodec:
-    """A diffusers AutoencoderKL; scale (and shift) are the ones in its config."""
+    """A diffusers AutoencoderKL. What normalises its latents is in its config: the scale factor, and a
+    shift, or a mean and a standard deviation per channel."""
 
     clip = None
 
@@ -61,10 +72,18 @@ class VAECodec:
         self.vae = vae.eval().requires_grad_(False)
         self.source = source
         self.fingerprint = _fingerprint(vae)
-        self.channels = vae.config.latent_channels
-        self.downsampling = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.scale = vae.config.scaling_factor
-        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+        config = vae.config
+        self.channels = config.latent_channels
+        self.downsampling = 2 ** (len(config.block_out_channels) - 1)
+        self.scale = config.scaling_factor
+        self.latents_mean, self.latents_std = _per_channel(config, "latents_mean"), _per_channel(config, "latents_std")
+        shift = getattr(config, "shift_factor", None) or 0.0
+        self._mean = torch.tensor(self.latents_mean or [shift]).view(1, -1, 1, 1)
+        self._std = torch.tensor(self.latents_std or [1.0]).view(1, -1, 1, 1)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, h) as the VAE gives them -> scaled latents."""
+        return (latents - self._mean.to(latents.device)) * self.scale / self._std.to(latents.device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Moments:
@@ -74,15 +93,21 @@ class VAECodec:
                 f"the downsampling of the VAE {self.source}"
             )
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return Moments((posterior.mean.float() - self.shift) * self.scale, posterior.std.float() * self.scale)
+        std = (posterior.logvar.float() / 2).exp()  # in float32, whatever the VAE computes in
+        return Moments(self.normalise(posterior.mean.float()), std * self.scale / self._std.to(std.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.float()
+        raw = latents * self._std.to(latents.device) / self.scale + self._mean.to(latents.device)
+        return self.vae.decode(raw.to(self.vae.dtype)).sample.float()
 
 
-def open_codec(source: str, device: torch.device | str = "cpu") -> Codec:
-    """`pixels`, a local folder with an AutoencoderKL, or its Hub id (downloaded once, then cached)."""
+def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Codec:
+    """`pixels`, a local folder with an AutoencoderKL, or its Hub id (downloaded once, then cached).
+
+    dtype: what the VAE's weights are cast to and it computes in (as stored, if not given);
+    images and latents are float32 outside.
+    """
     if source == PIXELS:
         return PixelCodec()
     from diffusers import AutoencoderKL  # slow to import, and not needed for pixels
@@ -102,7 +127,18 @@ def open_codec(source: str, device: torch.device | str = "cpu") -> Codec:
             f"vae {source}: no such folder, and not a Hub repository that can be reached; "
             "give a local folder, a Hub id or 'pixels'"
         ) from error
-    return VAECodec(vae.to(device), str(Path(source).resolve()) if local else source)
+    codec = VAECodec(vae, str(Path(source).resolve()) if local else source)
+    torch.nn.Module.to(vae, device, dtype)  # after the fingerprint, of the weights as stored; diffusers' own to() warns
+    return codec
+
+
+def _per_channel(config, name: str) -> list[float] | None:
+    """The config's `name`, one number per latent channel, or None where it has no such entry."""
+    values = getattr(config, name, None)
+    if values is not None and len(values) != config.latent_channels:
+        found = f"{name} has {len(values)} values for {config.latent_channels} channels"
+        raise ValueError(f"vae: {found}; mend its config.json")
+    return None if values is None else [float(value) for value in values]
 
 
 def _fingerprint(vae: torch.nn.Module) -> str:

@@ -1,46 +1,91 @@
 """Images -> latent store."""
 
+import hashlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from fpdm.config import EncodeConfig
-from fpdm.data.batches import image_batches, to_signed
-from fpdm.data.codec import Codec
+from fpdm.data.batches import ImageTensors, image_loader, to_signed
+from fpdm.data.codec import Codec, Moments
 from fpdm.data.images import ImageSet
-from fpdm.data.latents import LatentWriter, Manifest
+from fpdm.data.latents import Manifest
+from fpdm.data.writing import Batch, write_store
 
 
-def encode(images: ImageSet, codec: Codec, folder: str | Path, config: EncodeConfig, device: torch.device) -> Manifest:
-    """Write the store `folder`; its manifest, with the count of what was skipped."""
+def encode(
+    images: ImageSet,
+    codec: Codec,
+    folder: str | Path,
+    config: EncodeConfig,
+    device: torch.device,
+    rank: int = 0,
+    ranks: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+) -> Manifest | None:
+    """Write the store `folder`, or what a run that was stopped left of it: `write_store` says how.
+
+    codec: on `device`, in the precision that config names. Returns the manifest, with the
+    count of what was skipped, on the main process (rank 0) of `ranks`; None on the others.
+    """
+    draft = _draft(images, codec, config, device)
+    # The last batch is filled up, so that the codec sees one shape: its rounding may differ between shapes.
+    full = min(config.batch_size, config.shard, len(images))
+
+    def batches(ranges: list[range]) -> Iterator[Batch]:
+        dataset = ImageTensors(images, config.resolution)
+        for indices, pixels, labels in image_loader(dataset, config.workers, config.skip_broken, batch_sampler=ranges):
+            x = to_signed(_filled(pixels, full).to(device))
+            moments = [codec.encode(view) for view in (x, x.flip(-1))[: draft.flips]]
+            yield Batch(indices, labels, [_first(view, len(labels)) for view in moments])
+
+    return write_store(folder, draft, batches, full, "encode", rank, ranks, barrier)
+
+
+def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.device) -> Manifest:
+    """What the store will be; the codec is tried on a black image."""
     if config.resolution % codec.downsampling:
         raise ValueError(
             f"resolution={config.resolution}: not a multiple of {codec.downsampling}, the VAE's downsampling"
         )
     size = config.resolution // codec.downsampling
-    flips = 2 if config.mirror else 1
-    with torch.no_grad():
-        probe = codec.encode(torch.zeros(1, 3, config.resolution, config.resolution, device=device))
-    manifest = Manifest(
+    probe = codec.encode(torch.zeros(1, 3, config.resolution, config.resolution, device=device))
+    return Manifest(
         codec=codec.source,
         fingerprint=codec.fingerprint,
         scale=codec.scale,
         resolution=config.resolution,
         crop="centre",
         shape=[codec.channels, size, size],
-        flips=flips,
+        flips=2 if config.mirror else 1,
         parts=1 if probe.std is None else 2,
         class_names=images.class_names,
+        images=len(images),
+        images_hash=_hash(images),
+        shard=config.shard,
+        precision=config.precision,
+        latents_mean=codec.latents_mean,
+        latents_std=codec.latents_std,
     )
-    writer = LatentWriter(folder, manifest)
-    with tqdm(total=len(images), desc="encode", unit="image") as progress:
-        for indices, pixels, labels in image_batches(
-            images, config.resolution, config.batch_size, config.workers, config.skip_broken
-        ):
-            x = to_signed(pixels.to(device))
-            writer.write(labels, [codec.encode(view) for view in (x, x.flip(-1))[:flips]])
-            progress.update(int(indices[-1]) + 1 - progress.n)  # skipped images are done with too
-        progress.update(len(images) - progress.n)
-    manifest.skipped = len(images) - manifest.count
-    return writer.close()
+
+
+def _hash(images: ImageSet) -> str:
+    """Of names and labels. What all names begin with does not count: a data set may be moved."""
+    moved = len(os.path.commonprefix(images.names))  # noqa: RUF071, characters are meant
+    digest = hashlib.blake2b(digest_size=16)
+    for name, label in zip(images.names, images.labels, strict=True):
+        digest.update(f"{name[moved:]}\0{label}\0".encode())
+    return digest.hexdigest()
+
+
+def _filled(pixels: Tensor, count: int) -> Tensor:
+    """A batch of `count`, the last image repeated."""
+    return torch.cat([pixels, pixels[-1:].expand(count - len(pixels), -1, -1, -1)])
+
+
+def _first(moments: Moments, count: int) -> Moments:
+    """The moments of the first `count` images."""
+    return Moments(moments.mean[:count], None if moments.std is None else moments.std[:count])

@@ -62,7 +62,7 @@ class ImageSet:
     def load(self, i: int) -> Image.Image:
         """Image i as RGB; BrokenImage naming the file if it cannot be decoded."""
         try:
-            return self._read(self._records[i]).convert("RGB")
+            return _eight_bit(self._read(self._records[i])).convert("RGB")
         except DECODE_ERRORS as error:
             raise BrokenImage(f"{self.names[i]}: broken image ({error}); mend or remove it") from error
 
@@ -82,6 +82,14 @@ def open_images(source: str | Path) -> ImageSet:
         return _zip(path)
     kind = "is neither a folder nor a zip file" if path.exists() else "does not exist"
     raise FileNotFoundError(f"images {source} {kind}; give a folder, a zip file or '{DIGITS}'")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, which Pillow's conversion would clip; other images as they are."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    levels = np.asarray(image).astype(np.int64)
+    return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
 
 
 class _ArrayReader:

@@ -1,122 +1,82 @@
 """The latent store: VAE moments of every image, and of its mirror image, with the label in one record.
 
-A folder of `manifest.json` and memmap shards `shard-00000.bin`. One record is
+A folder of `manifest.json` and shards `shard-00000.bin`, ... One record is
     label     int32
+    image     int32, which image of the list it was
     moments   float16 (flips, parts, C, h, h)
-with flips 1 (as is) or 2 (as is, mirrored) and parts 1 (deterministic codec) or 2 (mean, std).
+with flips 1 (as is) or 2 (as is, mirrored) and parts 1 (deterministic codec, or draws) or 2 (mean, std).
+Shard i holds the images i S .. (i + 1) S - 1 of the list without those that were skipped.
 Latents are drawn anew from the moments at each use, so a store is not one fixed sample.
 """
 
-import hashlib
+import errno
 import json
-import os
-from dataclasses import asdict, dataclass
+import mmap
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fpdm.data.codec import Codec, Moments
-from fpdm.files import write_atomically
+from fpdm.data.codec import PIXELS, Codec, Moments
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-SHARD_RECORDS = 65_536
+JOURNAL = "encoding.json"
+FORMAT = 2
 
 
 @dataclass
 class Manifest:
     """What a store holds and how it was made; a training run is checked against it.
 
-    codec, fingerprint, scale: the VAE, a hash of its weights, its scale factor. shape:
-    (C, h, h). flips, parts: see the module. std: of the latents as they are drawn.
-    content: hash of all records in order. skipped: broken images left out.
+    codec, fingerprint, scale: the VAE, a hash of its weights, its scale factor; null for
+    imported latents where no VAE was named. latents_mean, latents_std: per channel, for a VAE
+    whose latents are normalised so. crop: null where latents were imported. shape: (C, h, h). flips, parts: see
+    the module. images: length of the list; images_hash: of its names and labels. shard: images
+    per shard. precision: of the codec's arithmetic. Results: count of records; skipped, broken
+    images left out; shards, the count of each; std of the latents as they are drawn; content,
+    a hash of all records in order.
     """
 
-    codec: str
-    fingerprint: str
-    scale: float
-    resolution: int
-    crop: str
+    codec: str | None
+    fingerprint: str | None
+    scale: float | None
+    resolution: int | None
+    crop: str | None
     shape: list[int]
     flips: int
     parts: int
     class_names: list[str]
+    images: int
+    images_hash: str
+    shard: int
+    precision: str | None = None
+    latents_mean: list[float] | None = None
+    latents_std: list[float] | None = None
     count: int = 0
     skipped: int = 0
-    shard_records: int = SHARD_RECORDS
+    shards: list[int] = field(default_factory=list)
     std: float = 0.0
     content: str = ""
     format: int = FORMAT
 
     @property
     def record(self) -> np.dtype:
-        return np.dtype([("label", "<i4"), ("moments", "<f2", (self.flips, self.parts, *self.shape))])
+        moments = (self.flips, self.parts, *self.shape)
+        return np.dtype([("label", "<i4"), ("image", "<i4"), ("moments", "<f2", moments)])
 
 
-class LatentWriter:
-    """Writes a store record by record; it exists only once `close` has written the manifest."""
-
-    def __init__(self, folder: str | Path, manifest: Manifest):
-        self.folder, self.manifest = Path(folder), manifest
-        if (self.folder / MANIFEST).exists():
-            raise ValueError(f"{folder} already holds a latent store; choose another folder or remove it")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._sum = self._squares = 0.0
-        self._shard = None
-
-    def write(self, labels: Tensor, flips: list[Moments]) -> None:
-        """labels (B,); flips: moments of the images and, with two flips, of the mirrored ones."""
-        records = np.zeros(len(labels), self.manifest.record)
-        records["label"] = labels.numpy()
-        for f, moments in enumerate(flips):
-            for p, part in enumerate(part for part in moments if part is not None):
-                records["moments"][:, f, p] = part.cpu().numpy()
-        if not np.isfinite(records["moments"]).all():
-            raise ValueError("the codec gave latents that are not finite in float16; check the VAE and its precision")
-        mean = records["moments"][:, 0, 0].astype(np.float64)
-        self._sum += mean.sum()
-        self._squares += (mean**2).sum()
-        if self.manifest.parts == 2:  # a draw varies within its posterior too
-            self._squares += (records["moments"][:, 0, 1].astype(np.float64) ** 2).sum()
-        for record in np.split(records, self._shard_ends(len(records))):
-            if len(record):
-                self._append(record)
-
-    def _shard_ends(self, count: int) -> np.ndarray:
-        """Where, within the next `count` records, a shard is full."""
-        first = -self.manifest.count % self.manifest.shard_records
-        return np.arange(first, count, self.manifest.shard_records)
-
-    def _append(self, records: np.ndarray) -> None:
-        if self.manifest.count % self.manifest.shard_records == 0:
-            self._close_shard()
-            path = self.folder / shard_name(self.manifest.count // self.manifest.shard_records)
-            self._shard = path.open("wb")
-        data = records.tobytes()
-        self._shard.write(data)
-        self._digest.update(data)
-        self.manifest.count += len(records)
-
-    def close(self) -> Manifest:
-        """Finish the store; returns its manifest."""
-        if self.manifest.count == 0:
-            raise ValueError(f"{self.folder}: no image could be encoded")
-        self._close_shard()
-        values = self.manifest.count * int(np.prod(self.manifest.shape))
-        mean = self._sum / values
-        self.manifest.std = float(np.sqrt(max(self._squares / values - mean**2, 0.0)))
-        self.manifest.content = self._digest.hexdigest()
-        write_atomically(self.folder / MANIFEST, json.dumps(asdict(self.manifest), indent=1))
-        return self.manifest
-
-    def _close_shard(self) -> None:
-        if self._shard is not None:
-            self._shard.flush()
-            os.fsync(self._shard.fileno())
-            self._shard.close()
+def load_manifest(path: Path) -> Manifest:
+    """The manifest in the file `path`; ValueError for one that is damaged or of another format."""
+    try:
+        fields = json.loads(path.read_text())
+        found = fields["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a latent store's; remove {path.parent} and encode again") from error
+    if found != FORMAT:
+        raise ValueError(f"latents {path.parent}: format {found}, this version reads {FORMAT}; encode again")
+    return Manifest(**fields)
 
 
 class LatentStore:
@@ -125,25 +85,36 @@ class LatentStore:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"latents {folder}: no {MANIFEST}; make a store with scripts/encode_latents.py")
-        fields = json.loads((self.folder / MANIFEST).read_text())
-        if fields.get("format") != FORMAT:
-            found = fields.get("format")
-            raise ValueError(f"latents {folder}: format {found}, this version reads {FORMAT}; encode again")
-        self.manifest = Manifest(**fields)
-        starts = range(0, self.manifest.count, self.manifest.shard_records)
-        self._shards = [
-            self._map(i, min(self.manifest.shard_records, self.manifest.count - start))
-            for i, start in enumerate(starts)
-        ]
+            remedy = "make a store with scripts/encode_latents.py or scripts/import_latents.py"
+            if (self.folder / JOURNAL).is_file():
+                remedy = "the store is not finished: run the command that made it once more, and it continues"
+            raise FileNotFoundError(f"latents {folder}: no {MANIFEST}; {remedy}")
+        self.manifest = load_manifest(self.folder / MANIFEST)
+        self._ends = np.cumsum(self.manifest.shards)
+        self._starts = self._ends - self.manifest.shards
+        self._maps = [self._map(i, count) for i, count in enumerate(self.manifest.shards)]
+        self._shards = [np.frombuffer(shard, self.manifest.record) for shard in self._maps]
 
-    def _map(self, i: int, records: int) -> np.ndarray:
+    def _map(self, i: int, count: int) -> mmap.mmap | bytes:
         path = self.folder / shard_name(i)
-        expected = records * self.manifest.record.itemsize
+        expected = count * self.manifest.record.itemsize
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise ValueError(f"{path}: {found} bytes instead of {expected}; the store is damaged, encode again")
-        return np.memmap(path, self.manifest.record, "r", shape=(records,))
+        if not count:
+            return b""
+        try:
+            with path.open("rb") as file:
+                shard = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise OSError(
+                f"latents {self.folder}: {len(self.manifest.shards)} shards are more files than this process may open; "
+                "raise the limit (ulimit -n), or encode with a larger --shard"
+            ) from error
+        shard.madvise(mmap.MADV_RANDOM)  # what lies around a random record is not wanted
+        return shard
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -155,33 +126,72 @@ class LatentStore:
         """
         if mirrored is not None and mirrored.any() and self.manifest.flips < 2:
             raise ValueError(f"latents {self.folder}: no mirror images in this store; set data.mirror: false")
-        flip = np.zeros(len(indices), int) if mirrored is None else mirrored.astype(int)
-        moments = np.empty((len(indices), self.manifest.parts, *self.manifest.shape), np.float32)
+        flips = np.zeros(len(indices), int) if mirrored is None else mirrored.astype(int)
+        moments = np.empty((len(indices), self.manifest.parts, *self.manifest.shape), np.float16)
         labels = np.empty(len(indices), np.int64)
-        for row, index in enumerate(indices):
-            record = self._shards[index // self.manifest.shard_records][index % self.manifest.shard_records]
-            moments[row], labels[row] = record["moments"][flip[row]], record["label"]
-        if not np.isfinite(moments).all():
+        groups = self._by_shard(indices)
+        for shard, rows, local in groups:
+            self._announce(shard, local, flips[rows])
+        for shard, rows, local in groups:
+            records = self._shards[shard]
+            moments[rows], labels[rows] = records["moments"][local, flips[rows]], records["label"][local]
+        values = torch.from_numpy(moments).float()
+        if not values.sum().isfinite():  # float16 values cannot overflow this sum, so one of them is not finite
             damaged = indices[~np.isfinite(moments).all(axis=(1, 2, 3, 4))]
             raise ValueError(
                 f"latents {self.folder}: record {damaged[0]} is not finite; the store is damaged, encode again"
             )
-        values = torch.from_numpy(moments)
         return Moments(values[:, 0], values[:, 1] if self.manifest.parts == 2 else None), torch.from_numpy(labels)
+
+    def _by_shard(self, indices: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard that is needed: its number, which of `indices` lie in it, and where in it."""
+        shards = np.searchsorted(self._ends, indices, side="right")
+        order = np.argsort(shards, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
+        return [(s := shards[rows[0]], rows, indices[rows] - self._starts[s]) for rows in groups if len(rows)]
+
+    def _announce(self, shard: int, records: np.ndarray, flips: np.ndarray) -> None:
+        """Have the system fetch these records, all at once: waiting for one after the other is many times slower."""
+        size, (moments, offset) = self.manifest.record.itemsize, self.manifest.record.fields["moments"][:2]
+        starts = records * size // mmap.PAGESIZE * mmap.PAGESIZE
+        ends = records * size + offset + (flips + 1) * (moments.itemsize // self.manifest.flips)
+        for start, length in zip(starts.tolist(), (ends - starts).tolist(), strict=True):
+            self._maps[shard].madvise(mmap.MADV_WILLNEED, start, length)
 
 
 def check_codec(manifest: Manifest, codec: Codec, store: str | Path) -> None:
-    """Refuse a codec whose latents are not those of the store."""
+    """Refuse a codec whose latents are not those of the store; what an imported store does not know is not checked."""
+    known = manifest.fingerprint is not None
+    remedy = "use the VAE they were made with" + (f", {manifest.codec}" if manifest.codec else "")
     for name, stored, ours in (
         ("channels", manifest.shape[0], codec.channels),
         ("scale factor", manifest.scale, codec.scale),
+        ("mean per channel", manifest.latents_mean, codec.latents_mean),
+        ("deviation per channel", manifest.latents_std, codec.latents_std),
         ("weights", manifest.fingerprint, codec.fingerprint),
     ):
-        if stored != ours:
+        if not _same(stored, ours) and (known or stored is not None):
             raise ValueError(
                 f"vae {codec.source} does not fit the latents in {store}: their {name} is {stored}, "
-                f"the VAE's is {ours}; use the VAE they were made with, {manifest.codec}"
+                f"the VAE's is {ours}; {remedy}"
             )
+
+
+def _same(stored: float | str | list[float] | None, ours: float | str | list[float] | None) -> bool:
+    """Equal; numbers up to the rounding of the files they were read from."""
+    if stored is None or ours is None or isinstance(stored, str):
+        return stored == ours
+    return np.shape(stored) == np.shape(ours) and np.allclose(stored, ours, rtol=1e-5, atol=1e-7)
+
+
+def check_std(manifest: Manifest) -> str | None:
+    """What to warn of where latents are far from unit variance, which the noise schedule assumes; pixels may be."""
+    if manifest.codec == PIXELS or 0.7 <= manifest.std <= 1.3:
+        return None
+    return (
+        f"warning: the latents' standard deviation is {manifest.std:.3f}, outside 0.7..1.3: the scale factor "
+        f"{manifest.scale} does not fit these images, and the noise schedule assumes 1"
+    )
 
 
 def shard_name(i: int) -> str:

@@ -1,6 +1,7 @@
 """Denoising networks: DiT and the fixed point DiT."""
 
-from fpdm.models.cost import ForwardCost, count_explicit_blocks, forward_cost
+from fpdm.models.compiled import compile_layers
+from fpdm.models.cost import ForwardCost, count_explicit_blocks, forward_cost, meta_twin
 from fpdm.models.denoiser import DenoiserOutput
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
@@ -13,8 +14,10 @@ __all__ = [
     "FixedPointDiT",
     "ForwardCost",
     "build_model",
+    "compile_layers",
     "count_explicit_blocks",
     "forward_cost",
     "load_pretrained",
     "load_weights",
+    "meta_twin",
 ]

@@ -5,8 +5,10 @@ B batch, N tokens, D width.
 
 from functools import partial
 
+import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MLP_RATIO = 4
 NORM_EPS = 1e-6
@@ -17,6 +19,17 @@ LayerNorm = partial(nn.LayerNorm, elementwise_affine=False, eps=NORM_EPS)
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, D), shift and scale (B, 1, D)."""
     return x * (1 + scale) + shift
+
+
+def apply_layer(layer: nn.Module, h: Tensor, constants: tuple, recompute: bool) -> Tensor:
+    """layer(h, constants), a DiTBlock or the implicit layer: h (B, N, D) -> (B, N, D).
+
+    recompute: gradient checkpointing. Only h is kept for the backward pass, which runs the
+    layer again; the result and its gradients are the same.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, h, constants, use_reentrant=False, preserve_rng_state=False)  # no layer draws numbers
+    return layer(h, constants)
 
 
 class DiTBlock(nn.Module):

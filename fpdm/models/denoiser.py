@@ -72,7 +72,8 @@ class Denoiser(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents (B, C, H, H) -> tokens (B, N, D)."""
-        return self.x_embedder(x) + self.pos_embed
+        # The embedding is a transposed view; left so, all that follows would run on strided memory.
+        return (self.x_embedder(x) + self.pos_embed).contiguous()
 
     def head(self, tokens: Tensor, c: Tensor) -> Tensor:
         """Tokens (B, N, D) -> prediction (B, out_channels, H, H) in float32."""

@@ -3,7 +3,7 @@
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fpdm.models.blocks import DiTBlock
+from fpdm.models.blocks import DiTBlock, apply_layer
 from fpdm.models.denoiser import Denoiser, DenoiserOutput
 
 
@@ -30,14 +30,17 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.initialise()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, drop_labels: Tensor | None = None) -> DenoiserOutput:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, drop_labels: Tensor | None = None, recompute: bool = False
+    ) -> DenoiserOutput:
         """x (B, C, H, H) noisy latents, t (B,) integer timesteps, y (B,) labels.
 
         drop_labels (B,) bool: which labels to replace by the null label; without it, drawn
         at random in training mode.
+        recompute: gradient checkpointing of every block.
         """
         c = self.t_embedder(t) + self.y_embedder(y, drop_labels)  # (B, D)
         tokens = self.embed(x)  # (B, N, D)
         for block in self.blocks:
-            tokens = block(tokens, block.modulation(c))
+            tokens = apply_layer(block, tokens, block.modulation(c), recompute)
         return DenoiserOutput(self.head(tokens, c))

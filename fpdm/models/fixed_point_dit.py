@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fpdm.models.blocks import DiTBlock
+from fpdm.models.blocks import DiTBlock, apply_layer
 from fpdm.models.denoiser import Denoiser, DenoiserOutput
 from fpdm.models.fixed_point import ImplicitLayer, iterate
 
@@ -57,6 +57,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         init: Tensor | None = None,
         drop_labels: Tensor | None = None,
         with_residuals: bool = False,
+        recompute: bool = False,
     ) -> DenoiserOutput:
         """x (B, C, H, H) noisy latents, t (B,) integer timesteps, y (B,) labels.
 
@@ -67,6 +68,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         drop_labels: (B,) bool, which labels to replace by the null label; without it, drawn
             at random in training mode.
         with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).
+        recompute: gradient checkpointing of every block and every update.
         """
         self._check_iterations(iterations, iterations_no_grad)
         c_y = self.y_embedder(y, drop_labels)  # (B, D)
@@ -75,17 +77,21 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
         x_pre = self.embed(x)  # (B, N, D)
         for block in self.pre_blocks:  # Eq. 1
-            x_pre = block(x_pre, block.modulation(c_pre_post))
+            x_pre = apply_layer(block, x_pre, block.modulation(c_pre_post), recompute)
         self._check_init(init, x_pre)
 
         constants = self.implicit.constants(x_pre, c)  # Eq. 2
         h = x_pre if init is None else init
         h, residuals = self._iterate_without_grad(h, constants, iterations_no_grad, with_residuals)
-        h, more = iterate(lambda h: self.implicit(h, constants), h, iterations, with_residuals)  # Eq. 3
+
+        def update(h: Tensor) -> Tensor:
+            return apply_layer(self.implicit, h, constants, recompute)
+
+        h, more = iterate(update, h, iterations, with_residuals)  # Eq. 3
 
         tokens = h
         for block in self.post_blocks:  # Eq. 4
-            tokens = block(tokens, block.modulation(c_pre_post))
+            tokens = apply_layer(block, tokens, block.modulation(c_pre_post), recompute)
         prediction = self.head(tokens, c_pre_post)
         return DenoiserOutput(prediction, h, torch.stack(residuals + more, dim=1) if with_residuals else None)
 
@@ -98,7 +104,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         # Autocast keeps the casts of the weights just used, and these carry no gradient: the
         # updates that follow would silently train nothing (pytorch#112583; seen with torch 2.7,
         # no longer with 2.15).
-        if torch.is_autocast_enabled(h.device.type):
+        device = h.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             torch.clear_autocast_cache()
         return h, residuals
 

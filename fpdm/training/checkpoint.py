@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
 
 TRAINER = "trainer.pt"
 SAMPLING = "sampling.json"
 LATEST = "latest"
 REPLACED = "-replaced"  # a checkpoint that is just being written again
+PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: no checkpoints
 
 
 def save_checkpoint(
@@ -31,17 +33,27 @@ def save_checkpoint(
 
     trainer: everything besides weights that resuming needs, in plain containers and tensors.
     sampling: what drawing images needs besides the network (diffusion, codec, class names).
+    OSError where it cannot be written, as on a full disk; the checkpoint before is still there then.
     """
     folder = run / "checkpoints"
-    final, partial = folder / f"{step:07d}", folder / f".partial-{step:07d}"
-    if partial.exists():
-        shutil.rmtree(partial)
-    for name, weights in (("model", model), ("ema", ema)):
-        weights.save_pretrained(partial / name)
-        (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
-    torch.save(trainer, partial / TRAINER)
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
+    final, partial = folder / f"{step:07d}", folder / f"{PARTIAL}{step:07d}"
+    _clear_remains(folder)
+    try:
+        for name, weights in (("model", model), ("ema", ema)):
+            weights.save_pretrained(partial / name)
+            (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
+        torch.save(trainer, partial / TRAINER)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        _clear_remains(folder)
+        before = (
+            f"the one before it, {_locate(run).name}, is whole" if has_checkpoint(run) else "there is none before it"
+        )
+        raise OSError(
+            f"checkpoint {final} could not be written ({error}); {before}. "
+            f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there: make room and go on with --resume {run}"
+        ) from error
     replaced = folder / f"{step:07d}{REPLACED}"
     if final.exists():  # a resumed run writes it again; until the new one has its name, the old one can be found
         if replaced.exists():
@@ -52,6 +64,26 @@ def save_checkpoint(
     if replaced.exists():
         shutil.rmtree(replaced)
     return final
+
+
+def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
+    """Delete what `run.keep_last` and `run.keep_every` do not keep, once checkpoint `step` is written.
+
+    Later ones, which an earlier go of the run may have left, are not touched.
+    """
+    if keep_last is None:
+        return
+    folder = run / "checkpoints"
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and int(path.name) <= step)
+    for old in steps[:-keep_last]:
+        if keep_every is None or old % keep_every:
+            os.replace(folder / f"{old:07d}", folder / f"{REMOVED}{old:07d}")  # a kill leaves no half of a checkpoint
+    _clear_remains(folder)
+
+
+def _clear_remains(folder: Path) -> None:
+    for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*")]:
+        shutil.rmtree(path)
 
 
 def load_trainer(checkpoint: Path) -> dict:

@@ -1,40 +1,49 @@
 """The training loop, on accelerate: one process or many, CPU or GPU. Reads top to bottom."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpdm.config import ExperimentConfig, OptimConfig
 from fpdm.data.codec import Moments
-from fpdm.data.latents import LatentStore
+from fpdm.data.latents import LatentStore, check_std
 from fpdm.data.order import batch_indices
-from fpdm.devices import allow_tf32, check_precision, on_cpu, process_state
+from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state
 from fpdm.diffusion import Diffusion
-from fpdm.models import FixedPointDiT, count_explicit_blocks, load_weights
-from fpdm.training.checkpoint import load_trainer, random_states, restore_random_states, save_checkpoint
+from fpdm.models import FixedPointDiT, ForwardCost, compile_layers, forward_cost, load_weights
+from fpdm.training.checkpoint import (
+    load_trainer,
+    prune_checkpoints,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
+from fpdm.training.describe import describe_cost, describe_memory, model_table
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import EMA
+from fpdm.training.meter import Meter, loss_sums, status_line
 from fpdm.training.runlog import RunLog
 from fpdm.training.setup import (
     build_network,
-    check_mirror,
+    check_store,
     check_tracker,
-    first_screen,
+    flat_settings,
     open_run,
     sampling_facts,
     split_batch,
 )
+from fpdm.training.signals import StopRequest
 from fpdm.training.sjfb import draw_iterations
 
 
@@ -49,9 +58,12 @@ def train(
 ) -> Path:
     """Train as `config` says; returns the run's folder.
 
-    resume: `latest` (the newest run of this name), a run's folder or one of its checkpoints.
+    resume: `latest` (the newest run of this name), `auto` (the same, or a new run where there is
+        none), a run's folder or one of its checkpoints.
     on_preview: called on the main process as (run folder, step, EMA model) every
         `run.preview_every` steps.
+
+    SIGTERM or SIGUSR1 ends it early: with a checkpoint, after the step in hand.
     """
     optim, seed = config.optim, config.run.seed
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
@@ -61,7 +73,9 @@ def train(
         mixed_precision=config.run.mixed_precision,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.results,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # the positions never change
+        kwargs_handlers=[  # the positions never change; gradients live in the buckets, not beside them
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
     )
     device, is_main = accelerator.device, accelerator.is_main_process
     allow_tf32(config.run.tf32)
@@ -69,13 +83,16 @@ def train(
     share = rows.stop - rows.start
 
     store = LatentStore(config.data.latents)
-    check_mirror(config, store)
+    check_store(config.data, store)
     diffusion = Diffusion(**asdict(config.diffusion))
-    torch.manual_seed(seed)
-    network = build_network(config, store.manifest)
-    implicit, explicit_blocks = isinstance(network, FixedPointDiT), count_explicit_blocks(network)
+    set_seed(seed)  # Python's, numpy's and torch's: the initial weights, and what a user's change may draw
+    network = build_network(config, store.manifest.shape, len(store.manifest.class_names))
+    implicit, cost = isinstance(network, FixedPointDiT), forward_cost(network)
+    set_seed(seed, device_specific=True)
     network.to(device)
     ema = EMA(network, optim.ema_decay)
+    if config.run.compile:
+        compile_layers(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     model, optimizer = accelerator.prepare(network, optimizer)
 
@@ -93,15 +110,18 @@ def train(
         restore_random_states(trainer["random"], accelerator.process_index)
 
     if config.run.tracker != "none":
-        accelerator.init_trackers(run.name)
+        # Offline unless the environment says otherwise: a run must not hang on a machine without a network.
+        offline = {"wandb": {"dir": str(run), "mode": os.environ.get("WANDB_MODE", "offline")}}
+        accelerator.init_trackers(run.name, flat_settings(config), offline)
     model.train()
     with (
+        StopRequest() as stop,
         closing(RunLog(run, is_main)) as log,
         tqdm(total=optim.steps, initial=start, desc="train", unit="step", disable=not is_main) as progress,
         ThreadPoolExecutor(1) as reader,
     ):
-        log.say(first_screen(config, network, explicit_blocks, store, run, start))
-        interval = Interval(device, optim.batch_size)
+        log.say(first_screen(config, network, cost, store, run, start, micro))
+        meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
         upcoming = reader.submit(read_batch, config, store, start, rows)
         for step in range(start, optim.steps):
             moments, labels = upcoming.result()
@@ -112,21 +132,27 @@ def train(
             )  # fmt: skip
             x0, y = resample(moments, draws.latent_noise), labels.to(device)
             x_t = diffusion.add_noise(x0, draws.noise, draws.t)
-            n, m = draw_iterations(config.sjfb, seed, step)
-            iterations = {"iterations": m, "iterations_no_grad": n} if implicit else {}
+            n, m = draw_iterations(config.sjfb, seed, step) if implicit else (0, 0)
+            done = step + 1
+            logged = done % config.run.log_every == 0 or done == optim.steps
+            forward = {"recompute": config.run.gradient_checkpointing}
+            if implicit:
+                forward |= {"iterations": m, "iterations_no_grad": n, "with_residuals": logged}
             rate = learning_rate(optim, step)
             set_groups(optimizer, lr=rate)
 
             optimizer.zero_grad()
-            step_losses = torch.zeros(3, device=device)
+            sums, residual = 0.0, 0.0
             for first in range(0, share, micro):
                 part = slice(first, first + micro)
                 last = first + micro == share
                 with nullcontext() if last else accelerator.no_sync(model):
-                    output = model(x_t[part], draws.t[part], y[part], drop_labels=draws.drop_labels[part], **iterations)
+                    output = model(x_t[part], draws.t[part], y[part], drop_labels=draws.drop_labels[part], **forward)
                     losses = diffusion.losses(output.prediction, x0[part], draws.noise[part], draws.t[part])
                     accelerator.backward(losses.total.sum() / share)
-                step_losses += torch.stack([loss.detach().sum() for loss in losses]) / share
+                sums += loss_sums(losses, draws.t[part], diffusion.timesteps) / share
+                if output.residuals is not None:
+                    residual += output.residuals[:, -1].sum() / share
             norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf)
 
             # With a scaler a non-finite step is its business: it skips it and lowers the scale.
@@ -135,7 +161,7 @@ def train(
                 optimizer.step()
             if finite:
                 ema.update(network, step)
-                interval.add(step_losses, norm, (explicit_blocks + n + m) if implicit else explicit_blocks)
+                meter.add(sums, norm, cost.blocks(n + m), cost.training_flops(n, m))
                 skipped_in_a_row = 0
             else:
                 skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
@@ -148,29 +174,41 @@ def train(
                     )
             progress.update()
 
-            done = step + 1
-            if done % config.run.log_every == 0 or done == optim.steps:
-                values = interval.finish(accelerator) | {"lr": rate, "skipped": skipped}
-                values |= {"n": n, "m": m} if implicit else {}
-                log.record(done, values)
+            if logged:
+                values = meter.finish(accelerator) | {"lr": rate, "skipped": skipped}
+                if implicit:
+                    values |= {"n": n, "m": m}
+                    values |= {"residual": float(accelerator.reduce(residual, "mean"))} if finite else {}
+                if accelerator.scaler is not None:
+                    values["loss_scale"] = accelerator.scaler.get_scale()
+                log.record(done, values, status_line(done, optim.steps, values))
                 accelerator.log(values, step=done)
             # Weights that give non-finite gradients are not kept (under a scaler it is the scale that was too high).
             trusted = skipped_in_a_row == 0 or accelerator.scaler is not None
-            if trusted and (done % config.run.checkpoint_every == 0 or done == optim.steps):
+            stopping = stop.agreed(accelerator)
+            if trusted and (stopping or done % config.run.checkpoint_every == 0 or done == optim.steps):
                 states = random_states()
-                if is_main:
-                    trainer = {
-                        "step": done,
-                        "skipped": skipped,
-                        "skipped_in_a_row": skipped_in_a_row,
-                        "optimizer": optimizer.state_dict(),
-                        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                        "random": states,
-                    }
-                    save_checkpoint(run, done, network, ema.model, trainer, sampling_facts(config, store.manifest))
-                accelerator.wait_for_everyone()
+                with meter.paused():
+                    if is_main:
+                        trainer = {
+                            "step": done,
+                            "skipped": skipped,
+                            "skipped_in_a_row": skipped_in_a_row,
+                            "optimizer": optimizer.state_dict(),
+                            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                            "random": states,
+                        }
+                        save_checkpoint(run, done, network, ema.model, trainer, sampling_facts(config, store.manifest))
+                        prune_checkpoints(run, done, config.run.keep_last, config.run.keep_every)
+                    accelerator.wait_for_everyone()
+                if stopping and done < optim.steps:
+                    log.say(
+                        f"stopped by {stop.signal or 'a signal to another process'} after step {done} of "
+                        f"{optim.steps}, checkpoint written; go on with --resume {run}"
+                    )
+                    break
             if on_preview is not None and config.run.preview_every and done % config.run.preview_every == 0:
-                with interval.paused():
+                with meter.paused():
                     if is_main:
                         on_preview(run, done, ema.model)
                     accelerator.wait_for_everyone()
@@ -178,45 +216,27 @@ def train(
     return run
 
 
-class Interval:
-    """Sums over the finite steps of one logging interval, kept on the device until it ends."""
-
-    def __init__(self, device: torch.device, batch_size: int):
-        self.batch_size = batch_size
-        self.losses, self.norm = torch.zeros(3, device=device), torch.zeros((), device=device)
-        self.reset()
-
-    def reset(self) -> None:
-        self.losses.zero_()
-        self.norm.zero_()
-        self.steps = self.passes = 0
-        self.started = time.perf_counter()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent in here, on checkpoints and previews, does not count in the rates."""
-        began = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - began
-
-    def add(self, losses: Tensor, norm: Tensor, passes: int) -> None:
-        """One step: this rank's mean losses (3,), the gradient norm, block passes per image."""
-        self.losses += losses
-        self.norm += norm
-        self.steps, self.passes = self.steps + 1, self.passes + passes
-
-    def finish(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and ranks, and rates over all ranks; starts the next interval."""
-        losses = accelerator.reduce(self.losses, "mean").tolist()
-        per_second = self.batch_size / (time.perf_counter() - self.started)
-        values = {"images_per_s": self.steps * per_second, "block_passes_per_s": self.passes * per_second}
-        if self.steps:  # without a finite step there is no loss to speak of
-            sums = zip(("loss", "mse", "vb", "grad_norm"), (*losses, float(self.norm)), strict=True)
-            values = {name: value / self.steps for name, value in sums} | values
-        if accelerator.device.type == "cuda":
-            values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.reset()
-        return values
+def first_screen(
+    config: ExperimentConfig,
+    network: nn.Module,
+    cost: ForwardCost,
+    store: LatentStore,
+    run: Path,
+    start: int,
+    micro: int,
+) -> str:
+    """Model, data, cost and memory."""
+    manifest = store.manifest
+    lines = [
+        f"{config.model.name} -> {run}" + (f", resumed at step {start} of {config.optim.steps}" if start else ""),
+        model_table(network),
+        f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
+        f"{manifest.flips} flip(s), from {store.folder}",
+        describe_cost(config, network, cost),
+        describe_memory(config, network, micro),
+    ]
+    warning = check_std(manifest)
+    return "\n".join([*lines, warning] if warning else lines)
 
 
 def read_batch(config: ExperimentConfig, store: LatentStore, step: int, rows: slice) -> tuple[Moments, Tensor]:

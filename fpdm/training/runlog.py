@@ -5,7 +5,6 @@ import logging
 import re
 from pathlib import Path
 
-from torch import nn
 from tqdm import tqdm
 
 from fpdm.files import write_atomically
@@ -33,11 +32,16 @@ class RunLog:
             with tqdm.external_write_mode():
                 logger.info(message)
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """One line of log.jsonl, and its short form on the console and in log.txt."""
+    def record(self, step: int, values: dict[str, float], line: str) -> None:
+        """One line of log.jsonl; `line`, which says the same to people, on the console and in log.txt."""
         if self.is_main:
-            self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
-            self.say(f"step {step:>7d}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            try:
+                self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"{self.run / 'log.jsonl'} cannot be written ({error}); the checkpoints are whole"
+                ) from error
+            self.say(line)
 
     def close(self) -> None:
         if self.is_main:
@@ -58,12 +62,21 @@ def new_run(results: str, name: str) -> Path:
 
 def latest_run(results: str, name: str) -> Path:
     """The newest run of this name that has a checkpoint."""
-    name = name.replace("/", "-")
-    runs = [path for path in Path(results).glob("*") if re.fullmatch(rf"\d+-{re.escape(name)}", path.name)]
-    runs = sorted(filter(has_checkpoint, runs), key=run_number)
+    runs = _resumable_runs(results, name)
     if not runs:
         raise FileNotFoundError(f"--resume latest: no run named {name} with a checkpoint in {results}")
     return runs[-1]
+
+
+def has_run(results: str, name: str) -> bool:
+    """Whether there is a run of this name to go on with."""
+    return bool(_resumable_runs(results, name))
+
+
+def _resumable_runs(results: str, name: str) -> list[Path]:
+    name = name.replace("/", "-")
+    runs = [path for path in Path(results).glob("*") if re.fullmatch(rf"\d+-{re.escape(name)}", path.name)]
+    return sorted(filter(has_checkpoint, runs), key=run_number)
 
 
 def run_number(run: Path) -> int:
@@ -84,14 +97,3 @@ def forget_after(run: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             continue  # the line a kill cut short
     write_atomically(path, "".join(f"{line}\n" for line in kept))
-
-
-def model_table(model: nn.Module) -> str:
-    """Top-level modules with their trainable parameters, one a line."""
-    rows = [(name, type(child).__name__, _parameters(child)) for name, child in model.named_children()]
-    rows.append(("total", type(model).__name__, _parameters(model)))
-    return "\n".join(f"  {name:<14s}{kind:<18s}{count:>14,d}" for name, kind, count in rows)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

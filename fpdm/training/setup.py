@@ -2,27 +2,29 @@
 
 import importlib.util
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from fpdm.config import ExperimentConfig, OptimConfig, RunConfig
-from fpdm.data.latents import LatentStore, Manifest
+from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig
+from fpdm.data.codec import Codec, open_codec
+from fpdm.data.latents import LatentStore, Manifest, check_codec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, step_of
-from fpdm.training.runlog import forget_after, latest_run, model_table, new_run
-from fpdm.training.sjfb import mean_iterations
+from fpdm.training.runlog import forget_after, has_run, latest_run, new_run
 
 # What a resumed run may change. The batch size and the seed decide which record comes when, so they may not;
 # where the latents lie may, for their content is compared instead.
 RESUMABLE = {
     "optim": set(OptimConfig.__dataclass_fields__) - {"batch_size"},
     "run": set(RunConfig.__dataclass_fields__) - {"seed"},
-    "data": {"latents"},
+    "data": {"latents", "vae", "shape", "scale", "classes"},
 }
 
 
@@ -45,12 +47,49 @@ def split_batch(optim: OptimConfig, rank: int, ranks: int) -> tuple[slice, int]:
     return slice(rank * share, (rank + 1) * share), micro
 
 
-def check_mirror(config: ExperimentConfig, store: LatentStore) -> None:
-    if config.data.mirror and store.manifest.flips < 2:
+def check_store(data: DataConfig, store: LatentStore) -> None:
+    """Refuse a store that is not what the config asks for."""
+    manifest = store.manifest
+    if data.mirror and manifest.flips < 2:
         raise ValueError(
             f"data.mirror=true: {store.folder} holds no mirror images; set data.mirror: false, "
             "or encode with --mirror true"
         )
+    found = {"shape": list(manifest.shape), "classes": len(manifest.class_names)}
+    wrong = [name for name, value in found.items() if getattr(data, name) not in (None, value)]
+    found["scale"] = manifest.scale
+    if None not in (data.scale, manifest.scale) and not math.isclose(data.scale, manifest.scale, rel_tol=1e-4):
+        wrong.append("scale")
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"data.{name}={getattr(data, name)}: the latents in {store.folder} have {found[name]}; "
+            f"give data.latents a store that fits, or change data.{name}"
+        )
+    if data.vae is not None and manifest.fingerprint is not None and data.vae != manifest.codec:
+        _check_same_vae(data.vae, store)
+
+
+def _check_same_vae(vae: str, store: LatentStore) -> None:
+    """Another name may be another place of the same VAE: its weights decide."""
+    try:
+        codec = open_codec(vae)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"data.vae={vae}: the latents in {store.folder} were made with {store.manifest.codec}, and whether that is "
+            f"the same cannot be seen ({error}); if it is, set data.vae to {store.manifest.codec}"
+        ) from error
+    check_codec(store.manifest, codec, store.folder)
+
+
+def open_store_codec(data: DataConfig, store: LatentStore, device: torch.device) -> Codec:
+    """The codec that decodes a store's latents: data.vae, or the one they were made with."""
+    source = data.vae or store.manifest.codec
+    if source is None:
+        raise ValueError(f"data.vae is not set, and the latents in {store.folder} do not say which VAE they are of")
+    codec = open_codec(source, device)
+    check_codec(store.manifest, codec, store.folder)
+    return codec
 
 
 def _check_same_latents(checkpoint: Path, store: LatentStore) -> None:
@@ -63,10 +102,9 @@ def _check_same_latents(checkpoint: Path, store: LatentStore) -> None:
         )
 
 
-def build_network(config: ExperimentConfig, manifest: Manifest) -> DiT | FixedPointDiT:
-    """The configured network at the size, channels and classes of the data."""
-    channels, size, _ = manifest.shape
-    classes = len(manifest.class_names)
+def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> DiT | FixedPointDiT:
+    """The configured network for latents of `shape` (C, h, h) of so many classes."""
+    channels, size, _ = shape
     if classes == 1 and config.model.class_dropout > 0:
         raise ValueError(
             f"model.class_dropout={config.model.class_dropout}: the data has one class, so there is no label to drop; "
@@ -96,10 +134,10 @@ def open_run(
 
 def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | None) -> list[Path | None]:
     name = config.run.name or config.model.name
-    if resume is None:
+    if resume is None or (resume == "auto" and not has_run(config.run.results, name)):
         run, checkpoint = new_run(config.run.results, name), None
     else:
-        source = latest_run(config.run.results, name) if resume == "latest" else resume
+        source = latest_run(config.run.results, name) if resume in ("latest", "auto") else resume
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
         if not (run / "config.yaml").is_file():
@@ -140,24 +178,10 @@ def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
     }
 
 
-def first_screen(
-    config: ExperimentConfig,
-    network: DiT | FixedPointDiT,
-    explicit_blocks: int,
-    store: LatentStore,
-    run: Path,
-    start: int,
-) -> str:
-    """Model, data and cost at a glance."""
-    n, m = mean_iterations(config.sjfb) if isinstance(network, FixedPointDiT) else (0, 0)
-    manifest = store.manifest
-    return "\n".join(
-        [
-            f"{config.model.name} -> {run}" + (f", resumed at step {start} of {config.optim.steps}" if start else ""),
-            model_table(network),
-            f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, "
-            f"{len(manifest.class_names)} class(es), {manifest.flips} flip(s), from {store.folder}",
-            f"  block passes  {explicit_blocks + n + m:g} forward per image and step on average, "
-            f"{explicit_blocks + m:g} of them with gradient",
-        ]
-    )
+def flat_settings(config: ExperimentConfig) -> dict[str, str | int | float | bool]:
+    """`section.name` -> value, in the types that trackers take."""
+    return {
+        f"{section}.{name}": value if isinstance(value, (str, int, float)) else str(value)
+        for section, values in asdict(config).items()
+        for name, value in values.items()
+    }

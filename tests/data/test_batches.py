@@ -34,6 +34,20 @@ def test_centre_crop():
         assert (cropped[:, 2:-2] == (255, 0, 0)).all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (15, 16), (17, 333), (1024, 700), (4, 9)])
+def test_any_size_is_cropped_or_enlarged(size):
+    assert centre_crop(Image.new("RGB", size, (9, 9, 9)), 16).size == (16, 16)
+
+
+def test_crop_is_the_one_of_adm():
+    """Its arithmetic, spelled out for one image: halve while twice too large, resize, cut the middle."""
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3)).astype(np.uint8)
+    halved = Image.fromarray(pixels).resize((50, 37), Image.Resampling.BOX)
+    resized = np.array(halved.resize((round(50 * 32 / 37), 32), Image.Resampling.BICUBIC))
+    assert resized.shape == (32, 43, 3)
+    assert np.array_equal(np.array(centre_crop(Image.fromarray(pixels), 32)), resized[:, 5:37])
+
+
 def test_crop_leaves_an_image_of_the_right_size_alone(image_folder):
     image = open_images(image_folder).load(0).crop((0, 0, 32, 32))
     assert np.array_equal(np.array(centre_crop(image, 32)), np.array(image))

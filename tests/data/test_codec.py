@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -45,3 +48,53 @@ def test_sources_that_cannot_be_opened(tmp_path):
 def test_resolution_that_does_not_fit(tiny_vae):
     with pytest.raises(ValueError, match="not a multiple of 2"):
         open_codec(str(tiny_vae)).encode(torch.zeros(1, 3, 15, 15))
+
+
+@pytest.fixture
+def other_config(tiny_vae, tmp_path):
+    """Opens the tiny VAE with other entries in its config."""
+
+    def opened(**entries):
+        shutil.copytree(tiny_vae, tmp_path / "vae", dirs_exist_ok=True)
+        path = tmp_path / "vae" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+        return open_codec(str(tmp_path / "vae"))
+
+    return opened
+
+
+def test_latents_are_normalised_per_channel(tiny_vae, other_config):
+    mean, std = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 2.0, 0.25]
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    plain = open_codec(str(tiny_vae)).encode(images)
+    codec = other_config(latents_mean=mean, latents_std=std)
+    assert (codec.latents_mean, codec.latents_std, codec.fingerprint) == (
+        mean,
+        std,
+        open_codec(str(tiny_vae)).fingerprint,
+    )
+    moments, per_channel = codec.encode(images), torch.tensor(std).view(1, 4, 1, 1)
+    raw = plain.mean / 0.5
+    torch.testing.assert_close(moments.mean, (raw - torch.tensor(mean).view(1, 4, 1, 1)) * 0.5 / per_channel)
+    torch.testing.assert_close(moments.std, plain.std / per_channel)
+    torch.testing.assert_close(codec.normalise(raw), moments.mean)
+    torch.testing.assert_close(codec.decode(moments.mean), open_codec(str(tiny_vae)).decode(plain.mean))
+    with pytest.raises(ValueError, match="latents_std has 2 values for 4 channels"):
+        other_config(latents_std=[1.0, 1.0])
+
+
+def test_shift_moves_all_channels(tiny_vae, other_config):
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    plain, shifted = open_codec(str(tiny_vae)).encode(images), other_config(shift_factor=0.25).encode(images)
+    torch.testing.assert_close(shifted.mean, plain.mean - 0.25 * 0.5)
+    torch.testing.assert_close(shifted.std, plain.std)
+
+
+def test_cast_weights_keep_their_fingerprint(tiny_vae):
+    full, half = open_codec(str(tiny_vae)), open_codec(str(tiny_vae), dtype=torch.bfloat16)
+    assert half.vae.dtype == torch.bfloat16 and half.fingerprint == full.fingerprint
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    moments = half.encode(images)
+    assert moments.mean.dtype == moments.std.dtype == half.decode(moments.mean).dtype == torch.float32
+    for ours, theirs in zip(moments, full.encode(images), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0.03)

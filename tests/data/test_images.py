@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fpdm.data.images import open_images
 
@@ -110,3 +111,49 @@ def test_missing_empty_and_mixed_sources(tmp_path, image_folder):
     shutil.copy(image_folder / "ant" / "0.png", tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r"both images \(stray\.png\) and class folders \(ant\)"):
         open_images(tmp_path)
+
+
+LIGHT = {"1": 255}  # one bit has no grey
+
+
+def ramp(mode, tmp_path):
+    """The file of a 64x32 image of that kind, whose left half is black and whose right half is light."""
+    grey = np.zeros((32, 64), np.uint8)
+    grey[:, 32:] = LIGHT.get(mode, 200)
+    if mode == "16-bit":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "P":
+        image = Image.fromarray(grey).convert("RGB").quantize(4)
+    elif mode == "RGBA":
+        image = Image.merge("RGBA", [Image.fromarray(grey)] * 3 + [Image.new("L", (64, 32), 255)])
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    path = tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}"
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "16-bit", "CMYK"])
+def test_every_kind_of_image_becomes_rgb(mode, tmp_path):
+    path = ramp(mode, tmp_path)
+    image = open_images(tmp_path).load(0)
+    assert image.mode == "RGB" and image.size == (64, 32), path
+    values = np.array(image).astype(int)
+    assert np.abs(values[:, :24]).max() <= 8 and np.abs(values[:, 40:] - LIGHT.get(mode, 200)).max() <= 8
+
+
+def test_exif_rotation_is_not_applied(tmp_path):
+    """As in ADM's data pipeline: the pixels count as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (64, 32)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_images(tmp_path).load(0).size == (64, 32)
+
+
+def test_suffixes_in_capitals_and_nested_class_folders(tmp_path):
+    (tmp_path / "cat" / "more").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "more" / "1.JPEG")
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "2.webp")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"x")
+    images = open_images(tmp_path)
+    assert len(images) == 2 and images.class_names == ["cat"]

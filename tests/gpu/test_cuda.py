@@ -10,6 +10,7 @@ from fpdm.models import build_model
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.training.memory import step_memory
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +44,38 @@ def test_memory_does_not_depend_on_updates_without_gradient():
     few, many = (peak(network, iterations=2, iterations_no_grad=n) for n in (1, 30))
     assert many <= few * 1.02
     assert peak(network, iterations=6, iterations_no_grad=1) > few * 1.2
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_expected_memory_is_what_a_step_takes(half, recompute):
+    """Weights, gradients and activations, within the rounding and the workspaces that are not counted."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    network = model(hidden_size=384, num_heads=6).train()
+    x = torch.randn(64, 3, 16, 16, device="cuda")
+    index = torch.zeros(64, dtype=torch.long, device="cuda")
+    kwargs = {"iterations": 6, "iterations_no_grad": 3}
+    for _ in range(2):  # the first one makes what stays: workspaces, gradients
+        network.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.float16, enabled=half):
+            output = network(x, index, index, drop_labels=index.bool(), recompute=recompute, **kwargs)
+        output.prediction.square().mean().backward()
+    expected = step_memory(network, 64, half, recompute, **kwargs)
+    measured = torch.cuda.max_memory_allocated() - before
+    assert measured == pytest.approx(expected.weights + expected.gradients + expected.activations, rel=0.25)
+
+
+def test_recomputation_saves_memory_and_changes_nothing():
+    network = model(hidden_size=256, num_heads=4).train()
+    gradients, peaks = [], []
+    for recompute in (False, True):
+        peaks.append(peak(network, iterations=8, recompute=recompute))
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert peaks[1] < 0.6 * peaks[0]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -79,7 +112,8 @@ def test_images_are_those_of_the_cpu(name):
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
-def test_training_runs_in_every_precision(pixel_store, tmp_path, precision):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_training_runs_in_every_precision(pixel_store, tmp_path, precision, compiled):
     from accelerate.state import AcceleratorState
 
     from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
@@ -92,7 +126,9 @@ def test_training_runs_in_every_precision(pixel_store, tmp_path, precision):
         model=ModelConfig("FPDM-XS/2"),
         data=DataConfig(str(pixel_store)),
         optim=OptimConfig(steps=8, batch_size=8, micro_batch_size=4),
-        run=RunConfig(results=str(tmp_path), mixed_precision=precision, log_every=4, checkpoint_every=4),
+        run=RunConfig(
+            results=str(tmp_path), mixed_precision=precision, compile=compiled, log_every=4, checkpoint_every=4
+        ),
     )
     run = train(config)
     config.optim.steps = 12

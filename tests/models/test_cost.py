@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from fpdm.models import build_model, forward_cost
+from fpdm.models import build_model, forward_cost, meta_twin
 
 
 def block_flops(tokens: int, width: int) -> int:
@@ -44,3 +45,23 @@ def test_measuring_leaves_the_model_alone():
     forward_cost(model)
     assert model.training
     assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "n", "m"), [("DiT-XS/2", 0, 0), ("FPDM-XS/2", 3, 2), ("FPDM-XS/2", 0, 5)])
+def test_training_step_costs_what_torch_counts(name, n, m):
+    """Forward and backward counted as they run; the first layers' inputs need no gradient, hence the little less."""
+    with torch.device("meta"):
+        model = build_model(name, input_size=16).train()
+    x, index = torch.empty(4, 4, 16, 16, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
+    iterations = {"iterations": m, "iterations_no_grad": n} if m else {}
+    with FlopCounterMode(display=False) as counter:
+        model(x, index, index, drop_labels=index.bool(), **iterations).prediction.sum().backward()
+    assert counter.get_total_flops() == pytest.approx(4 * forward_cost(model).training_flops(n, m), rel=0.02)
+
+
+def test_twin_has_the_structure_and_none_of_the_numbers():
+    model = build_model("FPDM-XS/2", input_size=8)
+    twin = meta_twin(model)
+    assert [p.shape for p in twin.parameters()] == [p.shape for p in model.parameters()]
+    assert all(t.device.type == "meta" for t in [*twin.parameters(), *twin.buffers()])
+    assert all(t.device.type == "cpu" for t in [*model.parameters(), *model.buffers()])

@@ -1,4 +1,8 @@
 import os
+import resource
+import shutil
+import subprocess
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -7,18 +11,18 @@ from fpdm.models import build_model, load_pretrained
 from fpdm.training.checkpoint import (
     find_checkpoint,
     load_trainer,
+    prune_checkpoints,
     random_states,
     restore_random_states,
     save_checkpoint,
 )
 
 
-def save(run, step, value=0.0):
+def save(run, step, value=0.0, trainer=None):
     model = build_model("DiT-XS/4", input_size=8, hidden_size=32, num_heads=2, depth=1, num_classes=2)
     torch.nn.init.constant_(model.final_layer.linear.bias, value)
-    return save_checkpoint(
-        run, step, model, model, {"step": step, "nested": [torch.ones(2), None]}, {"codec": "pixels"}
-    )
+    trainer = {"step": step, "nested": [torch.ones(2), None], **(trainer or {})}
+    return save_checkpoint(run, step, model, model, trainer, {"codec": "pixels"})
 
 
 def test_layout_and_latest(tmp_path):
@@ -41,12 +45,92 @@ def test_failure_while_saving_leaves_the_last_one_whole(tmp_path, monkeypatch, m
         raise OSError(28, "No space left on device")
 
     target = {"model": (torch.nn.Module, "state_dict"), "trainer": (torch, "save"), "rename": (os, "replace")}[moment]
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    says = (
+        r"No space" if moment == "rename" else r"0000020 could not be written .*No space.*before it, 0000010, is whole"
+    )
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=says):
         patch.setattr(*target, fail)
         save(tmp_path, 20)
     assert find_checkpoint(tmp_path).name == "0000010"
     assert load_pretrained(find_checkpoint(tmp_path) / "model").final_layer.linear.bias[0].item() == 1.0
     assert save(tmp_path, 20).name == "0000020"  # the remains are no hindrance
+
+
+@contextmanager
+def file_size_limit(size):
+    """Writing fails beyond so many bytes of a file: a real error of the system, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("part", ["model", "trainer"])
+def test_writing_that_the_system_refuses(tmp_path, part):
+    trainer = {"optimizer": torch.zeros(300_000)}
+    save(tmp_path, 10, value=1.0, trainer=trainer)
+    weights, state = (find_checkpoint(tmp_path) / name for name in ("model/model.safetensors", "trainer.pt"))
+    assert weights.stat().st_size < state.stat().st_size
+    size = weights.stat().st_size // 2 if part == "model" else state.stat().st_size // 2 + 50_000
+    assert (size < weights.stat().st_size) == (part == "model")
+    says = "0000020 could not be written .*0000010, is whole.*make room"
+    with pytest.raises(OSError, match=says), file_size_limit(size):
+        save(tmp_path, 20, trainer=trainer)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000010", "latest"]
+    assert load_pretrained(find_checkpoint(tmp_path) / "ema").final_layer.linear.bias[0].item() == 1.0
+    assert save(tmp_path, 20, trainer=trainer).name == "0000020"
+
+
+def test_full_disk(tmp_path):
+    """A file system of 1 MiB, really full; skipped where this process may not mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+    try:
+        save(disk, 10, value=1.0)
+        with (disk / "ballast").open("wb") as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        with pytest.raises(OSError, match=r"0000020 could not be written .*0000010, is whole. 0\.0 GiB are free there"):
+            save(disk, 20)
+        assert load_pretrained(find_checkpoint(disk) / "ema").final_layer.linear.bias[0].item() == 1.0
+        (disk / "ballast").unlink()
+        assert save(disk, 20).name == "0000020"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("last", "every", "kept"),
+    [(None, None, [10, 20, 30, 40, 50]), (1, None, [50]), (2, None, [40, 50]), (1, 20, [20, 40, 50])],
+)
+def test_which_checkpoints_are_kept(tmp_path, last, every, kept):
+    for step in (10, 20, 30, 40, 50):
+        save(tmp_path, step)
+        prune_checkpoints(tmp_path, step, last, every)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"{step:07d}" for step in kept), "latest"]
+    assert find_checkpoint(tmp_path).name == "0000050"
+
+
+def test_pruning_after_going_back(tmp_path):
+    """Resumed from 10, while 20 and 30 are still there: the one just written is never removed for them."""
+    for step in (10, 20, 30, 12):
+        save(tmp_path, step)
+    prune_checkpoints(tmp_path, 12, keep_last=1, keep_every=None)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("0*")) == ["0000012", "0000020", "0000030"]
+    assert find_checkpoint(tmp_path).name == "0000012"
+
+
+def test_remains_of_a_kill_are_cleared(tmp_path):
+    first = save(tmp_path, 10)
+    shutil.copytree(first, first.parent / ".partial-0000015")
+    shutil.copytree(first, first.parent / ".removed-0000005")
+    save(tmp_path, 20)
+    assert sorted(path.name for path in first.parent.iterdir()) == ["0000010", "0000020", "latest"]
 
 
 @pytest.mark.parametrize("rename", [1, 2, 3])

@@ -52,7 +52,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_pa
     resumed = train(config, resume="latest")
     assert resumed == cut
     assert_same(state(whole / "checkpoints" / "0000020"), state(cut / "checkpoints" / "0000020"))
-    rates = ("images_per_s", "block_passes_per_s")
+    rates = ("images_per_s", "block_passes_per_s", "tflops", "peak_memory_gib")
     strip = lambda lines: [{k: v for k, v in line.items() if k not in rates} for line in lines]  # noqa: E731
     assert strip(log(whole)) == strip(log(cut))
 
@@ -72,10 +72,12 @@ def test_loss_falls_and_the_log_says_so(experiment, pixel_store):
     lines = log(run)
     assert [line["step"] for line in lines] == [20, 40, 60, 80, 100, 120]
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-    for name in ("loss", "mse", "vb", "grad_norm", "images_per_s", "block_passes_per_s", "lr", "n", "m", "skipped"):
-        assert all(math.isfinite(line[name]) for line in lines)
+    names = "loss mse vb loss_t1 loss_t2 loss_t3 loss_t4 grad_norm grad_norm_max residual images_per_s"
+    for name in [*names.split(), "block_passes_per_s", "tflops", "peak_memory_gib", "lr", "n", "m", "skipped"]:
+        assert all(math.isfinite(line[name]) for line in lines), name
+    assert all(line["grad_norm_max"] >= line["grad_norm"] and line["residual"] > 0 for line in lines)
     text = (run / "log.txt").read_text()
-    assert "FixedPointDiT" in text and "forward per image and step" in text
+    assert "FixedPointDiT" in text and "block passes forward per image" in text and "GiB on average, 8 samples" in text
 
 
 def test_run_folder_explains_itself(experiment, tiny_vae):
@@ -198,6 +200,72 @@ def test_bad_settings_stop_before_training(experiment, settings, says, tmp_path,
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         train(experiment(**settings))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"shape": [4, 16, 16]}, r"data\.shape=\[4, 16, 16\]: the latents in .* have \[4, 8, 8\]"),
+        ({"classes": 10}, r"data\.classes=10: .* have 3"),
+        ({"scale": 0.18215}, r"data\.scale=0\.18215: .* have 0\.5"),
+        ({"vae": "pixels"}, "vae pixels does not fit the latents"),
+        ({"vae": "/no/such/vae"}, r"data\.vae=/no/such/vae: .* were made with .* if it is, set data\.vae to"),
+    ],
+)
+def test_store_that_is_not_what_the_config_asks_for(experiment, data, says, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        train(experiment(data=data))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_store_that_fits_may_have_its_vae_elsewhere(experiment, tiny_vae, tmp_path):
+    shutil.copytree(tiny_vae, tmp_path / "moved")
+    data = {"shape": [4, 8, 8], "classes": 3, "scale": 0.5, "vae": str(tmp_path / "moved")}
+    assert find_checkpoint(train(experiment(data=data))).name == "0000004"
+
+
+def test_latents_far_from_unit_deviation_are_warned_of(experiment, tiny_store, tmp_path):
+    shutil.copytree(tiny_store, tmp_path / "loud")
+    fields = json.loads((tmp_path / "loud" / "manifest.json").read_text())
+    (tmp_path / "loud" / "manifest.json").write_text(json.dumps(fields | {"std": 5.5}))
+    text = (train(experiment(data={"latents": str(tmp_path / "loud")})) / "log.txt").read_text()
+    assert "standard deviation is 5.500, outside 0.7..1.3" in text
+
+
+def test_resume_auto_goes_on_or_begins(experiment):
+    first = train(experiment(), resume="auto")
+    assert first.name.startswith("000-")
+    assert train(experiment(optim={"steps": 6}), resume="auto") == first
+    assert find_checkpoint(first).name == "0000006"
+
+
+def test_recomputation_follows_the_same_path(experiment):
+    plain, recomputed = (train(experiment(run={"gradient_checkpointing": on})) for on in (False, True))
+    assert_same(state(find_checkpoint(plain)), state(find_checkpoint(recomputed)))
+
+
+def test_checkpoints_are_thinned_out(experiment):
+    run = train(experiment(optim={"steps": 10}, run={"checkpoint_every": 1, "keep_last": 2, "keep_every": 4}))
+    names = sorted(path.name for path in (run / "checkpoints").glob("0*"))
+    assert names == ["0000004", "0000008", "0000009", "0000010"]
+
+
+def test_tensorboard_gets_the_log(experiment):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(experiment(run={"tracker": "tensorboard"}))
+    (events,) = run.glob("events.*")
+    reader = event_accumulator.EventAccumulator(str(events)).Reload()
+    values = [event.value for event in reader.Scalars("loss")]
+    assert values == pytest.approx([line["loss"] for line in log(run)])
+
+
+def test_wandb_stays_offline_unless_told(experiment, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    run = train(experiment(run={"tracker": "wandb"}))
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    assert any(offline.glob("*.wandb"))
 
 
 def test_missing_tracker_is_said(experiment, monkeypatch):

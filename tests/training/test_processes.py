@@ -1,6 +1,7 @@
 """Training under torchrun with two real processes (gloo) is training with one."""
 
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,10 +16,14 @@ from fpdm.models import load_pretrained
 ROOT = Path(__file__).parents[2]
 
 
-def launch(config: Path, processes: int, results: Path, *more: str) -> Path:
-    """Run scripts/train.py in `processes` processes; the run's folder."""
+def launch(config: Path, processes: int, results: Path, *more: str, accelerate: bool = False) -> Path:
+    """Run scripts/train.py in `processes` processes, under torchrun or accelerate launch; the run's folder."""
     launcher = [sys.executable]
-    if processes > 1:
+    if processes > 1 and accelerate:
+        # --multi_gpu is accelerate's word for several processes; without GPUs they are processes on the CPU.
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    elif processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [
         *launcher,
@@ -70,6 +75,30 @@ def test_two_processes_follow_the_path_of_one(config_file, tmp_path):
     launch(config_file, 2, tmp_path / "2", "--resume", str(two))
     after = load_pretrained(checkpoint / "model").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_accelerate_launch_and_several_nodes_do_the_same(config_file, tmp_path):
+    """Two processes of one node by accelerate, two nodes of one process by torchrun: one path."""
+    launched = launch(config_file, 2, tmp_path / "accelerate", accelerate=True)
+    nodes = launch_nodes(config_file, tmp_path / "nodes")
+    one, two = (load_pretrained(run / "checkpoints" / "latest" / "ema").state_dict() for run in (launched, nodes))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def launch_nodes(config: Path, results: Path) -> Path:
+    """Two `nodes` that meet at a rendezvous, as two machines would."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
+    command += [f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=test", str(ROOT / "scripts" / "train.py")]
+    command += ["--config", str(config), "--run.results", str(results)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    for node in [subprocess.Popen(command, **pipes) for _ in range(2)]:
+        said, _ = node.communicate(timeout=300)
+        assert node.returncode == 0, said[-4000:]
+    (run,) = results.iterdir()
+    return run
 
 
 def test_batch_that_does_not_divide(config_file, tmp_path):

@@ -1,0 +1,73 @@
+"""Scripts that chain the others: run one as a user would, and give models equal time."""
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from fpdm.files import write_atomically
+
+logger = logging.getLogger("fpdm")
+ROOT = Path(__file__).resolve().parents[1]
+TRIAL = 30  # steps, after as many to warm up
+
+
+class OutOfTime(ValueError):
+    """A script was stopped at the deadline; what it had written is kept."""
+
+
+def run_script(script: str, *arguments, deadline: float | None = None) -> None:
+    """Run scripts/<script>, showing the command as a user would type it.
+
+    deadline: on time.monotonic()'s clock; then the script gets SIGTERM, for which train.py
+    writes a checkpoint, and OutOfTime is raised.
+    """
+    words = ["python", f"scripts/{script}", *map(str, arguments)]
+    logger.info(f"\n$ {shlex.join(words)}")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / script), *words[2:]], env=environment)
+    try:
+        status = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+        raise OutOfTime(
+            f"scripts/{script} was stopped, for the time is over; the same command goes on with it"
+        ) from None
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if status:
+        raise ValueError(f"scripts/{script} failed with exit status {status}; its message is above")
+
+
+def last_record(run: Path) -> dict:
+    """The newest line of a run's log.jsonl."""
+    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+
+
+def steps_for_equal_time(path: Path, seconds: float, arguments: dict[str, list]) -> dict[str, int]:
+    """Training steps that each model makes in `seconds` on this machine; measured once, kept in `path`.
+
+    arguments: of train.py for each model. The learning rate is a function of the step, so the
+    number of steps must be known beforehand.
+    """
+    if not path.exists():
+        steps = {}
+        for name, words in arguments.items():
+            with tempfile.TemporaryDirectory() as folder:
+                run_script("train.py", *words, "--run.results", folder, "--run.preview_every", 0,
+                           "--optim.steps", 2 * TRIAL, "--run.log_every", TRIAL)  # fmt: skip
+                run = next(Path(folder).iterdir())
+                batch = yaml.safe_load((run / "config.yaml").read_text())["optim"]["batch_size"]
+                steps[name] = max(int(seconds * last_record(run)["images_per_s"] / batch), 1)
+        write_atomically(path, json.dumps(steps))
+    return json.loads(path.read_text())

@@ -1,0 +1,225 @@
+"""The folder of a latent store in the making: which shards are done, what a kill left, and the manifest in the end."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from fpdm.data.latents import JOURNAL, MANIFEST, Manifest, load_manifest, shard_name
+from fpdm.files import write_atomically
+
+CHUNK_BYTES = 16 * 2**20
+JOURNAL_SECONDS = 60  # that a shared file system may take to show another process's file
+NOT_COMPARED = {"codec", "count", "skipped", "shards", "std", "content"}  # a VAE may move; the rest are results
+SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)"}
+
+
+class StoreFolder:
+    """The files of a store being made. `draft` is its manifest without the results."""
+
+    def __init__(self, folder: str | Path, draft: Manifest):
+        self.folder, self.draft = Path(folder), draft
+        self._written: dict[int, int] = {}  # bytes of the unfinished shards that this process writes
+
+    @property
+    def shards(self) -> range:
+        return range(-(-self.draft.images // self.draft.shard))
+
+    def images_of(self, shard: int) -> range:
+        """The images that a shard is for."""
+        return range(shard * self.draft.shard, min((shard + 1) * self.draft.shard, self.draft.images))
+
+    def finished(self) -> Manifest | None:
+        """The manifest, if the store is finished; ValueError if other settings made it."""
+        if not (self.folder / MANIFEST).exists():
+            return None
+        manifest = load_manifest(self.folder / MANIFEST)
+        self._check_same(manifest)
+        return manifest
+
+    def begin(self) -> None:
+        """Write the journal, or check that the one there is of the same settings."""
+        if (self.folder / JOURNAL).exists():
+            return self.check_begun()
+        if any(self.folder.glob("shard-*")):
+            raise ValueError(f"{self.folder} holds shards but no {JOURNAL}; choose another --out or remove it")
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / JOURNAL, json.dumps(asdict(self.draft), indent=1))
+
+    def check_begun(self) -> None:
+        """ValueError if other settings began this store."""
+        for _ in range(JOURNAL_SECONDS):
+            if (self.folder / JOURNAL).exists():
+                break
+            time.sleep(1)
+        self._check_same(load_manifest(self.folder / JOURNAL))
+
+    def _check_same(self, found: Manifest) -> None:
+        for name, ours in vars(self.draft).items():
+            theirs = getattr(found, name)
+            if name not in NOT_COMPARED and theirs != ours:
+                raise ValueError(
+                    f"{self.folder} holds latents made with other settings: {SETTINGS.get(name, name)} was "
+                    f"{theirs}, is {ours}; choose another --out or remove it"
+                )
+
+    def missing(self) -> list[int]:
+        """The shards that are not finished."""
+        there = self._listing()
+        return [shard for shard in self.shards if shard_name(shard) not in there]
+
+    def images_done(self) -> int:
+        """How many images are written or skipped, by all processes."""
+        there, done = self._listing(), 0
+        for shard in self.shards:
+            if shard_name(shard) in there:
+                done += len(self.images_of(shard))
+            elif self._partial(shard).name in there:
+                done += self._images_written(shard)
+        return done
+
+    def remaining(self, shard: int) -> range:
+        """The images that a shard still lacks, after cutting off what a kill left of a record."""
+        path, images = self._partial(shard), self.images_of(shard)
+        kept, last = 0, images.start - 1
+        for chunk in self._records(path) if path.exists() else ():
+            plausible = _increasing(chunk["image"], last, images.stop)
+            kept += plausible
+            if plausible:
+                last = int(chunk["image"][plausible - 1])
+            if plausible < len(chunk):
+                break
+        self._written[shard] = kept * self.draft.record.itemsize
+        if path.exists():
+            with _writing(path):
+                os.truncate(path, self._written[shard])
+        return range(last + 1, images.stop)
+
+    def append(self, shard: int, records: np.ndarray) -> None:
+        """Add records to an unfinished shard; `remaining` must have been called for it."""
+        path = self._partial(shard)
+        with _writing(path), path.open("ab") as file:
+            if file.tell() != self._written[shard]:
+                raise ValueError(f"{path}: another process writes this store too; end it, then run this command again")
+            file.write(records.tobytes())
+        self._written[shard] += records.nbytes
+
+    def close(self, shard: int) -> None:
+        """Finish a shard: sum it up, make it durable, and give it its name."""
+        path = self._partial(shard)
+        with _writing(path):
+            path.touch()  # where every image was skipped
+            self._summarise(shard, path)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(path, self.folder / shard_name(shard))
+
+    def finish(self) -> Manifest:
+        """All shards are there: write the manifest, which makes the folder a store."""
+        summaries = [self._load_summary(shard) for shard in self.shards]
+        count = sum(summary["count"] for summary in summaries)
+        if count == 0:
+            raise ValueError(f"{self.folder}: no image could be encoded; remove this folder and mend the images")
+        values = count * int(np.prod(self.draft.shape))
+        mean = sum(summary["sum"] for summary in summaries) / values
+        variance = sum(summary["squares"] for summary in summaries) / values - mean**2
+        digests = "".join(summary["digest"] for summary in summaries)
+        manifest = replace(
+            self.draft,
+            count=count,
+            skipped=self.draft.images - count,
+            shards=[summary["count"] for summary in summaries],
+            std=float(np.sqrt(max(variance, 0.0))),
+            content=hashlib.blake2b(digests.encode(), digest_size=16).hexdigest(),
+        )
+        with _writing(self.folder):
+            write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+            self.tidy()
+        return manifest
+
+    def tidy(self) -> None:
+        """Remove what only the making needed."""
+        for pattern in (JOURNAL, "shard-*.json", ".*.partial"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _partial(self, shard: int) -> Path:
+        return self.folder / f"{shard_name(shard)}.partial"
+
+    def _summary(self, shard: int) -> Path:
+        return (self.folder / shard_name(shard)).with_suffix(".json")
+
+    def _listing(self) -> set[str]:
+        return set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+
+    def _records(self, path: Path) -> Iterator[np.ndarray]:
+        """The whole records of a shard's file, in chunks."""
+        size = self.draft.record.itemsize
+        with path.open("rb") as file:
+            while len(data := file.read(max(1, CHUNK_BYTES // size) * size)) >= size:
+                yield np.frombuffer(data, self.draft.record, count=len(data) // size)
+
+    def _images_written(self, shard: int) -> int:
+        """How many images an unfinished shard is past, as its last whole record says."""
+        size, images = self.draft.record.itemsize, self.images_of(shard)
+        try:
+            with self._partial(shard).open("rb") as file:
+                whole = file.seek(0, os.SEEK_END) // size
+                if not whole:
+                    return 0
+                file.seek((whole - 1) * size + self.draft.record.fields["image"][1])
+                last = int.from_bytes(file.read(4), "little")
+        except FileNotFoundError:  # finished just now
+            return len(images)
+        return min(max(last + 1 - images.start, 0), len(images))
+
+    def _load_summary(self, shard: int) -> dict:
+        """A finished shard's summary; made again where a crash of the machine took it."""
+        try:
+            return json.loads(self._summary(shard).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return self._summarise(shard, self.folder / shard_name(shard))
+
+    def _summarise(self, shard: int, path: Path) -> dict:
+        """Count, digest and sums of a shard's records, written to its shard-*.json."""
+        digest, count, total, squares = hashlib.blake2b(digest_size=16), 0, 0.0, 0.0
+        last = self.images_of(shard).start - 1
+        for chunk in self._records(path):
+            if _increasing(chunk["image"], last, self.images_of(shard).stop) < len(chunk):
+                raise ValueError(f"{path}: records are out of order; remove this file and run the same command again")
+            last = int(chunk["image"][-1])
+            digest.update(chunk)
+            count += len(chunk)
+            mean = chunk["moments"][:, 0, 0].astype(np.float64)
+            total += float(mean.sum())
+            squares += float((mean**2).sum())
+            if self.draft.parts == 2:  # a draw varies within its posterior too
+                squares += float((chunk["moments"][:, 0, 1].astype(np.float64) ** 2).sum())
+        summary = {"count": count, "digest": digest.hexdigest(), "sum": total, "squares": squares}
+        write_atomically(self._summary(shard), json.dumps(summary))
+        return summary
+
+
+def _increasing(images: np.ndarray, last: int, stop: int) -> int:
+    """How many leading entries of `images` follow `last` in increasing order and lie below `stop`."""
+    follows = (np.diff(images.astype(np.int64), prepend=last) > 0) & (images < stop)
+    return len(images) if follows.all() else int(follows.argmin())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """An error of the disk says that the work done so far is kept, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: {error.strerror or error}; what is written is kept: make room, or mend what is wrong, "
+            "and run the same command again to continue"
+        ) from error

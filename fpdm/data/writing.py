@@ -1,0 +1,126 @@
+"""Writing a latent store: shards shared out among processes, and a kill at any moment loses at most a batch.
+
+While a store is being made its folder holds, beside the finished shards,
+    encoding.json              what it will be: the manifest without its results; there before any record
+    shard-00012.bin.partial    records in the order of the images, appended batch by batch
+    shard-00012.json           count, digest and sums of a finished shard, which the manifest is made of
+A run with the same settings continues after the last whole record of each partial shard. `manifest.json`
+is written last; without it there is no store.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from fpdm.data.codec import Moments
+from fpdm.data.latents import Manifest
+from fpdm.data.shards import StoreFolder
+
+POLL_SECONDS = 0.5
+
+
+class Batch(NamedTuple):
+    """indices (B,) in the list of images, labels (B,), views: moments of the images and, with two flips, of the
+    mirrored ones. Tensors of the indices and labels, on the CPU."""
+
+    indices: Tensor
+    labels: Tensor
+    views: list[Moments]
+
+
+def write_store(
+    folder: str | Path,
+    draft: Manifest,
+    batches: Callable[[list[range]], Iterable[Batch]],
+    batch_size: int,
+    title: str,
+    rank: int = 0,
+    ranks: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+) -> Manifest | None:
+    """Write what is missing of the store `folder`; its manifest on the main process (rank 0), else None.
+
+    batches: given ranges of at most `batch_size` images, the records of those images in
+    order; what is left out counts as skipped. Rank r takes every ranks-th missing shard.
+    barrier: waits for all processes; called once, before any of them writes a shard. After
+    that the main process waits by looking at the folder, as long as it takes.
+    A finished store with the same settings is left as it is.
+    """
+    store = StoreFolder(folder, draft)
+    finished = store.finished()
+    if finished is None and rank == 0:
+        store.begin()
+    share = store.missing()[rank::ranks] if finished is None else []  # listed before any process changes the list
+    barrier()
+    if rank and not share:
+        return None
+    if finished is not None:
+        store.tidy()  # what a kill just after the manifest was written left
+        return finished
+    store.check_begun()
+    with _progress(store, title, shown=rank == 0) as show:
+        _write_share(store, share, batches, batch_size, show)
+        if rank:
+            return None
+        while store.missing():
+            time.sleep(POLL_SECONDS)
+            show()
+    return store.finish()
+
+
+def _write_share(
+    store: StoreFolder, share: list[int], batches: Callable, batch_size: int, show: Callable[[], None]
+) -> None:
+    """Write the shards `share`, each from where it was left."""
+    ranges = []
+    for shard in share:
+        images = store.remaining(shard)
+        ranges += [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    waiting = deque(share)
+    for batch in batches(ranges):
+        shard = int(batch.indices[0]) // store.draft.shard
+        while waiting[0] != shard:
+            store.close(waiting.popleft())
+        store.append(shard, pack(store.draft, batch))
+        show()
+    while waiting:
+        store.close(waiting.popleft())
+        show()
+
+
+def pack(manifest: Manifest, batch: Batch) -> np.ndarray:
+    """A batch as records (B,); ValueError where a value is not finite in float16."""
+    records = np.zeros(len(batch.labels), manifest.record)
+    records["label"], records["image"] = batch.labels.numpy(), batch.indices.numpy()
+    for f, moments in enumerate(batch.views):
+        for p, part in enumerate(part for part in moments if part is not None):
+            records["moments"][:, f, p] = part.half().cpu().numpy()
+    if not np.isfinite(records["moments"]).all():
+        raise ValueError("the codec gave latents that are not finite in float16; check the VAE and its precision")
+    return records
+
+
+@contextmanager
+def _progress(store: StoreFolder, title: str, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar over the images of all processes, as the folder shows them; what an earlier run did is not in the rate."""
+    with tqdm(
+        total=store.draft.images, initial=store.images_done(), desc=title, unit="image", disable=not shown
+    ) as bar:
+        looked = time.monotonic()
+
+        def show() -> None:
+            nonlocal looked
+            if shown and time.monotonic() - looked >= POLL_SECONDS:
+                bar.update(store.images_done() - bar.n)
+                looked = time.monotonic()
+
+        yield show
+        if shown:
+            bar.update(store.images_done() - bar.n)

@@ -1,0 +1,197 @@
+"""Training curves: read the log.jsonl of one or several runs, draw them over one another."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator
+
+LOG = "log.jsonl"
+X_AXES = ("steps", "images", "hours")
+COLOURS = colormaps["tab10"].colors
+STYLES = ("-", "--", "-.", ":")
+DPI = 130
+RAW_ALPHA = 0.25  # of the logged values behind their running mean
+SMOOTHED_SHARE = 1 / 40  # of a run's lines go into a point of the running mean
+WIDE = 10  # largest over smallest value from which a panel is logarithmic
+MANY = 1000  # from which it labels powers of ten alone
+
+
+class Run(NamedTuple):
+    """One run's log: each column as long as `steps`, NaN where a line has no finite value for it."""
+
+    name: str
+    folder: Path
+    steps: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+class Panel(NamedTuple):
+    """What one pair of axes shows: columns of the log and what to call them (no name is needed for a single one)."""
+
+    title: str
+    columns: dict[str, str]
+    logarithmic: bool = False  # where the values spread widely
+    from_zero: bool = False
+    noisy: bool = True  # a running mean says more than the values
+
+
+PANELS = (
+    Panel("loss", {"loss": ""}, logarithmic=True),
+    Panel("parts of the loss", {"mse": "squared error", "vb": "variational bound"}, logarithmic=True),
+    Panel(
+        "loss by quarter of the timesteps",
+        {"loss_t1": "least noise", "loss_t2": "second", "loss_t3": "third", "loss_t4": "most noise"},
+        logarithmic=True,
+    ),
+    Panel("gradient norm", {"grad_norm": "mean", "grad_norm_max": "largest"}, logarithmic=True),
+    Panel("residual at the last update", {"residual": ""}, logarithmic=True),
+    Panel("learning rate", {"lr": ""}, from_zero=True, noisy=False),
+    Panel("images per second", {"images_per_s": ""}, from_zero=True),
+    Panel("TFLOP/s", {"tflops": ""}, from_zero=True),
+    Panel("peak memory, GiB", {"peak_memory_gib": ""}, from_zero=True, noisy=False),
+)
+
+
+def read_runs(paths: list[str]) -> list[Run]:
+    """The logs at `paths`, named for their folders, with as much of the path as tells them apart."""
+    runs = [read_run(path) for path in paths]
+    folders = [run.folder.resolve() for run in runs]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"runs={','.join(map(str, paths))}: one of them is there twice")
+    names = [folder.name for folder in folders]
+    return [
+        run._replace(name=name if names.count(name) == 1 else "/".join(folder.parts[-2:]))
+        for run, folder, name in zip(runs, folders, names, strict=True)
+    ]
+
+
+def read_run(path: str | Path) -> Run:
+    """One run, given by its folder or by its log.jsonl."""
+    log = Path(path) / LOG if Path(path).is_dir() else Path(path)
+    if not log.is_file():
+        raise ValueError(f"run {path}: {log} does not exist; give a run's folder, or a {LOG}")
+    rows = [row for line in log.read_text(errors="replace").splitlines() if (row := _parse(line)) is not None]
+    if not rows:
+        raise ValueError(f"run {path}: no line of a training step in {log}; has it logged yet?")
+    names = {name for row in rows for name in row} - {"step"}
+    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in sorted(names)}
+    return Run(log.resolve().parent.name, log.parent, np.array([row["step"] for row in rows]), columns)
+
+
+def _parse(line: str) -> dict | None:
+    """A line of the log, or None for one that a kill cut short."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def positions(run: Run, x: str) -> np.ndarray:
+    """Where a run's lines stand on the axis `x`: steps, images, or hours of training.
+
+    Hours are put together from the images of each interval and the rate it was logged with; a line
+    without a rate takes the run's median. What the rates leave out, as the time between a stop and its
+    resumption, is not in them.
+    """
+    if x == "steps":
+        return run.steps
+    images = run.steps * batch_size(run)
+    if x == "images":
+        return images
+    rates = run.columns.get("images_per_s", np.array([]))
+    usable = np.isfinite(rates) & (rates > 0)
+    if not usable.any():
+        raise ValueError(f"run {run.name}: x=hours needs images_per_s, which its log does not have; choose steps")
+    rates = np.where(usable, rates, np.median(rates[usable]))
+    return np.cumsum(np.diff(images, prepend=0) / rates) / 3600
+
+
+def batch_size(run: Run) -> int:
+    path = run.folder / "config.yaml"
+    try:
+        return int(yaml.safe_load(path.read_text())["optim"]["batch_size"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"run {run.name}: no optim.batch_size in {path}, which images need; choose x=steps") from error
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the finite values around each point; at the ends of what there is of them."""
+    window = max(int(len(values) * SMOOTHED_SHARE), 1)
+    finite = np.isfinite(values)
+    around = np.ones(2 * (window // 2) + 1)
+    start = len(around) // 2
+    inner = slice(start, start + len(values))
+    sums = np.convolve(np.where(finite, values, 0), around)[inner]
+    counts = np.convolve(finite.astype(float), around)[inner]
+    return np.where(finite, sums / np.maximum(counts, 1), math.nan)
+
+
+def draw_panel(axes: Axes, panel: Panel, runs: list[Run], x: str) -> None:
+    """Every run in its colour, every column in its line style; logged values light, their running mean over them."""
+    logged = [column for column in panel.columns if any(has(run, column) for run in runs)]
+    styles = dict(zip(logged, STYLES, strict=False))
+    low, high = math.inf, -math.inf
+    for run, colour in zip(runs, COLOURS, strict=False):
+        where = positions(run, x)
+        for column in (column for column in logged if has(run, column)):
+            values = run.columns[column]
+            low, high = min(low, np.nanmin(values)), max(high, np.nanmax(values))
+            if panel.noisy:
+                axes.plot(where, values, color=colour, alpha=RAW_ALPHA, linewidth=0.8, zorder=2)
+                values = running_mean(values)
+            marker = "." if np.isfinite(values).sum() == 1 else ""
+            axes.plot(where, values, color=colour, linestyle=styles[column], linewidth=1.4, marker=marker, zorder=3)
+    if panel.logarithmic and low > 0 and high > WIDE * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY * low else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    else:
+        axes.ticklabel_format(axis="y", scilimits=(-2, 5))
+        axes.set_ylim(bottom=0 if panel.from_zero else None)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("hours of training" if x == "hours" else x)
+    if x != "hours":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
+    if len(panel.columns) > 1:
+        handles = [Line2D([], [], color="0.3", linestyle=styles[c], label=panel.columns[c]) for c in logged]
+        axes.legend(handles=handles, fontsize=8)
+
+
+def has(run: Run, column: str) -> bool:
+    return column in run.columns and bool(np.isfinite(run.columns[column]).any())
+
+
+def plot_runs(runs: list[Run], x: str, path: Path) -> None:
+    """Write the picture: a panel for each thing that any of the runs has logged."""
+    if len(runs) > len(COLOURS):
+        raise ValueError(f"{len(runs)} runs: at most {len(COLOURS)} in a picture, one colour each")
+    panels = [panel for panel in PANELS if any(has(run, column) for run in runs for column in panel.columns)]
+    if not panels:
+        raise ValueError(f"{', '.join(run.name for run in runs)}: nothing logged that could be drawn")
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.0 * rows + 0.4), layout="constrained")
+    shared = None
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number, sharex=shared)
+        draw_panel(axes, panel, runs, x)
+        shared = axes
+    lines = [Line2D([], [], color=colour, label=run.name) for run, colour in zip(runs, COLOURS, strict=False)]
+    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(runs), columns))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)

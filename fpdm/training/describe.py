@@ -1,0 +1,78 @@
+"""An experiment at a glance: the network, what a step costs, what it needs in memory."""
+
+import math
+from typing import NamedTuple
+
+from torch import nn
+
+from fpdm.config import ExperimentConfig
+from fpdm.models import DiT, FixedPointDiT, ForwardCost
+from fpdm.training.memory import StepMemory, step_memory
+from fpdm.training.sjfb import SJFBConfig, mean_iterations
+
+GIB = 2**30
+
+
+class Phase(NamedTuple):
+    """Updates of one step: n without gradient, m with."""
+
+    name: str
+    n: float
+    m: float
+
+
+def phases(config: SJFBConfig, network: DiT | FixedPointDiT) -> list[Phase]:
+    """A step on average and the largest step; one for a network whose steps are all alike."""
+    if not isinstance(network, FixedPointDiT):
+        return [Phase("every step", 0, 0)]
+    mean = Phase("on average", *mean_iterations(config))
+    if config.variant != "stochastic":
+        return [mean._replace(name="every step")]
+    return [mean, Phase("at most", config.no_grad, config.grad)]
+
+
+def describe_cost(config: ExperimentConfig, network: DiT | FixedPointDiT, cost: ForwardCost) -> str:
+    """Block passes and FLOPs of a step."""
+    lines = []
+    for name, n, m in phases(config.sjfb, network):
+        passes, kept = cost.explicit_blocks + n + m, cost.explicit_blocks + m
+        flops = config.optim.batch_size * (3 * cost.explicit_flops + (n + 3 * m) * cost.update_flops)
+        with_gradient = f", {kept:g} of them with gradient" if n else ""
+        lines.append(
+            f"{passes:g} block passes forward per image{with_gradient}; {flops / 1e12:.3g} TFLOPs per step {name}"
+        )
+    return _labelled("step", lines)
+
+
+def describe_memory(config: ExperimentConfig, network: DiT | FixedPointDiT, micro_batch: int) -> str:
+    """Expected memory of one process that takes `micro_batch` samples at a time."""
+    lines = []
+    for name, n, m in phases(config.sjfb, network):
+        memory = expected_memory(config, network, micro_batch, n, m)
+        parts = ", ".join(f"{part} {value / GIB:.2f}" for part, value in memory._asdict().items())
+        lines.append(f"{memory.total / GIB:.2f} GiB {name}, {micro_batch} samples at a time ({parts})")
+    return _labelled("memory", lines)
+
+
+def expected_memory(
+    config: ExperimentConfig, network: DiT | FixedPointDiT, micro_batch: int, n: float, m: float
+) -> StepMemory:
+    """Of one process; averages of n and m are rounded up."""
+    iterations = {"iterations": math.ceil(m), "iterations_no_grad": math.ceil(n)} if m else {}
+    half = config.run.mixed_precision != "no"
+    return step_memory(network, micro_batch, half, config.run.gradient_checkpointing, **iterations)
+
+
+def model_table(model: nn.Module) -> str:
+    """Top-level modules with their trainable parameters, one a line."""
+    rows = [(name, type(child).__name__, _parameters(child)) for name, child in model.named_children()]
+    rows.append(("total", type(model).__name__, _parameters(model)))
+    return "\n".join(f"  {name:<14s}{kind:<18s}{count:>14,d}" for name, kind, count in rows)
+
+
+def _labelled(label: str, lines: list[str]) -> str:
+    return "\n".join(f"  {label if i == 0 else '':<14s}{line}" for i, line in enumerate(lines))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

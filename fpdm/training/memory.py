@@ -1,0 +1,101 @@
+"""What a training step needs in memory, known before it runs.
+
+A step is run on fake tensors, which have sizes and no contents, while every allocation and
+release is counted: the peak is exact for the operations as written, on one process. What an
+allocator adds by rounding and fragmentation, and the workspaces of libraries, come on top.
+"""
+
+import weakref
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fpdm.models import DiT, FixedPointDiT, meta_twin
+
+
+class StepMemory(NamedTuple):
+    """Bytes. activations: what the forward and backward pass add at their peak."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def step_memory(
+    model: DiT | FixedPointDiT, micro_batch: int, half: bool, recompute: bool, **iterations: int
+) -> StepMemory:
+    """Of AdamW and an EMA in float32, with `micro_batch` samples at a time.
+
+    half: under autocast to 16 bits. iterations: of an FPDM, as its forward takes them.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    twin = meta_twin(model)
+    with FakeTensorMode():
+        twin = twin._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype)).train()
+        x = torch.empty(micro_batch, twin.in_channels, twin.input_size, twin.input_size)
+        index = torch.zeros(micro_batch, dtype=torch.long)
+        drop = torch.zeros(micro_batch, dtype=torch.bool)
+        if half:
+            _norms_in_float32(twin)
+        with AllocationCounter([*twin.parameters(), *twin.buffers(), x, index, drop]) as counter:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                output = twin(x, index, index, drop_labels=drop, recompute=recompute, **iterations)
+            output.prediction.square().mean().backward()
+    gradients = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
+    return StepMemory(weights, gradients, 2 * gradients, weights, max(counter.peak - gradients, 0))
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Counts the bytes of tensors made while it is active; `peak` is the most that lived at once.
+
+    existing: tensors from before, of which operations will return views.
+    """
+
+    def __init__(self, existing: Iterable[Tensor] = ()):
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in existing}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def _norms_in_float32(model: nn.Module) -> None:
+    """Let layer norms run as under a GPU's autocast, in float32; a CPU's would run them in 16 bits."""
+    for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
+        norm.forward = partial(_float32_norm, norm)
+
+
+def _float32_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -1,0 +1,101 @@
+"""What one interval of the log sums up: losses, by quarter of the timesteps too, norms, work and time."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fpdm.devices import peak_memory
+from fpdm.diffusion import Losses
+
+QUARTERS = 4
+
+
+def loss_sums(losses: Losses, t: Tensor, timesteps: int) -> Tensor:
+    """Sums over samples: loss, mse, vb, then the loss and the count of each quarter of the timesteps, (11,).
+
+    losses (B,) each, t (B,).
+    """
+    quarter = t * QUARTERS // timesteps
+    by_quarter = losses.total.new_zeros(2, QUARTERS)
+    by_quarter[0].index_add_(0, quarter, losses.total.detach())
+    by_quarter[1].index_add_(0, quarter, torch.ones_like(losses.total))
+    return torch.cat([torch.stack([loss.detach().sum() for loss in losses]), by_quarter.flatten()])
+
+
+class Meter:
+    """Sums over the finite steps of one logging interval, kept on the device until it ends.
+
+    peak_tflops: of one device, where it is known.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int, peak_tflops: float | None):
+        self.device, self.batch_size, self.peak_tflops = device, batch_size, peak_tflops
+        self.sums = torch.zeros(3 + 2 * QUARTERS, device=device)
+        self.norm, self.norm_max = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        for total in (self.sums, self.norm, self.norm_max):
+            total.zero_()
+        self.steps = self.passes = self.flops = 0
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here, on checkpoints and previews, does not count in the rates."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
+
+    def add(self, sums: Tensor, norm: Tensor, passes: int, flops: int) -> None:
+        """One step: `loss_sums` over this rank's share of the batch, divided by its size; the
+        gradient norm; block passes and FLOPs per image."""
+        self.sums += sums
+        self.norm += norm
+        self.norm_max = torch.maximum(self.norm_max, norm)
+        self.steps, self.passes, self.flops = self.steps + 1, self.passes + passes, self.flops + flops
+
+    def finish(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and ranks, rates over all ranks, TFLOP/s of one device; starts the next interval."""
+        sums = accelerator.reduce(self.sums, "mean").tolist()
+        per_second = self.batch_size / (time.perf_counter() - self.started)
+        values = {}
+        if self.steps:  # without a finite step there is no loss to speak of
+            values = {name: value / self.steps for name, value in zip(("loss", "mse", "vb"), sums, strict=False)}
+            for q, (total, count) in enumerate(zip(sums[3 : 3 + QUARTERS], sums[3 + QUARTERS :], strict=True), 1):
+                if count > 0:
+                    values[f"loss_t{q}"] = total / count
+            values |= {"grad_norm": float(self.norm) / self.steps, "grad_norm_max": float(self.norm_max)}
+        tflops = self.flops * per_second / accelerator.num_processes / 1e12
+        values |= {"images_per_s": self.steps * per_second, "block_passes_per_s": self.passes * per_second}
+        values |= {"tflops": tflops} | ({"peak_share": tflops / self.peak_tflops} if self.peak_tflops else {})
+        values |= {"peak_memory_gib": peak_memory(self.device) / 2**30}
+        self.reset()
+        return values
+
+
+def status_line(step: int, steps: int, values: dict[str, float]) -> str:
+    """One line of the log for people: all that log.jsonl holds, in few words."""
+    get = values.get
+    parts = [f"step {step:>7d}/{steps}"]
+    if "loss" in values:
+        quarters = " ".join(f"{get(f'loss_t{q}', math.nan):.3f}" for q in range(1, QUARTERS + 1))
+        parts.append(f"loss {get('loss'):.4f} = mse {get('mse'):.4f} + vb {get('vb'):.4f}, by t {quarters}")
+        parts.append(f"|g| {get('grad_norm'):.3g} (max {get('grad_norm_max'):.3g})")
+    if "n" in values:
+        parts.append(f"n {get('n')} m {get('m')}" + (f" res {get('residual'):.3f}" if "residual" in values else ""))
+    parts.append(f"lr {get('lr'):.3g}")
+    if "loss_scale" in values:
+        parts.append(f"scale {get('loss_scale'):g}")
+    if get("skipped"):
+        parts.append(f"skipped {get('skipped')}")
+    share = f" ({get('peak_share'):.0%} of peak)" if "peak_share" in values else ""
+    parts.append(f"{get('images_per_s'):.1f} img/s, {get('block_passes_per_s'):.0f} passes/s")
+    parts.append(f"{get('tflops'):.3g} TFLOP/s{share}")
+    parts.append(f"{get('peak_memory_gib'):.2f} GiB")
+    return "  ".join(parts)

@@ -1,0 +1,71 @@
+"""scripts/train.py --dry-run: what a run would be, before there is data."""
+
+import logging
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def dry_run(monkeypatch, caplog):
+    """What the script says of a command line."""
+    script = runpy.run_path(str(ROOT / "scripts" / "train.py"))
+
+    def run(*words) -> str:
+        monkeypatch.setattr("sys.argv", ["train.py", "--dry-run", *map(str, words)])
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "fpdm"):
+            script["main"]()
+        return caplog.text
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            "imagenet256/fpdm-xl-2.yaml",
+            [
+                "86,500,256",
+                "no_grad: 12",
+                "14.5 block passes forward per image, 8.5 of them",
+                "26 block passes",
+                "GiB at most",
+            ],
+        ),
+        ("imagenet256/dit-xl-2.yaml", ["674,834,720", "28 block passes forward per image;", "GiB every step"]),
+        ("cifar10/fpdm-s-2.yaml", ["FPDM-S/2", "shape:", "class_dropout: 0.1"]),
+    ],
+)
+def test_paper_configs_without_data(dry_run, config, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no store
+    said = dry_run("--config", ROOT / "configs" / config)
+    for part in says:
+        assert part in said, part
+    assert not list(tmp_path.iterdir())
+
+
+def test_store_decides_where_there_is_one(dry_run, tiny_store):
+    said = dry_run("--model.name", "DiT-XS/2", "--data.latents", tiny_store, "--optim.batch_size", 8)
+    assert "8 samples at a time" in said and "DiT-XS/2" in said
+    with pytest.raises(ValueError, match=r"data\.classes=5: the latents in .* have 3"):
+        dry_run("--data.latents", tiny_store, "--data.classes", 5)
+
+
+def test_neither_store_nor_sizes(dry_run):
+    with pytest.raises(ValueError, match=r"data\.shape and data\.classes must say"):
+        dry_run("--data.latents", "/nowhere")
+
+
+def test_larger_steps_need_more(dry_run):
+    """M = N = 24 against 3: the step's FLOPs and the memory follow."""
+    numbers = []
+    for updates in (3, 24):
+        said = dry_run("--config", ROOT / "configs/imagenet256/fpdm-xl-2.yaml", "--sjfb.no_grad", updates,
+                       "--sjfb.grad", updates, "--optim.micro_batch_size", 64)  # fmt: skip
+        numbers.append(float(said.split("GiB at most")[0].split()[-1]))
+    assert numbers[1] > 2 * numbers[0]

@@ -1,0 +1,119 @@
+"""Stopped from outside: SIGKILL at any moment loses nothing that was saved, SIGTERM loses nothing at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fpdm.training.checkpoint import find_checkpoint, load_trainer
+from fpdm.training.loop import train
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+RATES = ("images_per_s", "block_passes_per_s", "tflops", "peak_memory_gib")
+
+
+def log(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in RATES} for line in lines]
+
+
+def same(a, b):
+    """Whether two nests of containers and tensors are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_ending(whole, resumed):
+    ours, theirs = find_checkpoint(resumed), find_checkpoint(whole)
+    assert ours.name == theirs.name
+    for name in ("model", "ema"):
+        assert (ours / name / "model.safetensors").read_bytes() == (theirs / name / "model.safetensors").read_bytes()
+    assert same(load_trainer(ours), load_trainer(theirs))
+    assert log(resumed) == log(whole)
+
+
+def test_sigkill_at_many_moments(tiny_store, tmp_path):
+    """Two kills each, then resumed to the end: model, EMA, optimizer, counters, random states and log as if never."""
+    trainings = 8
+    program = [sys.executable, str(Path(__file__).with_name("kill_moments.py"))]
+    done = subprocess.run(
+        [*program, str(tiny_store), str(tmp_path), str(trainings)],
+        capture_output=True, text=True, timeout=600, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = json.loads(done.stdout.splitlines()[-1])
+    assert len(states) == 2 * trainings and states.count("amid writing") >= 3, states  # else it would prove little
+    (whole,) = (tmp_path / "whole").iterdir()
+    for i in range(trainings):
+        resumed = max((tmp_path / str(i)).iterdir())  # a run killed before its first checkpoint is begun anew
+        assert_same_ending(whole, resumed)
+        steps = sorted(path.name for path in (resumed / "checkpoints").iterdir())
+        assert steps == ["0000010", "0000018", "0000019", "0000020", "latest"]  # keep_last 3, keep_every 10
+
+
+def wait_for_steps(results, steps, process):
+    """The run's folder, once its log has so many lines."""
+    for _ in range(1200):
+        for path in results.glob("*/log.jsonl"):
+            if len(path.read_text().splitlines()) >= steps:
+                return path.parent
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError("the run did not begin")
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, processes):
+    config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, str(ROOT / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    run = wait_for_steps(tmp_path / "runs", 3, process)
+    # One of two workers alone is told: they must agree on the step at which both stop.
+    target = process.pid if processes == 1 else children(process.pid)[-1]
+    os.kill(target, signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said[-3000:]
+    step = log(run)[-1]["step"]
+    assert "after step" in said and f"checkpoint written; go on with --resume {run}" in said
+    assert find_checkpoint(run).name == f"{step:07d}" and step < 100_000
+
+    if processes == 1:  # what was stopped goes on as if it had not been
+        config.optim.steps = step + 3
+        train(config, resume=str(run))
+        config.run.results = str(tmp_path / "whole")
+        assert_same_ending(train(config), run)
+
+
+def test_torchrun_passes_sigterm_on(experiment, tmp_path):
+    config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    run = wait_for_steps(tmp_path / "runs", 3, process)
+    process.terminate()
+    said, _ = process.communicate(timeout=120)  # torchrun itself reports the signal and a status of its own
+    assert "checkpoint written" in said
+    assert find_checkpoint(run).name == f"{log(run)[-1]['step']:07d}"
