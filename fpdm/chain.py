@@ -54,7 +54,20 @@ def last_record(run: Path) -> dict:
     return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
 
 
-def steps_for_equal_time(path: Path, seconds: float, arguments: dict[str, list]) -> dict[str, int]:
+def keep_settings(path: Path, decisive: dict) -> None:
+    """Note in `path` what a folder is made with; ValueError where it was begun with other settings."""
+    decisive = json.loads(json.dumps(decisive))  # as it will be read
+    before = json.loads(path.read_text()) if path.exists() else decisive
+    if before != decisive:
+        changed = ", ".join(f"{name} {before.get(name)} (now {decisive[name]})" for name in decisive
+                            if before.get(name) != decisive[name])  # fmt: skip
+        raise ValueError(f"{path.parent} was begun with {changed}; choose another --out")
+    write_atomically(path, json.dumps(decisive))
+
+
+def steps_for_equal_time(
+    path: Path, seconds: float, arguments: dict[str, list], deadline: float | None = None
+) -> dict[str, int]:
     """Training steps that each model makes in `seconds` on this machine; measured once, kept in `path`.
 
     arguments: of train.py for each model. The learning rate is a function of the step, so the
@@ -65,7 +78,7 @@ def steps_for_equal_time(path: Path, seconds: float, arguments: dict[str, list])
         for name, words in arguments.items():
             with tempfile.TemporaryDirectory() as folder:
                 run_script("train.py", *words, "--run.results", folder, "--run.preview_every", 0,
-                           "--optim.steps", 2 * TRIAL, "--run.log_every", TRIAL)  # fmt: skip
+                           "--optim.steps", 2 * TRIAL, "--run.log_every", TRIAL, deadline=deadline)  # fmt: skip
                 run = next(Path(folder).iterdir())
                 batch = yaml.safe_load((run / "config.yaml").read_text())["optim"]["batch_size"]
                 steps[name] = max(int(seconds * last_record(run)["images_per_s"] / batch), 1)

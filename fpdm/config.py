@@ -219,6 +219,13 @@ class RunConfig:
         check_choice("run.tracker", self.tracker, TRACKERS)
         for name in ("log_every", "checkpoint_every", "keep_last", "keep_every"):
             check_at_least(1, **{f"run.{name}": getattr(self, name)})
+        if self.seed >= 2**31:
+            raise ValueError(f"run.seed={self.seed}: below {2**31}")
+        if (self.keep_every or 0) % self.checkpoint_every:
+            raise ValueError(
+                f"run.keep_every={self.keep_every}: not a multiple of run.checkpoint_every={self.checkpoint_every}, "
+                "so most of these steps have no checkpoint"
+            )
         if self.keep_every is not None and self.keep_last is None:
             raise ValueError(f"run.keep_every={self.keep_every} without run.keep_last: all checkpoints are kept anyway")
         check_at_least(0, **{"run.preview_every": self.preview_every, "run.seed": self.seed})

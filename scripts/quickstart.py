@@ -17,7 +17,7 @@ import yaml
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import ROOT, run_script, steps_for_equal_time
+from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import Contender, ScoreBook
@@ -26,7 +26,6 @@ from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smooth
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.tables import markdown_table
-from fpdm.files import write_atomically
 from fpdm.models import forward_cost
 from fpdm.models.sizes import SIZES
 from fpdm.pipeline import load_checkpoint, open_source
@@ -82,7 +81,8 @@ def main() -> None:
     started = time.perf_counter()
     out = Path(settings.out)
     check_plans(settings)
-    keep_settings(settings, out)
+    out.mkdir(parents=True, exist_ok=True)
+    keep_settings(out / "settings.json", {name: getattr(settings, name) for name in ("seed", "seconds", "vae_steps")})
     vae, latents = out / "vae", out / "latents"
     if not (vae / "config.json").exists():
         run_script("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
@@ -105,17 +105,6 @@ def check_plans(settings: Settings) -> None:
         make_plan(SIZES["XS"].depth, budget=budget)
         for iterations in settings.iterations:
             make_plan(2, budget=budget, iterations=iterations)
-
-
-def keep_settings(settings: Settings, out: Path) -> None:
-    """Note what `out` is made with; refuse to go on with other training settings."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "settings.json"
-    decisive = {name: getattr(settings, name) for name in ("seed", "seconds", "vae_steps")}
-    before = json.loads(path.read_text()) if path.exists() else decisive
-    if before != decisive:
-        raise ValueError(f"{out} holds a quickstart with {before}, this one has {decisive}; choose another --out")
-    write_atomically(path, json.dumps(decisive))
 
 
 def config_path(name: str) -> Path:

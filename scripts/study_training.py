@@ -13,7 +13,7 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import OutOfTime, last_record, run_script, steps_for_equal_time
+from fpdm.chain import OutOfTime, keep_settings, last_record, run_script, steps_for_equal_time
 from fpdm.config import (
     PRECISIONS,
     ExperimentConfig,
@@ -24,12 +24,13 @@ from fpdm.config import (
     check_at_least,
     check_choice,
 )
+from fpdm.data.codec import open_codec
 from fpdm.data.latents import MANIFEST
 from fpdm.data.synthetic import write_random_store
 from fpdm.devices import process_state
 from fpdm.evaluation.tables import markdown_table
 from fpdm.files import write_atomically
-from fpdm.training.checkpoint import find_checkpoint
+from fpdm.training.checkpoint import find_checkpoint, step_of
 from fpdm.training.describe import expected_memory
 from fpdm.training.runlog import latest_run
 from fpdm.training.setup import build_network
@@ -92,6 +93,8 @@ def main() -> None:
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
+    decisive = ("shape", "batch_size", "updates", "precision", "steps", "images", "configs", "seconds")
+    keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
     try:
         measure_throughput(settings, out, deadline)
         if settings.images:
@@ -143,25 +146,29 @@ def expected(settings: Settings, name: str, mode: str) -> float:
     with torch.device("meta"):
         network = build_network(config, settings.shape, CLASSES)
     n, m = (settings.updates, settings.updates) if name.startswith("FPDM") else (0, 0)
-    return expected_memory(config, network, settings.batch_size, n, m).total / 2**30
+    return expected_memory(config, network, settings.batch_size, False, n, m).peak / 2**30
 
 
 def train_for_equal_time(settings: Settings, out: Path, deadline: float | None) -> None:
     """Each config for the same time, a grid of samples from each, and both curves in one picture."""
     latents = out / "latents"
-    first = cli.parse(ExperimentConfig, cli.make_parser(ExperimentConfig, ""), ["--config", settings.configs[0]])
-    run_script("encode_latents.py", "--images", settings.images, "--vae", first.data.vae or "pixels", "--resolution",
-               first.data.shape[1], "--mirror", str(first.data.mirror).lower(), "--out", latents,
-               deadline=deadline)  # fmt: skip
+    data = cli.parse(ExperimentConfig, cli.make_parser(ExperimentConfig, ""), ["--config", settings.configs[0]]).data
+    if data.vae is None or data.shape is None:
+        raise ValueError(
+            f"configs: {settings.configs[0]} must say data.vae and data.shape, for its images to be encoded"
+        )
+    resolution = data.shape[1] * open_codec(data.vae).downsampling
+    run_script("encode_latents.py", "--images", settings.images, "--vae", data.vae, "--resolution", resolution,
+               "--mirror", str(data.mirror).lower(), "--out", latents, deadline=deadline)  # fmt: skip
     common = ["--data.latents", latents, "--run.mixed_precision", settings.precision]
     arguments = {name_of(config): ["--config", config, *common] for config in settings.configs}
-    steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
+    steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments, deadline)
     for name, words in arguments.items():
         run_script("train.py", *words, "--run.results", out / "runs", "--run.name", name, "--run.checkpoint_every",
                    max(steps[name] // 10, 1), "--run.preview_every", 0, "--optim.steps", steps[name],
                    "--run.log_every", max(steps[name] // 100, 1), "--resume", "auto", deadline=deadline)  # fmt: skip
         run = latest_run(str(out / "runs"), name)
-        if int(find_checkpoint(run).name) < steps[name]:
+        if step_of(find_checkpoint(run)) < steps[name]:
             raise OutOfTime(f"{run} is not at its end; the same command goes on")
         run_script("sample.py", "--ckpt", run, "--budget", 280, "--precision", settings.precision, "--out",
                    out / f"samples-{name}", deadline=deadline)  # fmt: skip
@@ -181,7 +188,7 @@ def write_report(settings: Settings, out: Path) -> str:
         [
             row["model"],
             row["mode"],
-            f"{row['images_per_s']:.1f}",
+            f"{row['images_per_s']:.4g}",
             f"{row['tflops']:.3g}",
             f"{row['peak_share']:.0%}" if "peak_share" in row else "",
             f"{row['peak_memory_gib']:.2f}",
@@ -212,7 +219,7 @@ def equal_time_table(settings: Settings, out: Path) -> str:
         logs = sorted((out / "runs").glob(f"*-{name}/log.jsonl"))
         if logs and logs[-1].read_text():
             record = last_record(logs[-1].parent)
-            numbers = [f"{record['loss']:.4f}", f"{record['images_per_s']:.1f}", f"{record['tflops']:.3g}"]
+            numbers = [f"{record['loss']:.4f}", f"{record['images_per_s']:.4g}", f"{record['tflops']:.3g}"]
             rows.append([name, f"{record['step']} of {steps}", *numbers, f"{record['peak_memory_gib']:.2f}"])
     title = f"{settings.seconds:g} s each"
     return markdown_table([title, "steps", "loss", "images/s", "TFLOP/s", "peak GiB"], rows)

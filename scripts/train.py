@@ -19,7 +19,7 @@ from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
 from fpdm.training.describe import describe_cost, describe_memory, model_table
 from fpdm.training.loop import train
-from fpdm.training.setup import build_network, check_store, open_store_codec, split_batch
+from fpdm.training.setup import build_network, check_store, open_store_codec
 
 logger = logging.getLogger("fpdm")
 PREVIEW_IMAGES = 16
@@ -54,8 +54,14 @@ def main() -> None:
         return
     if not settings.data.latents:
         raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
-    preview = make_preview(experiment) if settings.run.preview_every else None
-    train(experiment, settings.resume, preview)
+    preview = make_preview(experiment) if settings.run.preview_every and process_state().is_main_process else None
+    try:
+        train(experiment, settings.resume, preview)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of memory: {error} Lower optim.micro_batch_size, or set run.gradient_checkpointing; "
+            "--dry-run says what a step needs"
+        ) from error
 
 
 def describe(config: ExperimentConfig, processes: int) -> str:
@@ -73,13 +79,12 @@ def describe(config: ExperimentConfig, processes: int) -> str:
     Diffusion(**asdict(config.diffusion))  # refuses what training would refuse
     with torch.device("meta"):
         network = build_network(config, shape, classes)
-    _, micro = split_batch(config.optim, 0, processes)
     parts = [
         yaml.safe_dump(asdict(config), sort_keys=False),
         config.model.name,
         model_table(network),
         describe_cost(config, network, forward_cost(network)),
-        describe_memory(config, network, micro),
+        describe_memory(config, network, processes),
         f"{'':16s}with {processes} process(es); expected for the operations alone, allocators and libraries add to it",
     ]
     return "\n".join(parts)

@@ -63,15 +63,22 @@ def image_loader(dataset: ImageTensors, workers: int, skip_broken: bool | None, 
     skip_broken: leave such files out; otherwise the first is an error. None: as False, where
     the caller has no such option to advise.
     """
-    for items in DataLoader(dataset, num_workers=workers, collate_fn=list, **batching):
-        broken = [item for item in items if isinstance(item, BrokenImage)]
+    for broken, batch in DataLoader(dataset, num_workers=workers, collate_fn=_collate, **batching):
         if broken and not skip_broken:
             advice = "" if skip_broken is None else ", or pass --skip-broken true to leave such files out"
             raise BrokenImage(f"{broken[0]}{advice}")
-        whole = [item for item in items if not isinstance(item, BrokenImage)]
-        if whole:
-            indices, pixels, labels = zip(*whole, strict=True)
-            yield ImageBatch(torch.tensor(indices), torch.stack(pixels), torch.tensor(labels))
+        if batch is not None:
+            yield batch
+
+
+def _collate(items: list[tuple[int, Tensor, int] | BrokenImage]) -> tuple[list[BrokenImage], ImageBatch | None]:
+    """The broken ones, and a batch of the others: in the worker, for each tensor that leaves it takes a file handle."""
+    broken = [item for item in items if isinstance(item, BrokenImage)]
+    whole = [item for item in items if not isinstance(item, BrokenImage)]
+    if not whole:
+        return broken, None
+    indices, pixels, labels = zip(*whole, strict=True)
+    return broken, ImageBatch(torch.tensor(indices), torch.stack(pixels), torch.tensor(labels))
 
 
 def image_batches(

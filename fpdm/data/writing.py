@@ -48,7 +48,7 @@ def write_store(
     """Write what is missing of the store `folder`; its manifest on the main process (rank 0), else None.
 
     batches: given ranges of at most `batch_size` images, the records of those images in
-    order; what is left out counts as skipped. Rank r takes every ranks-th missing shard.
+    order; what is left out counts as skipped. Rank r takes the shards r, r + ranks, ... that are missing.
     barrier: waits for all processes; called once, before any of them writes a shard. After
     that the main process waits by looking at the folder, as long as it takes.
     A finished store with the same settings is left as it is.
@@ -57,7 +57,8 @@ def write_store(
     finished = store.finished()
     if finished is None and rank == 0:
         store.begin()
-    share = store.missing()[rank::ranks] if finished is None else []  # listed before any process changes the list
+    # By number, not by place in the list: processes on other machines may see the folder as it was some time ago.
+    share = [shard for shard in store.missing() if shard % ranks == rank] if finished is None else []
     barrier()
     if rank and not share:
         return None

@@ -74,16 +74,18 @@ def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: i
     if keep_last is None:
         return
     folder = run / "checkpoints"
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and int(path.name) <= step)
-    for old in steps[:-keep_last]:
-        if keep_every is None or old % keep_every:
-            os.replace(folder / f"{old:07d}", folder / f"{REMOVED}{old:07d}")  # a kill leaves no half of a checkpoint
+    whole = [path for path in folder.iterdir() if path.name.removesuffix(REPLACED).isdigit()]
+    older = sorted((path for path in whole if step_of(path) <= step), key=step_of)
+    for old in older[:-keep_last]:
+        if keep_every is None or step_of(old) % keep_every:
+            os.replace(old, folder / f"{REMOVED}{old.name}")  # a kill leaves no half of a checkpoint
     _clear_remains(folder)
 
 
 def _clear_remains(folder: Path) -> None:
+    """Delete what is no checkpoint (any more), as far as other programs that read it allow; the rest next time."""
     for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*")]:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_trainer(checkpoint: Path) -> dict:
@@ -110,7 +112,10 @@ def has_checkpoint(run: Path) -> bool:
 
 def step_of(checkpoint: Path) -> int:
     """50000 of checkpoints/0050000."""
-    return int(checkpoint.name.removesuffix(REPLACED))
+    name = checkpoint.name.removesuffix(REPLACED)
+    if not name.isdigit():
+        raise ValueError(f"checkpoint {checkpoint}: its name must be its step, as in 0050000; rename it back")
+    return int(name)
 
 
 def _locate(path: Path) -> Path | None:

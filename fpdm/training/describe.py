@@ -8,6 +8,7 @@ from torch import nn
 from fpdm.config import ExperimentConfig
 from fpdm.models import DiT, FixedPointDiT, ForwardCost
 from fpdm.training.memory import StepMemory, step_memory
+from fpdm.training.setup import split_batch
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
 
 GIB = 2**30
@@ -44,23 +45,31 @@ def describe_cost(config: ExperimentConfig, network: DiT | FixedPointDiT, cost: 
     return _labelled("step", lines)
 
 
-def describe_memory(config: ExperimentConfig, network: DiT | FixedPointDiT, micro_batch: int) -> str:
-    """Expected memory of one process that takes `micro_batch` samples at a time."""
+def describe_memory(config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int) -> str:
+    """Expected memory of each of so many processes."""
+    rows, micro_batch = split_batch(config.optim, 0, processes)
+    gradients_stay = processes > 1 or micro_batch < rows.stop
     lines = []
     for name, n, m in phases(config.sjfb, network):
-        memory = expected_memory(config, network, micro_batch, n, m)
-        parts = ", ".join(f"{part} {value / GIB:.2f}" for part, value in memory._asdict().items())
-        lines.append(f"{memory.total / GIB:.2f} GiB {name}, {micro_batch} samples at a time ({parts})")
+        memory = expected_memory(config, network, micro_batch, gradients_stay, n, m)
+        *parts, (_, peak) = memory._asdict().items()
+        listed = ", ".join(f"{part} {value / GIB:.2f}" for part, value in parts)
+        lines.append(f"{peak / GIB:.2f} GiB {name}, {micro_batch} samples at a time ({listed})")
     return _labelled("memory", lines)
 
 
 def expected_memory(
-    config: ExperimentConfig, network: DiT | FixedPointDiT, micro_batch: int, n: float, m: float
+    config: ExperimentConfig,
+    network: DiT | FixedPointDiT,
+    micro_batch: int,
+    gradients_stay: bool,
+    n: float,
+    m: float,
 ) -> StepMemory:
     """Of one process; averages of n and m are rounded up."""
     iterations = {"iterations": math.ceil(m), "iterations_no_grad": math.ceil(n)} if m else {}
     half = config.run.mixed_precision != "no"
-    return step_memory(network, micro_batch, half, config.run.gradient_checkpointing, **iterations)
+    return step_memory(network, micro_batch, half, config.run.gradient_checkpointing, gradients_stay, **iterations)
 
 
 def model_table(model: nn.Module) -> str:

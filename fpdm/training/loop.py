@@ -73,13 +73,13 @@ def train(
         mixed_precision=config.run.mixed_precision,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.results,
-        kwargs_handlers=[  # the positions never change; gradients live in the buckets, not beside them
+        kwargs_handlers=[  # the positions never change; gradients live in DDP's buckets, not beside them
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         ],
     )
-    device, is_main = accelerator.device, accelerator.is_main_process
+    device, is_main, ranks = accelerator.device, accelerator.is_main_process, accelerator.num_processes
     allow_tf32(config.run.tf32)
-    rows, micro = split_batch(optim, accelerator.process_index, accelerator.num_processes)
+    rows, micro = split_batch(optim, accelerator.process_index, ranks)
     share = rows.stop - rows.start
 
     store = LatentStore(config.data.latents)
@@ -97,6 +97,7 @@ def train(
     model, optimizer = accelerator.prepare(network, optimizer)
 
     run, checkpoint = open_run(config, store, resume, accelerator)
+    meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
     if checkpoint is not None:
         trainer = load_trainer(checkpoint)
@@ -107,7 +108,9 @@ def train(
         if accelerator.scaler is not None and trainer["scaler"] is not None:
             accelerator.scaler.load_state_dict(trainer["scaler"])
         start, skipped, skipped_in_a_row = trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"]
+        meter.load(trainer["meter"])
         restore_random_states(trainer["random"], accelerator.process_index)
+        del trainer  # a copy of the optimizer's state, in host memory
 
     if config.run.tracker != "none":
         # Offline unless the environment says otherwise: a run must not hang on a machine without a network.
@@ -120,8 +123,9 @@ def train(
         tqdm(total=optim.steps, initial=start, desc="train", unit="step", disable=not is_main) as progress,
         ThreadPoolExecutor(1) as reader,
     ):
-        log.say(first_screen(config, network, cost, store, run, start, micro))
-        meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
+        if is_main:
+            log.say(first_screen(config, network, cost, store, run, start, ranks))
+        due = False  # a checkpoint that could not be written at its step
         upcoming = reader.submit(read_batch, config, store, start, rows)
         for step in range(start, optim.steps):
             moments, labels = upcoming.result()
@@ -141,7 +145,7 @@ def train(
             rate = learning_rate(optim, step)
             set_groups(optimizer, lr=rate)
 
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=ranks == 1)  # or they would be made anew beside DDP's buckets
             sums, residual = 0.0, 0.0
             for first in range(0, share, micro):
                 part = slice(first, first + micro)
@@ -170,7 +174,7 @@ def train(
                     raise TrainingDiverged(
                         f"step {step}: gradient norm {float(norm)}, non-finite step number {skipped_in_a_row} in a row "
                         f"(optim.max_skipped={optim.max_skipped}); the last checkpoint in {run} is from before. "
-                        "Lower optim.lr, lengthen optim.warmup, or lower optim.clip_norm"
+                        "Lower optim.lr or lengthen optim.warmup"
                     )
             progress.update()
 
@@ -186,8 +190,10 @@ def train(
             # Weights that give non-finite gradients are not kept (under a scaler it is the scale that was too high).
             trusted = skipped_in_a_row == 0 or accelerator.scaler is not None
             stopping = stop.agreed(accelerator)
-            if trusted and (stopping or done % config.run.checkpoint_every == 0 or done == optim.steps):
-                states = random_states()
+            due = due or stopping or done % config.run.checkpoint_every == 0 or done == optim.steps
+            if due and trusted:
+                due = False
+                states, interval = random_states(), meter.state(accelerator)
                 with meter.paused():
                     if is_main:
                         trainer = {
@@ -196,6 +202,7 @@ def train(
                             "skipped_in_a_row": skipped_in_a_row,
                             "optimizer": optimizer.state_dict(),
                             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                            "meter": interval,
                             "random": states,
                         }
                         save_checkpoint(run, done, network, ema.model, trainer, sampling_facts(config, store.manifest))
@@ -207,9 +214,9 @@ def train(
                         f"{optim.steps}, checkpoint written; go on with --resume {run}"
                     )
                     break
-            if on_preview is not None and config.run.preview_every and done % config.run.preview_every == 0:
+            if config.run.preview_every and done % config.run.preview_every == 0:
                 with meter.paused():
-                    if is_main:
+                    if is_main and on_preview is not None:
                         on_preview(run, done, ema.model)
                     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -223,17 +230,18 @@ def first_screen(
     store: LatentStore,
     run: Path,
     start: int,
-    micro: int,
+    processes: int,
 ) -> str:
     """Model, data, cost and memory."""
     manifest = store.manifest
+    resumed = f", resumed at step {start} of {config.optim.steps}" if start else ""
     lines = [
-        f"{config.model.name} -> {run}" + (f", resumed at step {start} of {config.optim.steps}" if start else ""),
+        f"{config.model.name} -> {run}{resumed}{': nothing left to do' if start >= config.optim.steps else ''}",
         model_table(network),
         f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
         f"{manifest.flips} flip(s), from {store.folder}",
         describe_cost(config, network, cost),
-        describe_memory(config, network, micro),
+        describe_memory(config, network, processes),
     ]
     warning = check_std(manifest)
     return "\n".join([*lines, warning] if warning else lines)

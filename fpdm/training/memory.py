@@ -21,25 +21,32 @@ from fpdm.models import DiT, FixedPointDiT, meta_twin
 
 
 class StepMemory(NamedTuple):
-    """Bytes. activations: what the forward and backward pass add at their peak."""
+    """Bytes. activations: what the backward pass finds, at the end of the forward pass. peak: of a whole step.
+
+    The peak is less than the sum of the parts where gradients take the place of activations.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     ema: int
     activations: int
-
-    @property
-    def total(self) -> int:
-        return sum(self)
+    peak: int
 
 
 def step_memory(
-    model: DiT | FixedPointDiT, micro_batch: int, half: bool, recompute: bool, **iterations: int
+    model: DiT | FixedPointDiT,
+    micro_batch: int,
+    half: bool,
+    recompute: bool,
+    gradients_stay: bool = False,
+    **iterations: int,
 ) -> StepMemory:
     """Of AdamW and an EMA in float32, with `micro_batch` samples at a time.
 
-    half: under autocast to 16 bits. iterations: of an FPDM, as its forward takes them.
+    half: under autocast to 16 bits. gradients_stay: they are there throughout, as with several
+    processes (in DDP's buckets) or when a batch is taken in parts. iterations: of an FPDM, as
+    its forward takes them.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     twin = meta_twin(model)
@@ -50,12 +57,19 @@ def step_memory(
         drop = torch.zeros(micro_batch, dtype=torch.bool)
         if half:
             _norms_in_float32(twin)
-        with AllocationCounter([*twin.parameters(), *twin.buffers(), x, index, drop]) as counter:
+        if gradients_stay:
+            for parameter in twin.parameters():
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        there = [parameter.grad for parameter in twin.parameters() if parameter.grad is not None]
+        with AllocationCounter([*twin.parameters(), *twin.buffers(), *there, x, index, drop]) as counter:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 output = twin(x, index, index, drop_labels=drop, recompute=recompute, **iterations)
+            activations = counter.live
             output.prediction.square().mean().backward()
     gradients = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
-    return StepMemory(weights, gradients, 2 * gradients, weights, max(counter.peak - gradients, 0))
+    optimizer = 2 * gradients
+    peak = 2 * weights + optimizer + counter.peak + (gradients if gradients_stay else 0)
+    return StepMemory(weights, gradients, optimizer, weights, activations, peak)
 
 
 class AllocationCounter(TorchDispatchMode):

@@ -42,7 +42,7 @@ class Meter:
     def reset(self) -> None:
         for total in (self.sums, self.norm, self.norm_max):
             total.zero_()
-        self.steps = self.passes = self.flops = 0
+        self.steps = self.timed = self.passes = self.flops = 0
         self.started = time.perf_counter()
 
     @contextmanager
@@ -57,8 +57,20 @@ class Meter:
         gradient norm; block passes and FLOPs per image."""
         self.sums += sums
         self.norm += norm
-        self.norm_max = torch.maximum(self.norm_max, norm)
-        self.steps, self.passes, self.flops = self.steps + 1, self.passes + passes, self.flops + flops
+        torch.maximum(self.norm_max, norm, out=self.norm_max)
+        self.steps, self.timed = self.steps + 1, self.timed + 1
+        self.passes, self.flops = self.passes + passes, self.flops + flops
+
+    def state(self, accelerator: Accelerator) -> dict[str, Tensor | int]:
+        """What a resumed run needs to log the means that it would have logged; called on every rank."""
+        tensors = {"sums": accelerator.reduce(self.sums, "mean"), "norm": self.norm, "norm_max": self.norm_max}
+        return {"steps": self.steps} | {name: value.clone().cpu() for name, value in tensors.items()}
+
+    def load(self, state: dict[str, Tensor | int]) -> None:
+        """Go on from a `state`; the rates are those of the time from here on."""
+        for name in ("sums", "norm", "norm_max"):
+            getattr(self, name).copy_(state[name])
+        self.steps = state["steps"]
 
     def finish(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and ranks, rates over all ranks, TFLOP/s of one device; starts the next interval."""
@@ -72,7 +84,7 @@ class Meter:
                     values[f"loss_t{q}"] = total / count
             values |= {"grad_norm": float(self.norm) / self.steps, "grad_norm_max": float(self.norm_max)}
         tflops = self.flops * per_second / accelerator.num_processes / 1e12
-        values |= {"images_per_s": self.steps * per_second, "block_passes_per_s": self.passes * per_second}
+        values |= {"images_per_s": self.timed * per_second, "block_passes_per_s": self.passes * per_second}
         values |= {"tflops": tflops} | ({"peak_share": tflops / self.peak_tflops} if self.peak_tflops else {})
         values |= {"peak_memory_gib": peak_memory(self.device) / 2**30}
         self.reset()
@@ -95,7 +107,7 @@ def status_line(step: int, steps: int, values: dict[str, float]) -> str:
     if get("skipped"):
         parts.append(f"skipped {get('skipped')}")
     share = f" ({get('peak_share'):.0%} of peak)" if "peak_share" in values else ""
-    parts.append(f"{get('images_per_s'):.1f} img/s, {get('block_passes_per_s'):.0f} passes/s")
+    parts.append(f"{get('images_per_s'):.4g} img/s, {get('block_passes_per_s'):.4g} passes/s")
     parts.append(f"{get('tflops'):.3g} TFLOP/s{share}")
     parts.append(f"{get('peak_memory_gib'):.2f} GiB")
     return "  ".join(parts)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,7 +46,8 @@ class RunLog:
 
     def close(self) -> None:
         if self.is_main:
-            self._jsonl.close()
+            with suppress(OSError):  # of a full disk, which `record` has told of
+                self._jsonl.close()
             logger.removeHandler(self._text)
             self._text.close()
 

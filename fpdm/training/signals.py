@@ -34,5 +34,7 @@ class StopRequest:
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop: the same answer on all of them, so that all stop at the same step."""
+        if accelerator.num_processes == 1:
+            return self.signal is not None
         asked = torch.tensor(float(self.signal is not None), device=accelerator.device)
         return bool(accelerator.reduce(asked, "sum") > 0)

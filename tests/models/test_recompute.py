@@ -63,6 +63,9 @@ def test_compiled_layers_agree_with_eager_ones_whatever_the_iterations():
     torch.testing.assert_close(ours, prediction, atol=1e-4, rtol=1e-4)
     for key, gradient in gradients.items():
         torch.testing.assert_close(theirs[key], gradient, atol=1e-4, rtol=1e-3, msg=key)
+    _, recomputed = step(compiled, name, recompute=True)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[key], gradient, atol=1e-4, rtol=1e-3, msg=key)
     x, index = torch.randn(6, 4, 8, 8), torch.zeros(6, dtype=torch.long)
     with torch.compiler.set_stance("fail_on_recompile"):
         for n, m in ((1, 1), (7, 2), (0, 30)):

@@ -57,6 +57,59 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_pa
     assert strip(log(whole)) == strip(log(cut))
 
 
+def test_log_of_a_run_stopped_amid_an_interval_is_the_same(experiment, tmp_path):
+    """Checkpoint at step 10, log lines at 7 and 14: the second is a mean over steps on both sides of the stop."""
+    config = experiment(optim={"steps": 14}, run={"checkpoint_every": 10, "log_every": 7})
+    whole = train(config)
+    cut = tmp_path / "runs" / f"001-{whole.name[4:]}"
+    shutil.copytree(whole, cut, symlinks=True)
+    (cut / "checkpoints" / "latest").unlink()
+    (cut / "checkpoints" / "latest").symlink_to("0000010")
+    train(config, resume=str(cut))
+    for ours, theirs in zip(log(cut), log(whole), strict=True):
+        for name in ("step", "loss", "mse", "vb", "loss_t1", "loss_t4", "grad_norm", "grad_norm_max", "residual"):
+            assert ours[name] == theirs[name], name
+
+
+def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, monkeypatch):
+    from fpdm.diffusion import Diffusion
+
+    original, calls = Diffusion.losses, []
+
+    def poisoned(self, *args):
+        calls.append(1)
+        losses = original(self, *args)
+        return losses._replace(total=losses.total * math.nan) if len(calls) == 4 else losses
+
+    monkeypatch.setattr(Diffusion, "losses", poisoned)
+    run = train(experiment(optim={"steps": 7}, run={"checkpoint_every": 4}))
+    assert sorted(path.name for path in (run / "checkpoints").glob("0*")) == ["0000005", "0000007"]
+
+
+def test_run_that_is_at_its_end_says_so(experiment):
+    run = train(experiment())
+    before = (run / "log.jsonl").read_text()
+    assert train(experiment(), resume="auto") == run
+    assert "resumed at step 4 of 4: nothing left to do" in (run / "log.txt").read_text()
+    assert (run / "log.jsonl").read_text() == before
+
+
+def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch):
+    """/dev/full takes nothing, as a full disk."""
+    from fpdm.training import runlog
+
+    original = runlog.new_run
+
+    def with_full_log(results, name):
+        run = original(results, name)
+        (run / "log.jsonl").symlink_to("/dev/full")
+        return run
+
+    monkeypatch.setattr("fpdm.training.setup.new_run", with_full_log)
+    with pytest.raises(OSError, match=r"log\.jsonl cannot be written .*No space left.*checkpoints are whole"):
+        train(experiment())
+
+
 def test_accumulation_is_the_whole_batch(experiment):
     whole, parts = (
         train(experiment(optim={"steps": 5, "micro_batch_size": micro})) / "checkpoints" / "latest" for micro in (8, 2)
