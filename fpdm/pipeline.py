@@ -1,6 +1,7 @@
 """From a checkpoint to something images can be drawn from; above the packages it joins."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,24 +11,39 @@ import torch
 from fpdm.data.codec import Codec, open_codec
 from fpdm.devices import check_precision
 from fpdm.diffusion import Diffusion
+from fpdm.export import locate_codec
 from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, count_explicit_blocks, load_pretrained
+from fpdm.models.pretrained import resolve_folder
 from fpdm.sampling.generate import Source
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint
 
 WEIGHTS = ("ema", "model")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | FixedPointDiT, dict, Path]:
     """Model in eval mode, its sampling facts and the checkpoint's folder.
 
-    source: a run's folder (its latest checkpoint) or one checkpoint. weights: `ema` or `model`.
+    source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
+        Hub id. weights: `ema` or `model`; an exported folder has one of them alone.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
+    if (exported := _exported(source)) is not None:
+        facts = json.loads((exported / SAMPLING).read_text())
+        return load_pretrained(exported), locate_codec(exported, facts), exported
     checkpoint = find_checkpoint(source)
     facts = json.loads((checkpoint / weights / SAMPLING).read_text())
     return load_pretrained(checkpoint / weights), facts, checkpoint
+
+
+def _exported(source: str | Path) -> Path | None:
+    """The folder of an exported model, downloaded if need be; None where `source` is no such thing."""
+    folder = Path(source)
+    if not folder.exists() and HUB_ID.fullmatch(str(source)):
+        folder = resolve_folder(source)
+    return folder if (folder / SAMPLING).is_file() else None
 
 
 def open_source(

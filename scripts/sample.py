@@ -1,20 +1,25 @@
 """Draw images from a checkpoint: PNGs, a grid, and the npz of ADM's evaluator."""
 
+import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from fpdm import cli
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
-from fpdm.models import forward_cost
+from fpdm.evaluation.figures import plot_residuals
+from fpdm.files import write_atomically
+from fpdm.models import ForwardCost, forward_cost
 from fpdm.pipeline import load_checkpoint, open_source
-from fpdm.sampling.generate import check_config, draw_images, plan_for
+from fpdm.sampling.generate import Source, check_config, draw_images, forward_passes, most_iterations, plan_for
 from fpdm.sampling.images import (
     GRID,
     is_complete,
@@ -26,7 +31,8 @@ from fpdm.sampling.images import (
     save_npz,
     save_png,
 )
-from fpdm.sampling.plan import describe
+from fpdm.sampling.plan import Plan, describe
+from fpdm.sampling.trace import Recorder, Spent, save_trace
 
 logger = logging.getLogger("fpdm")
 GRID_IMAGES = 64
@@ -36,12 +42,14 @@ GRID_IMAGES = 64
 class Settings(SamplingConfig):
     __doc__ = (
         SamplingConfig.__doc__
-        + """    ckpt: a run's folder (its latest checkpoint), or one checkpoint.
-        out: folder of the images; by default samples/<step>-<recipe> in the checkpoint's run.
+        + """    ckpt: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its Hub id.
+        out: folder of the images; by default samples/<step>-<recipe> in the checkpoint's run, or here.
         num_samples: how many images; those already in the folder are kept.
         batch_size: images at a time, per process.
         weights: ema or model.
         precision: of the network, no, bf16 or fp16.
+        trace: record so many images (those from index 0) into the folder's trace/: the residual of every update,
+            and the image predicted at each timestep.
         vae: where the codec is, if it has moved since training.
     """
     )
@@ -52,6 +60,7 @@ class Settings(SamplingConfig):
     batch_size: int = 64
     weights: str = "ema"
     precision: str = "no"
+    trace: int = 0
     vae: str | None = None
 
 
@@ -63,6 +72,7 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     check_at_least(1, num_samples=settings.num_samples, batch_size=settings.batch_size)
+    check_at_least(0, trace=settings.trace)
     if not settings.ckpt:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
     state = process_state()
@@ -72,7 +82,8 @@ def main() -> None:
     config = SamplingConfig(**{name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__})
     check_config(source, config)
     plan = plan_for(source, config)
-    flops = cost.total_flops(plan.iterations) * (2 if config.cfg_scale != 1 else 1)
+    passes = forward_passes(config, plan)
+    flops = sum(twice * cost.flops(k) for twice, k in zip(passes, plan.iterations, strict=True))
     recipe = {
         "checkpoint": str(checkpoint),
         "weights": settings.weights,
@@ -84,17 +95,25 @@ def main() -> None:
         "flops_per_image": flops,
         "num_samples": settings.num_samples,
     }
-    default = checkpoint.parent.parent / "samples" / f"{checkpoint.name}-{recipe_id(recipe)}"
+    place = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path()
+    default = place / "samples" / f"{checkpoint.name}-{recipe_id(recipe)}"
     out = Path(settings.out or default)
+    adaptive = config.allocation == "adaptive"
     if state.is_main_process:
         logger.info(f"{checkpoint} ({settings.weights} weights) -> {out}")
         logger.info(describe(plan, flops))
+        if adaptive:
+            logger.info(
+                f"adaptive: this is the most; each image is iterated until its residual is {config.tolerance:g}, "
+                f"at most {most_iterations(config)} times at a timestep"
+            )
         open_folder(out, recipe)
     state.wait_for_everyone()
 
     missing = [i for i in range(settings.num_samples) if not is_complete(png_path(out, i))]
     state.wait_for_everyone()  # nobody writes before everybody has looked
     mine = missing[state.process_index :: state.num_processes]
+    spent = Spent(plan) if adaptive else None
     started = time.perf_counter()
     with (
         ThreadPoolExecutor(2) as writers,
@@ -103,7 +122,7 @@ def main() -> None:
         writing = []
         for first in range(0, len(mine), settings.batch_size):
             indices = mine[first : first + settings.batch_size]
-            images = draw_images(source, config, plan, indices).cpu()
+            images = draw_images(source, config, plan, indices, spent).cpu()
             for job in writing:  # of the batch before: written while this one was drawn
                 job.result()
             writing = [
@@ -114,12 +133,47 @@ def main() -> None:
             job.result()
     state.wait_for_everyone()
     rate = len(missing) / (time.perf_counter() - started)
+    spent_by_all = gather_object([(spent.images, spent.updates)] if adaptive else [None])
     if state.is_main_process:
         count = min(settings.num_samples, GRID_IMAGES)
         save_grid(torch.from_numpy(load_pngs(out, range(count))).permute(0, 3, 1, 2), out / GRID)
         save_npz(out, settings.num_samples)
+        if adaptive and missing:
+            logger.info(write_allocation(spent_by_all, plan, cost, passes, out / "allocation.json"))
+        if settings.trace:
+            record_trace(source, config, plan, range(settings.trace), out / "trace")
         drawn = f"{len(missing)} of them drawn now, {rate:.1f} images/s" if missing else "all of them there already"
         logger.info(f"{out}: {settings.num_samples} images, {drawn}")
+
+
+def write_allocation(
+    spent: list[tuple[int, torch.Tensor]], plan: Plan, cost: ForwardCost, passes: list[int], path: Path
+) -> str:
+    """Mean updates at each timestep over all images drawn now, as JSON; returns the line that sums them up."""
+    images = sum(count for count, _ in spent)
+    mean = (sum(updates for _, updates in spent) / images).tolist()
+    blocks = plan.explicit_blocks * len(mean) + sum(mean)
+    flops = sum(twice * cost.flops(k) for twice, k in zip(passes, mean, strict=True))
+    facts = {"images": images, "timesteps": plan.timesteps, "updates": mean, "block_passes": blocks, "flops": flops}
+    write_atomically(path, json.dumps(facts, indent=1))
+    same = f"a constant plan of as many updates has {sum(mean) / len(mean):.2f} at each timestep"
+    return (
+        f"adaptive: {blocks:.1f} block passes per image ({plan.block_passes} at most), from {mean[0]:.1f} updates at "
+        f"t = {plan.timesteps[0]} to {mean[-1]:.1f} at t = {plan.timesteps[-1]}; {same}"
+    )
+
+
+def record_trace(source: Source, config: SamplingConfig, plan: Plan, indices: range, folder: Path) -> None:
+    """Draw images once more and write what happened."""
+    recorder = Recorder()
+    draw_images(source, config, plan, indices, recorder)
+    trace = recorder.trace(plan)
+    save_trace(trace, source.codec, folder)
+    if trace.residuals is not None:
+        plot_residuals(trace.timesteps, trace.residuals, folder / "residuals.png")
+        last = np.median(trace.last_residuals(), axis=0)
+        logger.info(f"{folder}: residual of the last update, median over {len(indices)} images: {last[0]:.2g} at "
+                    f"t = {trace.timesteps[0]}, {last[-1]:.2g} at t = {trace.timesteps[-1]}")  # fmt: skip
 
 
 if __name__ == "__main__":

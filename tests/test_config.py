@@ -26,7 +26,12 @@ from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, S
         (lambda: SamplingConfig(budget=10, steps=2), "give one of the two"),
         (lambda: SamplingConfig(budget=0), "budget=0: at least 1"),
         (lambda: SamplingConfig(steps=3, sampler="ddpm", eta=0.5), "only ddim has an eta"),
-        (lambda: SamplingConfig(steps=3, allocation="flat"), "constant, increasing, decreasing"),
+        (lambda: SamplingConfig(steps=3, allocation="flat"), "constant, increasing, decreasing, adaptive"),
+        (lambda: SamplingConfig(counts=[2, 0]), "at least 1 iteration at each"),
+        (lambda: SamplingConfig(counts=[2, 3], budget=9), "leave out budget"),
+        (lambda: SamplingConfig(counts=[2, 3], allocation="increasing"), "leave out allocation"),
+        (lambda: SamplingConfig(steps=3, cfg_interval=[700, 100]), "lowest and the highest"),
+        (lambda: SamplingConfig(steps=3, guidance_rescale=2), "0 \\(not at all\\) to 1"),
     ],
 )
 def test_wrong_values_are_refused_by_name(make, says):
@@ -127,4 +132,4 @@ def test_the_number_of_settings_is_watched():
     """Raise these numbers only with thought: every option is one more thing to know."""
     counts = {section.name: len(fields(section.default_factory)) for section in fields(ExperimentConfig)}
     assert counts == {"model": 8, "diffusion": 9, "sjfb": 3, "data": 6, "optim": 10, "run": 13}
-    assert len(fields(SamplingConfig)) == 12
+    assert len(fields(SamplingConfig)) == 16

@@ -22,7 +22,8 @@ ALLOWED = {
     "sampling": {"diffusion", "data", "config", "seeding", "files"},
     "evaluation": {"sampling", "data", "config", "seeding", "files"},
     "chain": {"files"},
-    "pipeline": {"devices", "models", "diffusion", "data", "config", "sampling", "training"},
+    "export": {"models", "data", "training", "files"},
+    "pipeline": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
 }
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 

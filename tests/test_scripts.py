@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -44,6 +45,13 @@ def succeed(*words, **kwargs) -> str:
     done = run(*words, **kwargs)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert f"{PROGRESS.get(words[0], 'cnn features')}: 100%" in done.stderr or "inception" in str(words), done.stderr
+    return done.stdout
+
+
+def run_script(*words) -> str:
+    """What a script without a progress bar prints."""
+    done = run(*words)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
@@ -224,6 +232,37 @@ def test_benchmark_of_reading(tmp_path):
     facts = json.loads((tmp_path / "speed.json").read_text())
     assert facts["results"][0]["records_per_second"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
+def test_exported_folder_stands_alone(chain, tmp_path):
+    run = tmp_path / "gone" / "run"
+    shutil.copytree(chain / "runs" / "000-FPDM-XS-2", run, symlinks=True)
+    draw = ["--steps", 2, "--iterations", 2, "--num-samples", 2, "--seed", 3]
+    out = tmp_path / "exported"
+    said = run_script("export.py", "--ckpt", run, "--out", out, "--with-vae")
+    assert "ema weights" in said
+    succeed("sample.py", "--ckpt", run, *draw, "--out", tmp_path / "a")
+    shutil.rmtree(run)
+    assert {"config.json", "model.safetensors", "sampling.json", "README.md", "vae"} <= {p.name for p in out.iterdir()}
+    card = (out / "README.md").read_text()
+    assert card.startswith("---") and "training steps | 4 of 4" in card and "license: apache-2.0" in card
+    succeed("sample.py", "--ckpt", out, *draw, "--out", tmp_path / "b")
+    for i in range(2):
+        assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
+    assert "is there already and not empty" in fail(
+        "export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--out", out
+    )
+
+
+def test_published_checkpoint_is_sampled_from(recorded, chain, tmp_path):
+    torch.save({"ema": recorded("dit").state}, tmp_path / "dit.pt")
+    heads = recorded("dit").config["num_heads"]
+    said = run_script("import_checkpoint.py", "--source", tmp_path / "dit.pt", "--vae", chain / "vae", "--out",
+                      tmp_path / "dit", "--num-heads", heads)  # fmt: skip
+    assert "DiT) ->" in said
+    succeed("sample.py", "--ckpt", tmp_path / "dit", "--steps", 3, "--sampler", "dpm++", "--cfg-scale", 2,
+            "--cfg-interval", "0,600", "--num-samples", 2, "--trace", 1, "--out", tmp_path / "s")  # fmt: skip
+    assert (tmp_path / "s" / "trace" / "filmstrip.png").exists()
 
 
 def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,6 +56,32 @@ def draw_smoothing(axes: Axes, data: Smoothing) -> None:
 def plot_smoothing(data: Smoothing, path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw_smoothing(figure.add_subplot(), data)
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> None:
+    """Of a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all of some timesteps' updates.
+
+    timesteps (S,), residuals (B, S, K) with NaN where a timestep has fewer than K updates.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = np.isfinite(residuals[0]).sum(-1)
+    last = residuals[:, np.arange(len(counts)), counts - 1]
+    left.plot(timesteps, last.T, color=FPDM_COLOURS[0], alpha=0.25, linewidth=1)
+    left.plot(timesteps, np.median(last, axis=0), color=FPDM_COLOURS[0], marker="o", label="median over images")
+    left.set(xlabel="timestep (sampling runs to the left)", ylabel="residual of the last update", yscale="log")
+    left.invert_xaxis()
+    left.legend()
+    shown = sorted({round(i * (len(timesteps) - 1) / 4) for i in range(5)})
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
+    for position, shade in zip(shown, shades, strict=True):
+        median = np.median(residuals[:, position, : counts[position]], axis=0)
+        right.plot(np.arange(1, len(median) + 1), median, color=shade, marker="o", label=f"t = {timesteps[position]}")
+    right.set(xlabel="update", ylabel="residual, median over images", yscale="log")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=DPI)
 
 

@@ -22,6 +22,10 @@ class Constants(NamedTuple):
     injected: Tensor
     modulation: tuple[Tensor, ...]
 
+    def rows(self, chosen: Tensor) -> "Constants":
+        """Those of some samples; chosen (B,) bool."""
+        return Constants(self.injected[chosen], tuple(part[chosen] for part in self.modulation))
+
     def detach(self) -> "Constants":
         return Constants(self.injected.detach(), tuple(part.detach() for part in self.modulation))
 
@@ -83,3 +87,25 @@ def iterate(
             residuals.append(relative_residual(new, h))
         h = new
     return h, residuals
+
+
+def iterate_until(
+    layer: ImplicitLayer, h: Tensor, constants: Constants, tolerance: float, at_most: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain iteration of each sample until its residual is at most `tolerance`, or `at_most` (B,) updates are done.
+
+    Samples that are done leave the batch, so the others alone cost; every sample gets at least
+    one update. h (B, N, D). Returns the last iterates, the updates of each sample (B,) and the
+    residuals of its last (B,). Waits for the device at every update.
+    """
+    solution, counts = h.clone(), torch.zeros(len(h), dtype=torch.long, device=h.device)
+    residuals = torch.zeros(len(h), device=h.device)
+    active = torch.arange(len(h), device=h.device)
+    while len(active):
+        new = layer(h, constants)
+        residual = relative_residual(new, h)
+        solution[active], residuals[active] = new.to(solution.dtype), residual
+        counts[active] += 1
+        going = (residual > tolerance) & (counts[active] < at_most[active])
+        h, constants, active = new[going], constants.rows(going), active[going]
+    return solution, counts, residuals

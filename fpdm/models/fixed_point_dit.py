@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fpdm.models.blocks import DiTBlock, apply_layer
 from fpdm.models.denoiser import Denoiser, DenoiserOutput
-from fpdm.models.fixed_point import ImplicitLayer, iterate
+from fpdm.models.fixed_point import Constants, ImplicitLayer, iterate, iterate_until
 
 
 class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
@@ -52,8 +52,9 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         t: Tensor,
         y: Tensor,
         *,
-        iterations: int,
+        iterations: int | Tensor,
         iterations_no_grad: int = 0,
+        tolerance: float | None = None,
         init: Tensor | None = None,
         drop_labels: Tensor | None = None,
         with_residuals: bool = False,
@@ -63,6 +64,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
         iterations: updates of the implicit layer with gradient (S-JFB's m).
         iterations_no_grad: updates before them that build no graph (S-JFB's n).
+        tolerance: stop each sample once its residual is this small; `iterations` is then the most,
+            for all or per sample (B,). For sampling alone.
         init: (B, N, D) start of the iteration, a solution of an earlier call; the pre
             blocks' output by default.
         drop_labels: (B,) bool, which labels to replace by the null label; without it, drawn
@@ -70,7 +73,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).
         recompute: gradient checkpointing of every block and every update.
         """
-        self._check_iterations(iterations, iterations_no_grad)
+        if tolerance is None:
+            self._check_iterations(iterations, iterations_no_grad)
         c_y = self.y_embedder(y, drop_labels)  # (B, D)
         c = self.t_embedder(t) + c_y
         c_pre_post = c if self.pre_post_timestep_conditioning else c_y
@@ -82,6 +86,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
         constants = self.implicit.constants(x_pre, c)  # Eq. 2
         h = x_pre if init is None else init
+        if tolerance is not None:
+            return self._solve_to(tolerance, iterations, h, constants, c_pre_post)
         h, residuals = self._iterate_without_grad(h, constants, iterations_no_grad, with_residuals)
 
         def update(h: Tensor) -> Tensor:
@@ -89,11 +95,22 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
         h, more = iterate(update, h, iterations, with_residuals)  # Eq. 3
 
-        tokens = h
-        for block in self.post_blocks:  # Eq. 4
-            tokens = apply_layer(block, tokens, block.modulation(c_pre_post), recompute)
-        prediction = self.head(tokens, c_pre_post)
+        prediction = self._predict(h, c_pre_post, recompute)
         return DenoiserOutput(prediction, h, torch.stack(residuals + more, dim=1) if with_residuals else None)
+
+    def _predict(self, h: Tensor, c: Tensor, recompute: bool = False) -> Tensor:
+        """Post blocks and head: solution (B, N, D) -> prediction (B, C or 2C, H, H)."""
+        for block in self.post_blocks:  # Eq. 4
+            h = apply_layer(block, h, block.modulation(c), recompute)
+        return self.head(h, c)
+
+    @torch.no_grad()
+    def _solve_to(
+        self, tolerance: float, iterations: int | Tensor, h: Tensor, constants: Constants, c: Tensor
+    ) -> DenoiserOutput:
+        at_most = torch.as_tensor(iterations, device=h.device).expand(len(h))
+        h, counts, residuals = iterate_until(self.implicit, h, constants, tolerance, at_most)
+        return DenoiserOutput(self._predict(h, c), h, residuals[:, None], counts)
 
     def _iterate_without_grad(self, h, constants, iterations, with_residuals):
         if iterations == 0:

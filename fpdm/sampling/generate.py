@@ -1,5 +1,6 @@
 """From image indices to images: noise and labels by index, a plan run, latents decoded."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ from fpdm.config import SamplingConfig
 from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
 from fpdm.diffusion import Diffusion
+from fpdm.sampling.guidance import guided
 from fpdm.sampling.noise import image_labels, image_noise
-from fpdm.sampling.plan import Plan, make_plan
+from fpdm.sampling.plan import Plan, make_plan, plan_of_counts
 from fpdm.sampling.sampler import sample
+from fpdm.sampling.solvers import MULTISTEP
 
 DEFAULT_ITERATIONS = 4  # the paper's optimum at 280 block passes is 4 to 8 (Fig. 4)
 
@@ -39,6 +42,11 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     """The plan that a sampling config means for this source."""
     if not source.iterative and config.iterations is not None:
         raise ValueError(f"iterations={config.iterations}: an explicit model (DiT) has no iterations")
+    down_to_zero = config.sampler not in MULTISTEP
+    if config.counts is not None:
+        if not source.iterative:
+            raise ValueError(f"counts={config.counts}: an explicit model (DiT) has no iterations")
+        return plan_of_counts(source.explicit_blocks, config.counts, source.diffusion.timesteps, down_to_zero)
     return make_plan(
         source.explicit_blocks,
         budget=config.budget,
@@ -47,6 +55,7 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
         allocation=config.allocation,
         ratio=config.ratio,
         timesteps=source.diffusion.timesteps,
+        down_to_zero=down_to_zero,
     )
 
 
@@ -55,8 +64,26 @@ def labels_for(source: Source, config: SamplingConfig, indices: Sequence[int]) -
     return image_labels(config.seed, indices, source.num_classes, config.classes)
 
 
-def draw_images(source: Source, config: SamplingConfig, plan: Plan, indices: Sequence[int]) -> Tensor:
+def most_iterations(config: SamplingConfig) -> int:
+    """The most updates of one timestep under adaptive allocation."""
+    return math.ceil(config.ratio * (config.iterations or DEFAULT_ITERATIONS))
+
+
+def forward_passes(config: SamplingConfig, plan: Plan) -> list[int]:
+    """How many times the network sees an image at each timestep: twice where it is guided."""
+    return [2 if guided(config.cfg_scale, config.cfg_interval, step.t) else 1 for step in plan.steps]
+
+
+def draw_images(
+    source: Source,
+    config: SamplingConfig,
+    plan: Plan,
+    indices: Sequence[int],
+    on_step: Callable[[int, Any, Tensor], None] | None = None,
+) -> Tensor:
     """uint8 images (len(indices), 3, R, R) on the source's device, as one batch.
+
+    on_step: see `sampler.sample`; with it, the network returns the residual of each update as well.
 
     An image depends on (config, plan, its index) alone: the same in any batch, up to float rounding.
     """
@@ -75,10 +102,15 @@ def draw_images(source: Source, config: SamplingConfig, plan: Plan, indices: Seq
         sampler=config.sampler,
         eta=config.eta,
         reuse=source.iterative if config.reuse is None else config.reuse,
+        tolerance=config.tolerance if config.allocation == "adaptive" else None,
+        most=most_iterations(config),
         cfg_scale=config.cfg_scale,
         cfg_channels=config.cfg_channels,
+        cfg_interval=config.cfg_interval,
+        guidance_rescale=config.guidance_rescale,
         null_label=source.num_classes if source.guidable else None,
         clip_x0=source.codec.clip,
+        on_step=on_step,
     )
     return to_uint8(source.codec.decode(latents))
 

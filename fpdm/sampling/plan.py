@@ -47,12 +47,13 @@ def make_plan(
     allocation: str = "constant",
     ratio: float = 3.0,
     timesteps: int = 1000,
+    down_to_zero: bool = True,
 ) -> Plan:
     """Plan from a `budget` of block passes, or from a number of `steps`.
 
     iterations: updates per timestep, or their mean; None for an explicit model, whose
     timestep costs `explicit_blocks`. A constant plan uses as much of the budget as whole
-    timesteps can; an increasing or decreasing one uses it exactly.
+    timesteps can; an increasing or decreasing one uses it exactly. down_to_zero: see `evenly_spaced`.
     """
     if (budget is None) == (steps is None):
         raise ValueError(f"budget={budget}, steps={steps}: give one of the two")
@@ -73,23 +74,39 @@ def make_plan(
         raise ValueError(f"{steps} steps, but the model knows {timesteps} timesteps: {advice}")
     total = (budget or steps * per_step) - steps * explicit_blocks
     counts = _allocate(steps, iterations, allocation, ratio, total)
-    times = [*evenly_spaced(steps, timesteps), CLEAN]
+    return _over_time(counts, explicit_blocks, timesteps, down_to_zero)
+
+
+def plan_of_counts(explicit_blocks: int, counts: list[int], timesteps: int = 1000, down_to_zero: bool = True) -> Plan:
+    """Plan with the given updates at each timestep, from noise to image."""
+    if len(counts) > timesteps:
+        raise ValueError(f"counts: {len(counts)} of them, but the model knows {timesteps} timesteps")
+    return _over_time(counts, explicit_blocks, timesteps, down_to_zero)
+
+
+def _over_time(counts: list[int | None], explicit_blocks: int, timesteps: int, down_to_zero: bool) -> Plan:
+    times = [*evenly_spaced(len(counts), timesteps, down_to_zero), CLEAN]
     return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), explicit_blocks)
 
 
-def evenly_spaced(steps: int, timesteps: int = 1000) -> list[int]:
+def evenly_spaced(steps: int, timesteps: int = 1000, down_to_zero: bool = True) -> list[int]:
     """`steps` timesteps, descending from timesteps-1 to 0 (both included; one step starts at the top).
 
-    Sampling must start at the last timestep, the only one that is pure noise.
+    Sampling must start at the last timestep, the only one that is pure noise. Without
+    `down_to_zero` they end one gap above 0, and the last step goes from there to the image:
+    for solvers that extrapolate from one step to the next in log-SNR, in which the step down to
+    0 would be far longer than the one before it.
     """
     if steps == 1:
         return [timesteps - 1]
+    if not down_to_zero and steps < timesteps:
+        return evenly_spaced(steps + 1, timesteps)[:-1]
     gaps = steps - 1
     return [(2 * i * (timesteps - 1) + gaps) // (2 * gaps) for i in reversed(range(steps))]  # halves round up
 
 
 def _allocate(steps: int, iterations: int | None, allocation: str, ratio: float, total: int) -> list[int | None]:
-    if allocation == "constant":
+    if allocation in ("constant", "adaptive"):  # of the latter this is the mean
         return [iterations] * steps
     ramp = [1 + (ratio - 1) * i / max(steps - 1, 1) for i in range(steps)]
     counts = _share_out(total, ramp)
@@ -97,7 +114,7 @@ def _allocate(steps: int, iterations: int | None, allocation: str, ratio: float,
         return counts
     if allocation == "decreasing":
         return counts[::-1]
-    raise ValueError(f"allocation={allocation!r}: choose constant, increasing or decreasing")
+    raise ValueError(f"allocation={allocation!r}: choose constant, increasing, decreasing or adaptive")
 
 
 def _share_out(total: int, weights: list[float]) -> list[int]:

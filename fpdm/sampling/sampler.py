@@ -3,16 +3,17 @@
 B batch, C latent channels, H height and width, N tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpdm.diffusion import Diffusion
-from fpdm.sampling.guidance import guide
+from fpdm.sampling.guidance import guide, guided
 from fpdm.sampling.plan import Plan
-from fpdm.sampling.steps import ddim_step, ddpm_step, step_coefficients
+from fpdm.sampling.solvers import make_solver
+from fpdm.sampling.steps import step_coefficients
 
 
 @torch.no_grad()
@@ -27,8 +28,12 @@ def sample(
     sampler: str = "ddim",
     eta: float = 0.0,
     reuse: bool = False,
+    tolerance: float | None = None,
+    most: int | None = None,
     cfg_scale: float = 1.0,
     cfg_channels: int | None = None,
+    cfg_interval: Sequence[int] | None = None,
+    guidance_rescale: float = 0.0,
     null_label: int | None = None,
     clip_x0: float | None = None,
     on_step: Callable[[int, Any, Tensor], None] | None = None,
@@ -39,42 +44,59 @@ def sample(
         the plan has iterations; returns an object with `.prediction` and `.solution`.
     step_noise: fresh noise (B, C, H, H) of step i; needed by ddpm, and by ddim with eta > 0.
     reuse: start each solve from the last timestep's solution (Sec. 3.3).
-    cfg_scale: guidance, 1 for none; runs the batch twice, with y and with `null_label`.
+    tolerance: adaptive allocation: each sample is iterated until its residual is this small, at least
+        once and at most `most` times, and its updates over the whole run are at most the plan's.
+    cfg_scale: guidance, 1 for none; runs the batch twice, with y and with `null_label`, at the
+        timesteps in cfg_interval (lowest, highest; None for all).
     clip_x0: limit predicted images to -clip..clip; for pixels, whose range is known.
-    on_step: called with (position, output of denoise, predicted x0) at each step.
+    on_step: called with (position, output of denoise, predicted x0) at each step; denoise is
+        then asked for residuals as well.
     """
     iterative = plan.steps[0].iterations is not None
-    _check(iterative, sampler, eta, reuse, cfg_scale, null_label, step_noise)
-    guided = cfg_scale != 1.0
-    labels = torch.cat([y, torch.full_like(y, null_label)]) if guided else y
+    _check(iterative, reuse, cfg_scale, null_label)
+    coefficients = step_coefficients(diffusion.alphas_cumprod, plan.timesteps)
+    advance = make_solver(sampler, coefficients, plan.timesteps, eta, step_noise)
+    both = None if null_label is None else torch.cat([y, torch.full_like(y, null_label)])
     solution = None
-    for i, (step, c) in enumerate(
-        zip(plan.steps, step_coefficients(diffusion.alphas_cumprod, plan.timesteps), strict=True)
-    ):
-        inputs = torch.cat([x, x]) if guided else x
+    left = torch.full((2 * len(x),), sum(plan.iterations), device=x.device)  # updates, of each row
+    for i, (step, c) in enumerate(zip(plan.steps, coefficients, strict=True)):
+        doubled = guided(cfg_scale, cfg_interval, step.t)
+        inputs, labels = (torch.cat([x, x]), both) if doubled else (x, y)
         t = torch.full((len(inputs),), step.t, device=x.device)
-        extra = {"iterations": step.iterations, "init": solution} if iterative else {}
+        extra = {"iterations": step.iterations, "init": _fitting(solution, len(inputs))} if iterative else {}
+        if tolerance is not None:
+            # One update is kept back for each timestep to come.
+            most_now = (left[: len(inputs)] - (len(plan.steps) - 1 - i)).clamp(1, most)
+            extra |= {"iterations": most_now, "tolerance": tolerance}
+        elif iterative and on_step is not None:
+            extra["with_residuals"] = True
         output = denoise(inputs, t, labels, **extra)
+        if tolerance is not None:
+            left[: len(inputs)] -= output.counts
         if reuse:
             solution = output.solution
         prediction = output.prediction.float()
-        if guided:
-            prediction = guide(prediction, cfg_scale, x.shape[1], cfg_channels)
+        if doubled:
+            prediction = guide(prediction, cfg_scale, x.shape[1], cfg_channels, guidance_rescale)
         mean, variance = diffusion.split(prediction)
         x0, eps = diffusion.x0_and_eps(mean, x, c.alpha_bar)
         if clip_x0 is not None:
             x0 = x0.clamp(-clip_x0, clip_x0)
             eps = (x - c.alpha_bar**0.5 * x0) / (1 - c.alpha_bar) ** 0.5
-        noise = step_noise(i) if step_noise is not None and c.alpha_bar_next != 1 else None
-        x = ddpm_step(x, x0, variance, c, noise) if sampler == "ddpm" else ddim_step(x0, eps, c, eta, noise)
+        x = advance(i, x, x0, eps, variance)
         if on_step is not None:
             on_step(i, output, x0)
     return x
 
 
-def _check(iterative, sampler, eta, reuse, cfg_scale, null_label, step_noise) -> None:
-    if sampler not in ("ddpm", "ddim"):
-        raise ValueError(f"sampler={sampler!r}: choose ddpm or ddim")
+def _fitting(solution: Tensor | None, batch: int) -> Tensor | None:
+    """Solutions (B or 2B, N, D) for a batch of B or 2B: guidance begins from the conditional one for both."""
+    if solution is None or len(solution) == batch:
+        return solution
+    return torch.cat([solution, solution]) if len(solution) < batch else solution[:batch]
+
+
+def _check(iterative: bool, reuse: bool, cfg_scale: float, null_label: int | None) -> None:
     if reuse and not iterative:
         raise ValueError("reuse=true: an explicit model (DiT) has no solution to reuse")
     if cfg_scale != 1.0 and null_label is None:
@@ -82,5 +104,3 @@ def _check(iterative, sampler, eta, reuse, cfg_scale, null_label, step_noise) ->
             f"cfg_scale={cfg_scale}: this model has no trained null label (class_dropout 0), so guidance "
             "has nothing to compare with; use cfg_scale 1"
         )
-    if step_noise is None and (sampler == "ddpm" or eta > 0):
-        raise ValueError(f"sampler={sampler}, eta={eta}: needs step_noise")

@@ -193,3 +193,43 @@ def test_label_dropout_is_an_argument_or_drawn_in_training():
     torch.testing.assert_close(model.train()(x, t, y, iterations=1, drop_labels=kept).prediction, plain)
     drawn = {tuple(model(x, t, y, iterations=1).prediction[0, 0, 0].tolist()) for _ in range(12)}
     assert len(drawn) == 2  # label 0, kept or dropped
+
+
+def test_each_sample_is_iterated_to_its_own_tolerance():
+    """Alone, together, in any batch: as many updates as its residual asks for, and the iterates of plain iteration."""
+    model = small().eval()
+    x, t, y = inputs()
+    x = x * torch.tensor([0.1, 1.0, 5.0])[:, None, None, None]
+    with torch.no_grad():
+        plain = model(x, t, y, iterations=30, with_residuals=True)
+    tolerance = float(plain.residuals[:, 4].median())  # met by one sample at its fifth update, by others otherwise
+    enough = plain.residuals <= tolerance
+    assert enough.any(1).all()
+    expected = enough.int().argmax(1) + 1
+    output = model(x, t, y, iterations=30, tolerance=tolerance)
+    assert output.counts.tolist() == expected.tolist() and len(set(expected.tolist())) > 1
+    assert (output.residuals <= tolerance).all()
+    for i, count in enumerate(output.counts.tolist()):
+        alone = model(x[i : i + 1], t[i : i + 1], y[i : i + 1], iterations=count)
+        torch.testing.assert_close(output.solution[i : i + 1], alone.solution, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.prediction[i : i + 1], alone.prediction, atol=1e-5, rtol=1e-4)
+
+
+def test_tolerance_that_is_never_met_and_one_that_always_is():
+    model = small().eval()
+    assert model(*inputs(), iterations=torch.tensor([1, 4, 2]), tolerance=1e-12).counts.tolist() == [1, 4, 2]
+    assert model(*inputs(), iterations=9, tolerance=1e9).counts.tolist() == [1, 1, 1]
+
+
+def test_samples_that_are_done_leave_the_batch(monkeypatch):
+    from fpdm.models.fixed_point import ImplicitLayer
+
+    model, sizes, original = small().eval(), [], ImplicitLayer.forward
+
+    def watched(self, h, constants):
+        sizes.append((len(h), len(constants.injected), len(constants.modulation[0])))
+        return original(self, h, constants)
+
+    monkeypatch.setattr(ImplicitLayer, "forward", watched)
+    model(*inputs(), iterations=torch.tensor([1, 4, 2]), tolerance=1e-12)
+    assert sizes == [(3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fpdm.sampling.guidance import guide
+from fpdm.sampling.guidance import guide, guided, rescaled
 
 CONDITIONAL, NULL = torch.randn(2, 3, 8, 2, 2, generator=torch.Generator().manual_seed(0)).unbind()
 BOTH = torch.cat([CONDITIONAL, NULL])
@@ -26,3 +26,22 @@ def test_scale_one_is_no_guidance():
 def test_more_channels_than_there_are():
     with pytest.raises(ValueError, match="cfg_channels=5"):
         guide(BOTH, 2.0, latent_channels=4, guided_channels=5)
+
+
+def test_rescaling_brings_back_the_spread_of_the_conditional_prediction():
+    strong = guide(BOTH, 9.0, latent_channels=4)[:, :4]
+    for amount in (0.5, 1.0):
+        ours = guide(BOTH, 9.0, latent_channels=4, rescale=amount)
+        torch.testing.assert_close(ours[:, :4], rescaled(strong, CONDITIONAL[:, :4], amount))
+        assert torch.equal(ours[:, 4:], CONDITIONAL[:, 4:])
+    spread = ours[:, :4].flatten(1).std(dim=1)
+    torch.testing.assert_close(spread, CONDITIONAL[:, :4].flatten(1).std(dim=1))
+    diffusers = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    for amount in (0.3, 0.7):
+        theirs = diffusers.rescale_noise_cfg(strong, CONDITIONAL[:, :4], amount)
+        torch.testing.assert_close(rescaled(strong, CONDITIONAL[:, :4], amount), theirs)
+
+
+def test_interval_of_timesteps():
+    assert [guided(2.0, [100, 700], t) for t in (999, 701, 700, 100, 99)] == [False, False, True, True, False]
+    assert guided(2.0, None, 999) and not guided(1.0, None, 500)

@@ -76,3 +76,12 @@ def test_description():
     assert "28 timesteps (999..0)" in text
     assert "8 iterations each" in text and "280 block passes" in text and "2.500 GFLOPs per image" in text
     assert "6 to 2 iterations" in describe(make_plan(2, budget=280, iterations=4, allocation="decreasing"), 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 999, 1000])
+def test_timesteps_that_end_above_zero(steps):
+    """As many as asked for, from the top, evenly: those of one step more without its 0."""
+    times = evenly_spaced(steps, down_to_zero=False)
+    assert len(times) == len(set(times)) == steps and times[0] == 999
+    if 1 < steps < 1000:
+        assert [*times, 0] == evenly_spaced(steps + 1)

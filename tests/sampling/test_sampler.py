@@ -58,7 +58,17 @@ def test_ddim_follows_the_exact_flow():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 10, 33, 50, 93, 250, 500, 999, 1000])
-@pytest.mark.parametrize("settings", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}, {"sampler": "ddpm"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "ddim"},
+        {"sampler": "ddim", "eta": 1.0},
+        {"sampler": "ddpm"},
+        {"sampler": "dpm++"},
+        {"sampler": "unipc"},
+    ],
+    ids=["ddim", "eta1", "ddpm", "dpm++", "unipc"],
+)
 def test_any_number_of_steps_is_finite(steps, settings):
     _, x = draw(Diffusion(learn_sigma=False), make_plan(1, steps=steps), count=2, **settings)
     assert x.isfinite().all()

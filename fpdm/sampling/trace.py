@@ -1,0 +1,86 @@
+"""What went on in a sampling run: the residual of every update at every timestep, and the predicted image at each.
+
+B batch, S timesteps, K the most updates of any timestep, C latent channels, H height and width.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpdm.data.batches import to_uint8
+from fpdm.data.codec import Codec
+from fpdm.sampling.images import save_grid
+from fpdm.sampling.plan import Plan
+
+FILMSTRIP = "filmstrip.png"
+RESIDUALS = "residuals.npz"
+FRAMES = 12
+
+
+class Recorder:
+    """Called by `sampler.sample` at each step, as its on_step; keeps all on the device until it is asked."""
+
+    def __init__(self):
+        self._residuals: list[Tensor | None] = []
+        self._x0: list[Tensor] = []
+
+    def __call__(self, position: int, output, x0: Tensor) -> None:
+        residuals = getattr(output, "residuals", None)
+        self._residuals.append(None if residuals is None else residuals[: len(x0)])  # guidance doubles the batch
+        self._x0.append(x0)
+
+    def trace(self, plan: Plan) -> "Trace":
+        """What was recorded of a run of this plan."""
+        residuals = None
+        if self._residuals[0] is not None:
+            residuals = np.full((len(self._x0[0]), len(plan.steps), max(plan.iterations)), np.nan, np.float32)
+            for s, values in enumerate(self._residuals):
+                residuals[:, s, : values.shape[1]] = values.float().cpu().numpy()
+        return Trace(np.array(plan.timesteps), residuals, torch.stack([x0.cpu() for x0 in self._x0]))
+
+
+class Spent:
+    """Where adaptive allocation spent the updates: an on_step that sums them up, over any number of batches."""
+
+    def __init__(self, plan: Plan):
+        self.images = 0
+        self.updates = torch.zeros(len(plan.steps), dtype=torch.float64)
+
+    def __call__(self, position: int, output, x0: Tensor) -> None:
+        self.images += len(x0) if position == 0 else 0
+        # Guidance doubles the batch, not the count of an image: the mean of both.
+        self.updates[position] += output.counts.double().mean().cpu() * len(x0)
+
+
+class Trace(NamedTuple):
+    """timesteps (S,); residuals (B, S, K), NaN where a timestep has fewer updates, None for a DiT; x0 (S, B, C, H, H),
+    the clean latents predicted at each timestep."""
+
+    timesteps: np.ndarray
+    residuals: np.ndarray | None
+    x0: Tensor
+
+    def last_residuals(self) -> np.ndarray:
+        """Residual of each solve's last update, (B, S)."""
+        counts = np.isfinite(self.residuals[0]).sum(-1)
+        return self.residuals[:, np.arange(len(counts)), counts - 1]
+
+    def frames(self) -> list[int]:
+        """Positions of up to FRAMES timesteps, evenly spaced, the first and the last among them."""
+        count = len(self.timesteps)
+        return sorted({round(i * (count - 1) / max(FRAMES - 1, 1)) for i in range(FRAMES)})
+
+
+def save_trace(trace: Trace, codec: Codec, folder: Path) -> None:
+    """residuals.npz (timesteps, residuals) and filmstrip.png: a row per image, its predictions from left to right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if trace.residuals is not None:
+        np.savez(folder / RESIDUALS, timesteps=trace.timesteps, residuals=trace.residuals)
+    frames = trace.frames()
+    rows = trace.x0[frames].transpose(0, 1)  # (B, frames, C, H, H)
+    device = next(codec.vae.parameters()).device if hasattr(codec, "vae") else rows.device
+    images = torch.cat([to_uint8(codec.decode(row.to(device))).cpu() for row in rows])
+    save_grid(images, folder / FILMSTRIP, columns=len(frames))

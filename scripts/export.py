@@ -1,0 +1,83 @@
+"""Export a run's weights as a folder that stands alone, for sampling anywhere or for the Hub."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fpdm import cli
+from fpdm.data.codec import open_codec
+from fpdm.export import export_model
+from fpdm.pipeline import check_codec, load_checkpoint
+from fpdm.training.checkpoint import step_of
+
+logger = logging.getLogger("fpdm")
+
+
+@dataclass
+class Settings:
+    """What is exported and where to.
+
+    Args:
+        ckpt: a run's folder (its latest checkpoint), or one checkpoint.
+        out: the new folder.
+        weights: ema or model.
+        with_vae: put the VAE into the folder as well, so that it needs nothing else.
+        vae: where the VAE is, if it has moved since training.
+        push_to: Hub repository to upload the folder to, as in user/name (null for none).
+    """
+
+    ckpt: str = ""
+    out: str = ""
+    weights: str = "ema"
+    with_vae: bool = False
+    vae: str | None = None
+    push_to: str | None = None
+
+    def __post_init__(self):
+        for name in ("ckpt", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; see --help")
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
+    codec = None
+    if settings.with_vae:
+        codec = open_codec(settings.vae or facts["codec"])
+        check_codec(codec, model, facts)
+    elif settings.vae:
+        facts["codec"] = settings.vae
+    export_model(settings.out, model, facts, codec, history(checkpoint, settings.weights))
+    logger.info(f"{checkpoint} ({settings.weights} weights) -> {settings.out}")
+    if settings.push_to:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(settings.push_to, exist_ok=True)
+        api.upload_folder(repo_id=settings.push_to, folder_path=settings.out)
+        logger.info(f"{settings.out} -> {settings.push_to} on the Hub")
+
+
+def history(checkpoint: Path, weights: str) -> dict[str, str]:
+    """How the weights came about, from the run that they lie in."""
+    path = checkpoint.parent.parent / "config.yaml"
+    if not path.is_file():
+        return {}
+    config = yaml.safe_load(path.read_text())
+    facts = {"weights": "exponential moving average" if weights == "ema" else "as trained"}
+    facts["training steps"] = f"{step_of(checkpoint):,d} of {config['optim']['steps']:,d}"
+    for section in ("sjfb", "optim"):
+        facts[section] = f"`{json.dumps(config[section])}`"
+    return facts
+
+
+if __name__ == "__main__":
+    cli.run(main)

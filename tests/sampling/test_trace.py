@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fpdm.config import SamplingConfig
+from fpdm.data.codec import PixelCodec
+from fpdm.diffusion import Diffusion
+from fpdm.evaluation.figures import plot_residuals
+from fpdm.models import build_model
+from fpdm.pipeline import make_source
+from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.sampling.trace import Recorder, save_trace
+
+
+def source(name):
+    torch.manual_seed(0)
+    model = build_model(name, input_size=8, in_channels=3, num_classes=4).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return make_source(model, Diffusion(), PixelCodec())
+
+
+def recorded(name, **settings):
+    made, config = source(name), SamplingConfig(**settings)
+    plan, recorder = plan_for(made, config), Recorder()
+    images = draw_images(made, config, plan, range(3), recorder)
+    assert torch.equal(images, draw_images(made, config, plan, range(3)))  # watching changes nothing
+    return made, recorder.trace(plan), images
+
+
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 2.0}], ids=["plain", "guided"])
+def test_residual_of_every_update_at_every_timestep(settings, tmp_path):
+    made, trace, _ = recorded("FPDM-XS/2", counts=[4, 1, 2], **settings)
+    assert trace.residuals.shape == (3, 3, 4)
+    assert np.isfinite(trace.residuals).sum(-1).tolist() == [[4, 1, 2]] * 3
+    assert trace.last_residuals()[0].tolist() == [trace.residuals[0, s, k] for s, k in enumerate((3, 0, 1))]
+    assert (trace.residuals[:, 0, 1:] < trace.residuals[:, 0, :-1]).all()  # small weights: a contraction
+    save_trace(trace, made.codec, tmp_path)
+    with np.load(tmp_path / "residuals.npz") as file:
+        assert file["timesteps"].tolist() == [999, 500, 0] and file["residuals"].shape == (3, 3, 4)
+    plot_residuals(trace.timesteps, trace.residuals, tmp_path / "residuals.png")
+    assert Image.open(tmp_path / "residuals.png").size[0] > 800
+
+
+def test_filmstrip_ends_with_the_image(tmp_path):
+    made, trace, images = recorded("DiT-XS/2", steps=20)
+    assert trace.residuals is None and trace.x0.shape == (20, 3, 3, 8, 8)
+    frames = trace.frames()
+    assert len(frames) == 12 and frames[0] == 0 and frames[-1] == 19
+    save_trace(trace, made.codec, tmp_path)
+    strip = np.array(Image.open(tmp_path / "filmstrip.png"))
+    assert strip.shape == (3 * 10 + 2, 12 * 10 + 2, 3)
+    last = strip[2:10, 11 * 10 + 2 : 12 * 10]
+    assert np.abs(last.astype(int) - images[0].permute(1, 2, 0).numpy()).max() <= 1
