@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -70,7 +71,7 @@ def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> 
     last = residuals[:, np.arange(len(counts)), counts - 1]
     left.plot(timesteps, last.T, color=FPDM_COLOURS[0], alpha=0.25, linewidth=1)
     left.plot(timesteps, np.median(last, axis=0), color=FPDM_COLOURS[0], marker="o", label="median over images")
-    left.set(xlabel="timestep (sampling runs to the left)", ylabel="residual of the last update", yscale="log")
+    left.set(xlabel="timestep, from noise to image", ylabel="residual of the last update", yscale="log")
     left.invert_xaxis()
     left.legend()
     shown = sorted({round(i * (len(timesteps) - 1) / 4) for i in range(5)})
@@ -79,6 +80,7 @@ def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> 
         median = np.median(residuals[:, position, : counts[position]], axis=0)
         right.plot(np.arange(1, len(median) + 1), median, color=shade, marker="o", label=f"t = {timesteps[position]}")
     right.set(xlabel="update", ylabel="residual, median over images", yscale="log")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -67,13 +67,15 @@ def save_checkpoint(
 
 
 def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
-    """Delete what `run.keep_last` and `run.keep_every` do not keep, once checkpoint `step` is written.
+    """Delete what `run.keep_last` and `run.keep_every` do not keep, once checkpoint `step` is written; and what a
+    kill left of others.
 
     Later ones, which an earlier go of the run may have left, are not touched.
     """
+    folder = run / "checkpoints"
+    _clear_remains(folder)
     if keep_last is None:
         return
-    folder = run / "checkpoints"
     whole = [path for path in folder.iterdir() if path.name.removesuffix(REPLACED).isdigit()]
     older = sorted((path for path in whole if step_of(path) <= step), key=step_of)
     for old in older[:-keep_last]:
@@ -84,7 +86,8 @@ def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: i
 
 def _clear_remains(folder: Path) -> None:
     """Delete what is no checkpoint (any more), as far as other programs that read it allow; the rest next time."""
-    for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*")]:
+    older = [path for path in folder.glob(f"*{REPLACED}") if path.with_name(f"{step_of(path):07d}").exists()]
+    for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*"), *older]:
         shutil.rmtree(path, ignore_errors=True)
 
 

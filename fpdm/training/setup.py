@@ -16,7 +16,7 @@ from fpdm.data.codec import Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_codec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT, build_model
-from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, step_of
+from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
 from fpdm.training.runlog import forget_after, has_run, latest_run, new_run
 
 # What a resumed run may change. The batch size and the seed decide which record comes when, so they may not;
@@ -148,6 +148,7 @@ def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | 
         _check_same_latents(checkpoint, store)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)
+        prune_checkpoints(run, step_of(checkpoint), config.run.keep_last, config.run.keep_every)  # as before a kill
     write_atomically(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     return [run, checkpoint]
 

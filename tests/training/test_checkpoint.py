@@ -125,6 +125,14 @@ def test_pruning_after_going_back(tmp_path):
     assert find_checkpoint(tmp_path).name == "0000012"
 
 
+def test_version_that_was_replaced_goes_before_the_new_one(tmp_path):
+    """A kill between the new checkpoint's renaming and the old version's deletion leaves both."""
+    first = save(tmp_path, 10, value=2.0)
+    shutil.copytree(first, first.with_name("0000010-replaced"))
+    prune_checkpoints(tmp_path, 10, keep_last=1, keep_every=None)
+    assert sorted(path.name for path in first.parent.iterdir()) == ["0000010", "latest"]
+
+
 def test_remains_of_a_kill_are_cleared(tmp_path):
     first = save(tmp_path, 10)
     shutil.copytree(first, first.parent / ".partial-0000015")
