@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from fpdm.data.codec import Codec, VAECodec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT
-from fpdm.training.checkpoint import SAMPLING
+from fpdm.training.checkpoint import SAMPLING, WEIGHTS
 
 VAE = "vae"
 
@@ -34,6 +34,7 @@ def export_model(
         codec.vae.save_pretrained(folder / VAE)
         facts = facts | {"codec": VAE}
     write_atomically(folder / SAMPLING, json.dumps(facts, indent=1))
+    (folder / WEIGHTS).chmod((folder / SAMPLING).stat().st_mode)
     model_card(model, facts, history).save(folder / "README.md")
 
 

@@ -158,8 +158,8 @@ def write_allocation(
     write_atomically(path, json.dumps(facts, indent=1))
     same = f"a constant plan of as many updates has {sum(mean) / len(mean):.2f} at each timestep"
     return (
-        f"adaptive: {blocks:.1f} block passes per image ({plan.block_passes} at most), from {mean[0]:.1f} updates at "
-        f"t = {plan.timesteps[0]} to {mean[-1]:.1f} at t = {plan.timesteps[-1]}; {same}"
+        f"adaptive: {blocks:.1f} block passes per image ({plan.block_passes} at most), {flops / 1e9:.3f} GFLOPs; "
+        f"{min(mean):.1f} to {max(mean):.1f} updates at a timestep, listed in {path}; {same}"
     )
 
 

@@ -92,7 +92,9 @@ def describe(config: ExperimentConfig, processes: int) -> str:
 
 def make_preview(config: ExperimentConfig):
     """A callback that draws a grid from the EMA into the run's samples/."""
-    codec = open_store_codec(config.data, LatentStore(config.data.latents), process_state().device)
+    store = LatentStore(config.data.latents)
+    check_store(config.data, store)
+    codec = open_store_codec(config.data, store, process_state().device)
     diffusion = Diffusion(**asdict(config.diffusion))
 
     def preview(run: Path, step: int, model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 
-TRAINER = "trainer.pt"
+TRAINER, WEIGHTS = "trainer.pt", "model.safetensors"
 SAMPLING = "sampling.json"
 LATEST = "latest"
 REPLACED = "-replaced"  # a checkpoint that is just being written again
@@ -42,6 +42,8 @@ def save_checkpoint(
         for name, weights in (("model", model), ("ema", ema)):
             weights.save_pretrained(partial / name)
             (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
+            # The weights come out readable by their owner alone, whatever the umask; make them as the other files are.
+            (partial / name / WEIGHTS).chmod((partial / name / SAMPLING).stat().st_mode)
         torch.save(trainer, partial / TRAINER)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)

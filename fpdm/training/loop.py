@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -94,7 +95,11 @@ def train(
     if config.run.compile:
         compile_layers(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    model, optimizer = accelerator.prepare(network, optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "broadcast_buffers is deprecated", FutureWarning
+        )  # accelerate has no other name
+        model, optimizer = accelerator.prepare(network, optimizer)
 
     run, checkpoint = open_run(config, store, resume, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))

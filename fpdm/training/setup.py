@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig
-from fpdm.data.codec import Codec, open_codec
+from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_codec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT, build_model
@@ -67,6 +67,11 @@ def check_store(data: DataConfig, store: LatentStore) -> None:
             f"give data.latents a store that fits, or change data.{name}"
         )
     if data.vae is not None and manifest.fingerprint is not None and data.vae != manifest.codec:
+        if PIXELS in (data.vae, manifest.codec):
+            raise ValueError(
+                f"data.vae={data.vae}: the latents in {store.folder} were made with {manifest.codec}; "
+                "give data.latents a store that fits, or change data.vae"
+            )
         _check_same_vae(data.vae, store)
 
 
@@ -124,11 +129,16 @@ def open_run(
     config: ExperimentConfig, store: LatentStore, resume: str | None, accelerator: Accelerator
 ) -> tuple[Path, Path | None]:
     """The run's folder and the checkpoint to start from; the same on every rank."""
-    found = [None, None]
+    found = [None, None, None]
     if accelerator.is_main_process:
-        found = _find_or_create(config, store, resume)
+        try:
+            found[:2] = _find_or_create(config, store, resume)
+        except (ValueError, OSError) as error:  # every rank ends with it, instead of waiting for a rank that is gone
+            found[2] = error
     broadcast_object_list(found)
-    run, checkpoint = found
+    run, checkpoint, error = found
+    if error is not None:
+        raise error
     return run, checkpoint
 
 

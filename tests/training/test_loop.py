@@ -261,7 +261,7 @@ def test_bad_settings_stop_before_training(experiment, settings, says, tmp_path,
         ({"shape": [4, 16, 16]}, r"data\.shape=\[4, 16, 16\]: the latents in .* have \[4, 8, 8\]"),
         ({"classes": 10}, r"data\.classes=10: .* have 3"),
         ({"scale": 0.18215}, r"data\.scale=0\.18215: .* have 0\.5"),
-        ({"vae": "pixels"}, "vae pixels does not fit the latents"),
+        ({"vae": "pixels"}, r"data\.vae=pixels: the latents in .* were made with"),
         ({"vae": "/no/such/vae"}, r"data\.vae=/no/such/vae: .* were made with .* if it is, set data\.vae to"),
     ],
 )

@@ -107,3 +107,13 @@ def test_batch_that_does_not_divide(config_file, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode != 0
     assert "error: optim.batch_size=9: not a multiple of the 2 processes" in done.stderr
+
+
+def test_mistake_that_one_process_finds_ends_all_of_them(config_file, tmp_path):
+    """The main process alone looks for the run to resume; the others must not wait for it, nor fail on their own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "scripts" / "train.py"), "--config", str(config_file), "--resume", "latest"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode != 0
+    assert done.stderr.count("error: --resume latest: no run named") == 2  # a line from each
+    assert "[rank1]" not in done.stderr and "Connection closed" not in done.stderr
