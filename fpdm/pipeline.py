@@ -56,11 +56,19 @@ def open_source(
     """A source of images from a model and its facts; `vae` overrides where its codec is found."""
     device = torch.device(device)
     check_precision("precision", precision, device)
+    codec = open_model_codec(model, facts, vae, device)
+    return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
+
+
+def open_model_codec(
+    model: DiT | FixedPointDiT, facts: dict, vae: str | None = None, device: torch.device | str = "cpu"
+) -> Codec:
+    """The codec a model was trained with, where its facts or `vae` say that it is; ValueError if it is another."""
     if not (vae or facts["codec"]):
         raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
     codec = open_codec(vae or facts["codec"], device)
     check_codec(codec, model, facts)
-    return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
+    return codec
 
 
 def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, precision: str = "no") -> Source:

@@ -8,9 +8,8 @@ from pathlib import Path
 import yaml
 
 from fpdm import cli
-from fpdm.data.codec import open_codec
 from fpdm.export import export_model
-from fpdm.pipeline import check_codec, load_checkpoint
+from fpdm.pipeline import load_checkpoint, open_model_codec
 from fpdm.training.checkpoint import step_of
 
 logger = logging.getLogger("fpdm")
@@ -51,8 +50,7 @@ def main() -> None:
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
     codec = None
     if settings.with_vae:
-        codec = open_codec(settings.vae or facts["codec"])
-        check_codec(codec, model, facts)
+        codec = open_model_codec(model, facts, settings.vae)
     elif settings.vae:
         facts["codec"] = settings.vae
     export_model(settings.out, model, facts, codec, history(checkpoint, settings.weights))

@@ -32,7 +32,7 @@ from fpdm.sampling.images import (
     save_png,
 )
 from fpdm.sampling.plan import Plan, describe
-from fpdm.sampling.trace import Recorder, Spent, save_trace
+from fpdm.sampling.trace import Recorder, Spent, last_residuals, save_trace
 
 logger = logging.getLogger("fpdm")
 GRID_IMAGES = 64
@@ -171,7 +171,7 @@ def record_trace(source: Source, config: SamplingConfig, plan: Plan, indices: ra
     save_trace(trace, source.codec, folder)
     if trace.residuals is not None:
         plot_residuals(trace.timesteps, trace.residuals, folder / "residuals.png")
-        last = np.median(trace.last_residuals(), axis=0)
+        last = np.median(last_residuals(trace.residuals), axis=0)
         logger.info(f"{folder}: residual of the last update, median over {len(indices)} images: {last[0]:.2g} at "
                     f"t = {trace.timesteps[0]}, {last[-1]:.2g} at t = {trace.timesteps[-1]}")  # fmt: skip
 

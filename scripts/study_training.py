@@ -16,6 +16,7 @@ from fpdm import cli
 from fpdm.chain import OutOfTime, keep_settings, last_record, run_script, steps_for_equal_time
 from fpdm.config import (
     PRECISIONS,
+    DataConfig,
     ExperimentConfig,
     ModelConfig,
     OptimConfig,
@@ -25,6 +26,7 @@ from fpdm.config import (
     check_choice,
 )
 from fpdm.data.codec import open_codec
+from fpdm.data.images import open_images
 from fpdm.data.latents import MANIFEST
 from fpdm.data.synthetic import write_random_store
 from fpdm.devices import process_state
@@ -92,6 +94,8 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     out = Path(settings.out)
+    if settings.images:
+        data_of(settings)  # a mistake there is told now, not after the first part
     out.mkdir(parents=True, exist_ok=True)
     decisive = ("shape", "batch_size", "updates", "precision", "steps", "images", "configs", "seconds")
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
@@ -149,14 +153,23 @@ def expected(settings: Settings, name: str, mode: str) -> float:
     return expected_memory(config, network, settings.batch_size, False, n, m).peak / 2**30
 
 
+def data_of(settings: Settings) -> DataConfig:
+    """What the configs of the second part say of their data; ValueError where that is not enough to encode images."""
+    open_images(settings.images)
+    experiments = [
+        cli.parse(ExperimentConfig, cli.make_parser(ExperimentConfig, ""), ["--config", config])
+        for config in settings.configs
+    ]
+    data = experiments[0].data
+    if data.vae is None or data.shape is None:
+        raise ValueError(f"configs: {settings.configs[0]} must have data.vae and data.shape, to encode images for it")
+    return data
+
+
 def train_for_equal_time(settings: Settings, out: Path, deadline: float | None) -> None:
     """Each config for the same time, a grid of samples from each, and both curves in one picture."""
     latents = out / "latents"
-    data = cli.parse(ExperimentConfig, cli.make_parser(ExperimentConfig, ""), ["--config", settings.configs[0]]).data
-    if data.vae is None or data.shape is None:
-        raise ValueError(
-            f"configs: {settings.configs[0]} must say data.vae and data.shape, for its images to be encoded"
-        )
+    data = data_of(settings)
     resolution = data.shape[1] * open_codec(data.vae).downsampling
     run_script("encode_latents.py", "--images", settings.images, "--vae", data.vae, "--resolution", resolution,
                "--mirror", str(data.mirror).lower(), "--out", latents, deadline=deadline)  # fmt: skip

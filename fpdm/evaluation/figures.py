@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from fpdm.sampling.trace import last_residuals
+
 FPDM_COLOURS = ("#1b6ca8", "#e07a1f")
 DIT_COLOUR = "#444444"
 DPI = 130
@@ -63,12 +65,11 @@ def plot_smoothing(data: Smoothing, path: Path) -> None:
 def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> None:
     """Of a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all of some timesteps' updates.
 
-    timesteps (S,), residuals (B, S, K) with NaN where a timestep has fewer than K updates.
+    timesteps (S,), residuals (B, S, K) with NaN where an image had fewer than K updates.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    counts = np.isfinite(residuals[0]).sum(-1)
-    last = residuals[:, np.arange(len(counts)), counts - 1]
+    last = last_residuals(residuals)
     left.plot(timesteps, last.T, color=FPDM_COLOURS[0], alpha=0.25, linewidth=1)
     left.plot(timesteps, np.median(last, axis=0), color=FPDM_COLOURS[0], marker="o", label="median over images")
     left.set(xlabel="timestep, from noise to image", ylabel="residual of the last update", yscale="log")
@@ -77,7 +78,8 @@ def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> 
     shown = sorted({round(i * (len(timesteps) - 1) / 4) for i in range(5)})
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
     for position, shade in zip(shown, shades, strict=True):
-        median = np.median(residuals[:, position, : counts[position]], axis=0)
+        updates = residuals[:, position]
+        median = np.nanmedian(updates[:, ~np.isnan(updates).all(0)], axis=0)  # over the images that had the update
         right.plot(np.arange(1, len(median) + 1), median, color=shade, marker="o", label=f"t = {timesteps[position]}")
     right.set(xlabel="update", ylabel="residual, median over images", yscale="log")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))

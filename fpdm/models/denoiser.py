@@ -19,8 +19,8 @@ class DenoiserOutput(NamedTuple):
     prediction: (B, C, H, H), or (B, 2C, H, H) with learned variance, float32.
     solution: (B, N, D) last iterate of the implicit layer, to be passed as `init` at the
         next timestep; None for a DiT.
-    residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, when asked for; with a
-        tolerance (B, 1), of the last one.
+    residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, when asked for; always
+        with a tolerance, NaN after a sample's last update.
     counts: (B,) updates of each sample, with a tolerance.
     """
 

@@ -96,16 +96,18 @@ def iterate_until(
 
     Samples that are done leave the batch, so the others alone cost; every sample gets at least
     one update. h (B, N, D). Returns the last iterates, the updates of each sample (B,) and the
-    residuals of its last (B,). Waits for the device at every update.
+    residual of each update, (B, most updates of any sample) with NaN where a sample had fewer.
+    Waits for the device at every update.
     """
     solution, counts = h.clone(), torch.zeros(len(h), dtype=torch.long, device=h.device)
-    residuals = torch.zeros(len(h), device=h.device)
+    residuals = []
     active = torch.arange(len(h), device=h.device)
     while len(active):
         new = layer(h, constants)
         residual = relative_residual(new, h)
-        solution[active], residuals[active] = new.to(solution.dtype), residual
+        solution[active] = new.to(solution.dtype)
+        residuals.append(torch.full((len(counts),), torch.nan, device=h.device).index_copy(0, active, residual))
         counts[active] += 1
         going = (residual > tolerance) & (counts[active] < at_most[active])
         h, constants, active = new[going], constants.rows(going), active[going]
-    return solution, counts, residuals
+    return solution, counts, torch.stack(residuals, dim=1)

@@ -110,7 +110,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
     ) -> DenoiserOutput:
         at_most = torch.as_tensor(iterations, device=h.device).expand(len(h))
         h, counts, residuals = iterate_until(self.implicit, h, constants, tolerance, at_most)
-        return DenoiserOutput(self._predict(h, c), h, residuals[:, None], counts)
+        return DenoiserOutput(self._predict(h, c), h, residuals, counts)
 
     def _iterate_without_grad(self, h, constants, iterations, with_residuals):
         if iterations == 0:

@@ -36,10 +36,11 @@ class Recorder:
         """What was recorded of a run of this plan."""
         residuals = None
         if self._residuals[0] is not None:
-            residuals = np.full((len(self._x0[0]), len(plan.steps), max(plan.iterations)), np.nan, np.float32)
+            most = max(values.shape[1] for values in self._residuals)
+            residuals = np.full((len(self._x0[0]), len(plan.steps), most), np.nan, np.float32)
             for s, values in enumerate(self._residuals):
                 residuals[:, s, : values.shape[1]] = values.float().cpu().numpy()
-        return Trace(np.array(plan.timesteps), residuals, torch.stack([x0.cpu() for x0 in self._x0]))
+        return Trace(np.array(plan.timesteps), residuals, torch.stack(self._x0))
 
 
 class Spent:
@@ -56,17 +57,12 @@ class Spent:
 
 
 class Trace(NamedTuple):
-    """timesteps (S,); residuals (B, S, K), NaN where a timestep has fewer updates, None for a DiT; x0 (S, B, C, H, H),
-    the clean latents predicted at each timestep."""
+    """timesteps (S,); residuals (B, S, K), NaN where an image had fewer updates, None for a DiT; x0 (S, B, C, H, H),
+    the clean latents predicted at each timestep, on the device they were made on."""
 
     timesteps: np.ndarray
     residuals: np.ndarray | None
     x0: Tensor
-
-    def last_residuals(self) -> np.ndarray:
-        """Residual of each solve's last update, (B, S)."""
-        counts = np.isfinite(self.residuals[0]).sum(-1)
-        return self.residuals[:, np.arange(len(counts)), counts - 1]
 
     def frames(self) -> list[int]:
         """Positions of up to FRAMES timesteps, evenly spaced, the first and the last among them."""
@@ -81,6 +77,11 @@ def save_trace(trace: Trace, codec: Codec, folder: Path) -> None:
         np.savez(folder / RESIDUALS, timesteps=trace.timesteps, residuals=trace.residuals)
     frames = trace.frames()
     rows = trace.x0[frames].transpose(0, 1)  # (B, frames, C, H, H)
-    device = next(codec.vae.parameters()).device if hasattr(codec, "vae") else rows.device
-    images = torch.cat([to_uint8(codec.decode(row.to(device))).cpu() for row in rows])
+    images = torch.cat([to_uint8(codec.decode(row)).cpu() for row in rows])
     save_grid(images, folder / FILMSTRIP, columns=len(frames))
+
+
+def last_residuals(residuals: np.ndarray) -> np.ndarray:
+    """Residual of each solve's last update, (B, S), of those of all updates (B, S, K), NaN after the last."""
+    last = (~np.isnan(residuals)).sum(-1, keepdims=True) - 1
+    return np.take_along_axis(residuals, last, -1)[..., 0]

@@ -1,11 +1,13 @@
 """An experiment at a glance: the network, what a step costs, what it needs in memory."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
 from fpdm.config import ExperimentConfig
+from fpdm.data.latents import LatentStore, check_std
 from fpdm.models import DiT, FixedPointDiT, ForwardCost
 from fpdm.training.memory import StepMemory, step_memory
 from fpdm.training.setup import split_batch
@@ -20,6 +22,30 @@ class Phase(NamedTuple):
     name: str
     n: float
     m: float
+
+
+def first_screen(
+    config: ExperimentConfig,
+    network: DiT | FixedPointDiT,
+    cost: ForwardCost,
+    store: LatentStore,
+    run: Path,
+    start: int,
+    processes: int,
+) -> str:
+    """Model, data, cost and memory of a run that begins at step `start`."""
+    steps, manifest = config.optim.steps, store.manifest
+    resumed = f", resumed at step {start} of {steps}" if start else ""
+    lines = [
+        f"{config.model.name} -> {run}{resumed}{': nothing left to do' if start >= steps else ''}",
+        model_table(network),
+        f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
+        f"{manifest.flips} flip(s), from {store.folder}",
+        describe_cost(config, network, cost),
+        describe_memory(config, network, processes),
+    ]
+    warning = check_std(manifest)
+    return "\n".join([*lines, warning] if warning else lines)
 
 
 def phases(config: SJFBConfig, network: DiT | FixedPointDiT) -> list[Phase]:

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from fpdm.config import ExperimentConfig, OptimConfig
 from fpdm.data.codec import Moments
-from fpdm.data.latents import LatentStore, check_std
+from fpdm.data.latents import LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state
 from fpdm.diffusion import Diffusion
-from fpdm.models import FixedPointDiT, ForwardCost, compile_layers, forward_cost, load_weights
+from fpdm.models import FixedPointDiT, compile_layers, forward_cost, load_weights
 from fpdm.training.checkpoint import (
     load_trainer,
     prune_checkpoints,
@@ -30,7 +30,7 @@ from fpdm.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from fpdm.training.describe import describe_cost, describe_memory, model_table
+from fpdm.training.describe import first_screen
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import EMA
 from fpdm.training.meter import Meter, loss_sums, status_line
@@ -226,30 +226,6 @@ def train(
                     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
-
-
-def first_screen(
-    config: ExperimentConfig,
-    network: nn.Module,
-    cost: ForwardCost,
-    store: LatentStore,
-    run: Path,
-    start: int,
-    processes: int,
-) -> str:
-    """Model, data, cost and memory."""
-    manifest = store.manifest
-    resumed = f", resumed at step {start} of {config.optim.steps}" if start else ""
-    lines = [
-        f"{config.model.name} -> {run}{resumed}{': nothing left to do' if start >= config.optim.steps else ''}",
-        model_table(network),
-        f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
-        f"{manifest.flips} flip(s), from {store.folder}",
-        describe_cost(config, network, cost),
-        describe_memory(config, network, processes),
-    ]
-    warning = check_std(manifest)
-    return "\n".join([*lines, warning] if warning else lines)
 
 
 def read_batch(config: ExperimentConfig, store: LatentStore, step: int, rows: slice) -> tuple[Moments, Tensor]:

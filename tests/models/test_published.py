@@ -43,8 +43,11 @@ def test_files_that_are_refused(recorded, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_published(tmp_path / "absent.pt")
     torch.save({"model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="not a checkpoint that can be read safely"):
-        read_published(tmp_path / "evil.pt")
+    (tmp_path / "text.pt").write_text("hello\n")
+    (tmp_path / "empty.pt").touch()
+    for name in ("evil", "text", "empty"):
+        with pytest.raises(ValueError, match="not a checkpoint of tensors and plain containers"):
+            read_published(tmp_path / f"{name}.pt")
     assert capsys.readouterr().out == ""
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list"):

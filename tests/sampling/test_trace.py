@@ -10,7 +10,7 @@ from fpdm.evaluation.figures import plot_residuals
 from fpdm.models import build_model
 from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
-from fpdm.sampling.trace import Recorder, save_trace
+from fpdm.sampling.trace import Recorder, last_residuals, save_trace
 
 
 def source(name):
@@ -34,13 +34,27 @@ def test_residual_of_every_update_at_every_timestep(settings, tmp_path):
     made, trace, _ = recorded("FPDM-XS/2", counts=[4, 1, 2], **settings)
     assert trace.residuals.shape == (3, 3, 4)
     assert np.isfinite(trace.residuals).sum(-1).tolist() == [[4, 1, 2]] * 3
-    assert trace.last_residuals()[0].tolist() == [trace.residuals[0, s, k] for s, k in enumerate((3, 0, 1))]
+    assert last_residuals(trace.residuals)[0].tolist() == [trace.residuals[0, s, k] for s, k in enumerate((3, 0, 1))]
     assert (trace.residuals[:, 0, 1:] < trace.residuals[:, 0, :-1]).all()  # small weights: a contraction
     save_trace(trace, made.codec, tmp_path)
     with np.load(tmp_path / "residuals.npz") as file:
         assert file["timesteps"].tolist() == [999, 500, 0] and file["residuals"].shape == (3, 3, 4)
     plot_residuals(trace.timesteps, trace.residuals, tmp_path / "residuals.png")
     assert Image.open(tmp_path / "residuals.png").size[0] > 800
+
+
+def test_adaptive_runs_are_traced_update_by_update(tmp_path):
+    """Each image has its own number of updates at a timestep, all but the last above the tolerance."""
+    settings = {"budget": 60, "iterations": 4, "allocation": "adaptive", "tolerance": 0.02}
+    _, trace, _ = recorded("FPDM-XS/2", **settings)
+    updates = np.isfinite(trace.residuals).sum(-1)
+    assert updates.min() >= 1 and (updates.sum(1) <= 40).all()
+    for image in range(3):
+        for s, count in enumerate(updates[image]):
+            assert (trace.residuals[image, s, : count - 1] > 0.02).all()
+            assert np.isnan(trace.residuals[image, s, count:]).all()
+    assert (last_residuals(trace.residuals) <= 0.02).any()
+    plot_residuals(trace.timesteps, trace.residuals, tmp_path / "residuals.png")
 
 
 def test_filmstrip_ends_with_the_image(tmp_path):

@@ -180,9 +180,10 @@ def test_random_states_go_round(tmp_path):
 
 def test_damaged_trainer_state_is_said(tmp_path):
     path = save(tmp_path, 10) / "trainer.pt"
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"trainer\.pt is damaged .*resume from an earlier checkpoint"):
-        load_trainer(path.parent)
+    for content in (path.read_bytes()[:500], b"", b"hello\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"trainer\.pt is damaged .*resume from an earlier checkpoint"):
+            load_trainer(path.parent)
 
 
 def test_what_is_no_checkpoint(tmp_path):

@@ -1,27 +1,12 @@
-"""The dataclasses behind every YAML file and command line: nothing is configured anywhere else.
-
-Each checks itself when built, so a wrong value is refused before any work starts.
-"""
+"""One training experiment: what a file in configs/ holds."""
 
 from dataclasses import dataclass, field
 
-PRECISIONS = ("no", "bf16", "fp16")
+from fpdm.config.checks import PRECISIONS, check_at_least, check_choice
+
 LR_SCHEDULES = ("constant", "linear", "cosine")
 SJFB_VARIANTS = ("stochastic", "multi-step", "jfb")
 TRACKERS = ("none", "tensorboard", "wandb")
-SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc")
-ALLOCATIONS = ("constant", "increasing", "decreasing", "adaptive")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-
-
-def check_at_least(low: float, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < low:
-            raise ValueError(f"{name}={value}: at least {low}")
 
 
 @dataclass
@@ -229,153 +214,6 @@ class RunConfig:
         if self.keep_every is not None and self.keep_last is None:
             raise ValueError(f"run.keep_every={self.keep_every} without run.keep_last: all checkpoints are kept anyway")
         check_at_least(0, **{"run.preview_every": self.preview_every, "run.seed": self.seed})
-
-
-@dataclass
-class SamplingConfig:
-    """How images are drawn; together with a checkpoint this determines every image.
-
-    Args:
-        budget: block passes per image, turned into as many timesteps as fit. Or give steps.
-        steps: timesteps. Or give budget.
-        iterations: updates per timestep, or their mean where allocation is not constant
-            (FPDM only; 4 if not given).
-        allocation: constant; increasing or decreasing from noise to image; adaptive, where each image is
-            iterated until its residual is at most `tolerance`.
-        ratio: largest iteration count over the smallest; if adaptive, over the mean.
-        tolerance: of adaptive allocation.
-        counts: the iterations of each timestep, from noise to image, instead of all of the above (FPDM only).
-        reuse: start each solve from the previous timestep's solution (FPDM only; on if not given).
-        sampler: ddpm (with the learned variance), ddim, dpm++ or unipc (both multistep, second order).
-        eta: randomness of ddim, 0 for none.
-        cfg_scale: classifier-free guidance, 1 for none.
-        cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
-        cfg_interval: lowest and highest timestep that is guided (null for all); the others cost half.
-        guidance_rescale: how far the guided prediction is brought back to the spread of the conditional one, 0 to 1.
-        classes: labels to draw in turn (null for uniformly at random).
-        seed: of noise and labels, which are those of an image whatever the batch.
-    """
-
-    budget: int | None = None
-    steps: int | None = None
-    iterations: int | None = None
-    allocation: str = "constant"
-    ratio: float = 3.0
-    tolerance: float = 0.05
-    counts: list[int] | None = None
-    reuse: bool | None = None
-    sampler: str = "ddim"
-    eta: float = 0.0
-    cfg_scale: float = 1.0
-    cfg_channels: int | None = None
-    cfg_interval: list[int] | None = None
-    guidance_rescale: float = 0.0
-    classes: list[int] | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        check_choice("sampler", self.sampler, SAMPLERS)
-        check_choice("allocation", self.allocation, ALLOCATIONS)
-        if self.counts is not None:
-            self._check_counts()
-        elif (self.budget is None) == (self.steps is None):
-            raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
-        check_at_least(1, budget=self.budget, steps=self.steps, iterations=self.iterations, ratio=self.ratio)
-        check_at_least(1, cfg_channels=self.cfg_channels)
-        check_at_least(0, eta=self.eta, cfg_scale=self.cfg_scale, seed=self.seed)
-        if self.sampler != "ddim" and self.eta:
-            raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only ddim has an eta")
-        if self.tolerance <= 0:
-            raise ValueError(f"tolerance={self.tolerance}: must be positive")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={self.guidance_rescale}: 0 (not at all) to 1 (wholly)")
-        interval = self.cfg_interval
-        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] <= interval[1]):
-            raise ValueError(f"cfg_interval={interval}: the lowest and the highest guided timestep, as in 100,700")
-
-    def _check_counts(self) -> None:
-        if not self.counts or min(self.counts) < 1:
-            raise ValueError(f"counts={self.counts}: at least one timestep, and at least 1 iteration at each")
-        others = {"budget": self.budget, "steps": self.steps, "iterations": self.iterations}
-        given = [name for name, value in others.items() if value is not None]
-        if given or self.allocation != "constant":
-            raise ValueError(f"counts={self.counts}: says it all; leave out {', '.join(given) or 'allocation'}")
-
-
-@dataclass
-class VAEConfig:
-    """The autoencoder and its training.
-
-    Args:
-        resolution: images are cropped and resized to this many pixels.
-        widths: channels of each level; every level after the first halves the resolution.
-        latent_channels: channels of the latent.
-        layers_per_block: residual blocks per level.
-        steps: optimizer steps.
-        batch_size: images per step.
-        lr: peak learning rate; rises over the first 5 % of steps, then falls to 0 (cosine).
-        kl_weight: weight of the KL term, per latent value, against the squared error per pixel value.
-        ema_decay: of the averaged weights, which are the ones saved.
-        mirror: also train on mirror images.
-        held_out: share of the images kept for measuring the reconstruction.
-        seed: of weights, order and latent draws.
-        workers: processes that decode images.
-        skip_broken: leave out files that cannot be decoded instead of stopping.
-    """
-
-    resolution: int = 256
-    widths: tuple[int, ...] = (64, 128, 128)
-    latent_channels: int = 4
-    layers_per_block: int = 1
-    steps: int = 20_000
-    batch_size: int = 64
-    lr: float = 1e-3
-    kl_weight: float = 1e-6
-    ema_decay: float = 0.99
-    mirror: bool = False
-    held_out: float = 0.1
-    seed: int = 0
-    workers: int = 0
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        for name in ("resolution", "latent_channels", "layers_per_block", "steps", "batch_size"):
-            check_at_least(1, **{name: getattr(self, name)})
-        factor = 2 ** (len(self.widths) - 1)
-        if not self.widths or self.resolution % factor:
-            raise ValueError(f"resolution={self.resolution}: not a multiple of {factor} ({len(self.widths)} levels)")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: a share, 0 < held_out < 1")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr}: must be positive")
-
-
-@dataclass
-class EncodeConfig:
-    """How images become latents.
-
-    Args:
-        resolution: images are cropped and resized to this many pixels.
-        mirror: also store the mirror image's latents, for training with data.mirror.
-        batch_size: images through the codec at a time, per process.
-        precision: of the codec's arithmetic, no (float32), bf16 or fp16.
-        shard: images per file of the store, the portion that processes share out among themselves.
-        workers: processes that decode images, per process.
-        skip_broken: leave out (and count) files that cannot be decoded instead of stopping.
-    """
-
-    resolution: int = 256
-    mirror: bool = True
-    batch_size: int = 64
-    precision: str = "no"
-    shard: int = 4096
-    workers: int = 0
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        check_choice("precision", self.precision, PRECISIONS)
-        check_at_least(1, resolution=self.resolution, batch_size=self.batch_size, shard=self.shard)
-        check_at_least(0, workers=self.workers)
 
 
 @dataclass

@@ -1,0 +1,33 @@
+"""The dataclasses behind every YAML file and command line: nothing is configured anywhere else.
+
+Each checks itself when built, so a wrong value is refused before any work starts.
+"""
+
+from fpdm.config.checks import PRECISIONS, check_at_least, check_choice
+from fpdm.config.experiment import (
+    DataConfig,
+    DiffusionConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SJFBConfig,
+)
+from fpdm.config.preparation import EncodeConfig, VAEConfig
+from fpdm.config.sampling import SamplingConfig
+
+__all__ = [
+    "PRECISIONS",
+    "DataConfig",
+    "DiffusionConfig",
+    "EncodeConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "SJFBConfig",
+    "SamplingConfig",
+    "VAEConfig",
+    "check_at_least",
+    "check_choice",
+]

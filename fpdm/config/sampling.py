@@ -1,0 +1,79 @@
+"""How images are drawn."""
+
+from dataclasses import dataclass
+
+from fpdm.config.checks import check_at_least, check_choice
+
+SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc")
+ALLOCATIONS = ("constant", "increasing", "decreasing", "adaptive")
+
+
+@dataclass
+class SamplingConfig:
+    """How images are drawn; together with a checkpoint this determines every image.
+
+    Args:
+        budget: block passes per image, turned into as many timesteps as fit. Or give steps.
+        steps: timesteps. Or give budget.
+        iterations: updates per timestep, or their mean where allocation is not constant
+            (FPDM only; 4 if not given).
+        allocation: constant; increasing or decreasing from noise to image; adaptive, where each image is
+            iterated until its residual is at most `tolerance`.
+        ratio: largest iteration count over the smallest; if adaptive, over the mean.
+        tolerance: of adaptive allocation.
+        counts: the iterations of each timestep, from noise to image, instead of all of the above (FPDM only).
+        reuse: start each solve from the previous timestep's solution (FPDM only; on if not given).
+        sampler: ddpm (with the learned variance), ddim, dpm++ or unipc (both multistep, second order).
+        eta: randomness of ddim, 0 for none.
+        cfg_scale: classifier-free guidance, 1 for none.
+        cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
+        cfg_interval: lowest and highest timestep that is guided (null for all); the others cost half.
+        guidance_rescale: how far the guided prediction is brought back to the spread of the conditional one, 0 to 1.
+        classes: labels to draw in turn (null for uniformly at random).
+        seed: of noise and labels, which are those of an image whatever the batch.
+    """
+
+    budget: int | None = None
+    steps: int | None = None
+    iterations: int | None = None
+    allocation: str = "constant"
+    ratio: float = 3.0
+    tolerance: float = 0.05
+    counts: list[int] | None = None
+    reuse: bool | None = None
+    sampler: str = "ddim"
+    eta: float = 0.0
+    cfg_scale: float = 1.0
+    cfg_channels: int | None = None
+    cfg_interval: list[int] | None = None
+    guidance_rescale: float = 0.0
+    classes: list[int] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        if self.counts is not None:
+            self._check_counts()
+        elif (self.budget is None) == (self.steps is None):
+            raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
+        check_at_least(1, budget=self.budget, steps=self.steps, iterations=self.iterations, ratio=self.ratio)
+        check_at_least(1, cfg_channels=self.cfg_channels)
+        check_at_least(0, eta=self.eta, cfg_scale=self.cfg_scale, seed=self.seed)
+        if self.sampler != "ddim" and self.eta:
+            raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only ddim has an eta")
+        if self.tolerance <= 0:
+            raise ValueError(f"tolerance={self.tolerance}: must be positive")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={self.guidance_rescale}: 0 (not at all) to 1 (wholly)")
+        interval = self.cfg_interval
+        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] <= interval[1]):
+            raise ValueError(f"cfg_interval={interval}: the lowest and the highest guided timestep, as in 100,700")
+
+    def _check_counts(self) -> None:
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"counts={self.counts}: at least one timestep, and at least 1 iteration at each")
+        others = {"budget": self.budget, "steps": self.steps, "iterations": self.iterations}
+        given = [name for name, value in others.items() if value is not None]
+        if given or self.allocation != "constant":
+            raise ValueError(f"counts={self.counts}: says it all; leave out {', '.join(given) or 'allocation'}")
