@@ -1,3 +1,33 @@
-"""Fixed Point Diffusion Models: diffusion transformers with an implicit layer."""
+"""Fixed Point Diffusion Models: diffusion transformers with an implicit layer.
+
+The names of everyday use are here; each is imported when it is first asked for, so that
+`import fpdm.models` stays light.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "DiT": "fpdm.models",
+    "FixedPointDiT": "fpdm.models",
+    "build_model": "fpdm.models",
+    "Diffusion": "fpdm.diffusion",
+    "FPDMPipeline": "fpdm.pipeline",
+    "SamplingConfig": "fpdm.config",
+    "draw": "fpdm.sampling.generate",
+    "load_checkpoint": "fpdm.loading",
+    "load_source": "fpdm.loading",
+    "save_grid": "fpdm.sampling.images",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fpdm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

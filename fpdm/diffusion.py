@@ -131,6 +131,15 @@ class Diffusion:
             return mean, (x - signal * mean) / noise
         return signal * x - noise * mean, signal * mean + noise * x
 
+    def mean_of(self, x0: Tensor, x: Tensor, alpha_bar: float) -> Tensor:
+        """The mean part that predicts the clean latent x0 at x: the inverse of `x0_and_eps`."""
+        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        if self.parametrisation == "x0":
+            return x0
+        if self.parametrisation == "eps":
+            return (x - signal * x0) / noise
+        return (signal * x - x0) / noise
+
     def losses(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Losses:
         """Per-sample losses (B,) of a prediction (B, C or 2C, H, H) made from add_noise(x0, noise, t)."""
         expected = x0.shape[1] * (2 if self.learn_sigma else 1)

@@ -1,111 +1,287 @@
-"""From a checkpoint to something images can be drawn from; above the packages it joins."""
+"""A checkpoint as a diffusers pipeline, so that any of diffusers' schedulers can drive it.
 
+The folder it is saved to is that of export.py and, beside, `scheduler/` and `model_index.json`.
+"""
+
+import inspect
 import json
-import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
+import numpy as np
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo, upload_folder
+from torch import Tensor
 
-from fpdm.data.codec import Codec, open_codec
-from fpdm.devices import check_precision
+from fpdm.data.codec import PixelCodec, VAECodec
 from fpdm.diffusion import Diffusion
-from fpdm.export import locate_codec
-from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, count_explicit_blocks, load_pretrained
-from fpdm.models.pretrained import resolve_folder
-from fpdm.sampling.generate import Source
-from fpdm.training.checkpoint import SAMPLING, find_checkpoint
+from fpdm.export import export_model
+from fpdm.loading import load_checkpoint, open_model_codec
+from fpdm.models import DiT, FixedPointDiT, count_explicit_blocks
+from fpdm.sampling.generate import DEFAULT_ITERATIONS
+from fpdm.sampling.guidance import guide
+from fpdm.sampling.starts import Starts
 
-WEIGHTS = ("ema", "model")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
 
 
-def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | FixedPointDiT, dict, Path]:
-    """Model in eval mode, its sampling facts and the checkpoint's folder.
+@dataclass
+class FPDMPipelineOutput(BaseOutput):
+    """images: as output_type says; block_passes: of one image, guidance not counted."""
 
-    source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
-        Hub id. weights: `ema` or `model`; an exported folder has one of them alone.
+    images: list | np.ndarray | Tensor
+    block_passes: int
+
+
+class FPDMPipeline(DiffusionPipeline):
+    """Draws images from a FixedPointDiT or a DiT with a diffusers scheduler.
+
+    facts: diffusion, codec and class names, as a checkpoint's sampling.json holds them. vae: None
+    for a model of pixels. Any scheduler goes that is made by `from_config` of this one's config.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
-    if (exported := _exported(source)) is not None:
-        facts = json.loads((exported / SAMPLING).read_text())
-        return load_pretrained(exported), locate_codec(exported, facts), exported
-    checkpoint = find_checkpoint(source)
-    facts = json.loads((checkpoint / weights / SAMPLING).read_text())
-    return load_pretrained(checkpoint / weights), facts, checkpoint
+
+    model_cpu_offload_seq = "model->vae"
+    _optional_components = ["vae"]  # noqa: RUF012, as diffusers declares it
+
+    def __init__(
+        self,
+        model: DiT | FixedPointDiT,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | None = None,
+        facts: dict | None = None,
+    ):
+        super().__init__()
+        if facts is None:
+            raise ValueError("facts=None: give a checkpoint's facts, as load_checkpoint returns them")
+        self.register_modules(model=model, scheduler=scheduler, vae=vae)
+        self.facts = facts
+        self.diffusion = Diffusion(**facts["diffusion"])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        weights: str = "ema",
+        vae: str | None = None,
+        scheduler: SchedulerMixin | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> "FPDMPipeline":
+        """From a folder that save_pretrained or export.py wrote, its Hub id, a run or a checkpoint.
+
+        weights: ema or model, for a run. vae: where its VAE is, if it has moved. scheduler: instead
+        of the one saved with it, or of `default_scheduler`.
+        """
+        model, facts, folder = load_checkpoint(source, weights)
+        codec = open_model_codec(model, facts, vae)
+        saved = folder / "scheduler" / "scheduler_config.json"
+        if scheduler is None and saved.is_file():
+            kind = getattr(diffusers, json.loads(saved.read_text())["_class_name"])
+            scheduler = kind.from_pretrained(folder / "scheduler")
+        pipe = cls(
+            model,
+            scheduler or default_scheduler(Diffusion(**facts["diffusion"])),
+            codec.vae if isinstance(codec, VAECodec) else None,
+            facts,
+        )
+        return pipe if torch_dtype is None else pipe.to(dtype=torch_dtype)
+
+    def save_pretrained(self, save_directory: str | Path, history: dict[str, str] | None = None) -> None:
+        """Write the pipeline to a new folder, model card included. history: see `export_model`."""
+        folder = Path(save_directory)
+        export_model(folder, self.model, self.facts, self._codec(), history or {})
+        self.scheduler.save_pretrained(folder / "scheduler")
+        self.save_config(folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what save_pretrained writes; returns the address of the commit."""
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(repo_id=repo_id, folder_path=folder, token=token, commit_message="Upload FPDMPipeline")
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one image at a time."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large images in tiles."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int],
+        *,
+        budget: int | None = None,
+        num_inference_steps: int | None = None,
+        iterations: int | Sequence[int] | None = None,
+        reuse: bool | None = None,
+        reuse_weight: float = 1.0,
+        extrapolation: float = 0.0,
+        anderson: int = 0,
+        guidance_scale: float = 1.0,
+        guidance_channels: int | None = None,
+        guidance_rescale: float = 0.0,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["FPDMPipeline", int, Tensor, dict], dict] | None = None,
+    ) -> FPDMPipelineOutput | tuple:
+        """One image for each of the class labels.
+
+        budget: block passes per image; the scheduler takes as many steps as it holds, be it one or two
+            model calls a step. Or give num_inference_steps.
+        iterations: of each model call, one number for all or one each (FPDM only; 4 if not given).
+        reuse, reuse_weight, extrapolation, anderson: see `SamplingConfig`.
+        guidance_scale: 1 for none; guidance_channels, guidance_rescale: see `guide`.
+        eta: of schedulers that have one. generator: of the noise, one for all or one for each image.
+        latents: the noise to start from, (B, C, H, H), instead of drawing it.
+        output_type: pil, np (B, R, R, 3) or pt (B, 3, R, R) in 0..1, or latent (B, C, H, H).
+        callback_on_step_end: called as (pipeline, position, timestep, {"latents": latents}) after each
+            model call; may return other latents.
+        """
+        labels = self._labels(class_labels, guidance_scale)
+        iterative = isinstance(self.model, FixedPointDiT)
+        if not iterative and (iterations is not None or reuse or reuse_weight != 1 or extrapolation or anderson):
+            raise ValueError("iterations, reuse, extrapolation, anderson: a DiT has no implicit layer; leave them out")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        device = self._execution_device
+        counts = self._plan(budget, num_inference_steps, iterations, iterative, device)
+
+        shape = (len(labels), self.model.in_channels, self.model.input_size, self.model.input_size)
+        if latents is None:
+            latents = randn_tensor(shape, generator, device, torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, {shape} is needed")
+        latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+        doubled = guidance_scale != 1
+        labels = labels.to(device)
+        if doubled:
+            labels = torch.cat([labels, torch.full_like(labels, self.model.num_classes)])
+        starts = Starts(reuse_weight, extrapolation) if iterative and reuse is not False else None
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
+        half = self.model.dtype != torch.float32
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            inputs = self.scheduler.scale_model_input(latents, t)
+            inputs = torch.cat([inputs, inputs]) if doubled else inputs
+            alpha_bar = float(np.interp(float(t), np.arange(self.diffusion.timesteps), self.diffusion.alphas_cumprod))
+            solving = {}
+            if iterative:
+                start = None if starts is None else starts.at(alpha_bar, len(inputs))
+                solving = {"iterations": counts[i], "init": start, "anderson": anderson}
+            with torch.autocast(device.type, self.model.dtype) if half else nullcontext():
+                output = self.model(inputs, t.to(device).expand(len(inputs)), labels, **solving)
+            if starts is not None:
+                starts.add(alpha_bar, output.solution)
+            prediction = output.prediction.float()
+            if doubled:
+                prediction = guide(prediction, guidance_scale, shape[1], guidance_channels, guidance_rescale)
+            prediction = self._for_scheduler(prediction, inputs[: len(latents)], alpha_bar)
+            latents = self.scheduler.step(prediction, t, latents, **extra).prev_sample
+            if callback_on_step_end is not None:
+                latents = callback_on_step_end(self, i, t, {"latents": latents}).pop("latents", latents)
+
+        images = self._images(latents, output_type)
+        self.maybe_free_model_hooks()
+        passes = count_explicit_blocks(self.model) * len(self.scheduler.timesteps) + sum(counts)
+        return FPDMPipelineOutput(images, passes) if return_dict else (images, passes)
+
+    def _for_scheduler(self, prediction: Tensor, x: Tensor, alpha_bar: float) -> Tensor:
+        """The prediction with its variance where the scheduler takes one; predicted pixels limited to -1..1."""
+        mean, variance = self.diffusion.split(prediction)
+        if self.vae is None:
+            x0, _ = self.diffusion.x0_and_eps(mean, x, alpha_bar)
+            mean = self.diffusion.mean_of(x0.clamp(-1, 1), x, alpha_bar)
+        learned = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
+        return torch.cat([mean, variance], dim=1) if learned and variance is not None else mean
+
+    def _labels(self, class_labels: int | Sequence[int], guidance_scale: float) -> Tensor:
+        labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
+        wrong = [label for label in labels if not 0 <= label < self.model.num_classes]
+        if wrong or not labels:
+            raise ValueError(f"class_labels={labels}: labels of this model are 0..{self.model.num_classes - 1}")
+        if guidance_scale != 1 and not self.model.class_dropout:
+            raise ValueError(f"guidance_scale={guidance_scale}: this model has no trained null label; leave it at 1")
+        return torch.tensor(labels)
+
+    def _plan(self, budget, steps, iterations, iterative: bool, device: torch.device) -> list[int]:
+        """Set the scheduler's timesteps; returns the iterations of each model call, none for a DiT."""
+        if (budget is None) == (steps is None):
+            raise ValueError(f"budget={budget}, num_inference_steps={steps}: give one of the two")
+        each = (DEFAULT_ITERATIONS if iterations is None else iterations) if iterative else 0
+        listed = not isinstance(each, int)
+        if iterative and (min(each) if listed else each) < 1:
+            raise ValueError(f"iterations={iterations}: at least 1")
+        if budget is not None:
+            if listed:
+                raise ValueError(
+                    "budget with a list of iterations: give num_inference_steps, for the list says the rest"
+                )
+            calls = budget // (count_explicit_blocks(self.model) + each)
+            steps = min(calls, self.diffusion.timesteps)
+            while steps:
+                self.scheduler.set_timesteps(steps, device=device)
+                if len(self.scheduler.timesteps) <= calls:
+                    break
+                steps -= 1
+            if not steps:
+                raise ValueError(f"budget={budget} does not hold one step: raise it, or lower iterations")
+        else:
+            self.scheduler.set_timesteps(steps, device=device)
+        calls = len(self.scheduler.timesteps)
+        counts = list(each) if listed else [each] * calls
+        if len(counts) != calls:
+            raise ValueError(f"iterations: {len(counts)} of them, but the scheduler calls the model {calls} times")
+        return counts
+
+    def _codec(self) -> PixelCodec | VAECodec:
+        return PixelCodec() if self.vae is None else VAECodec(self.vae, str(self.facts["codec"]))
+
+    def _images(self, latents: Tensor, output_type: str):
+        if output_type == "latent":
+            return latents
+        images = (self._codec().decode(latents) / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        arrays = images.permute(0, 2, 3, 1).float().cpu().numpy()
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
-def _exported(source: str | Path) -> Path | None:
-    """The folder of an exported model, downloaded if need be; None where `source` is no such thing."""
-    folder = Path(source)
-    if not folder.exists() and HUB_ID.fullmatch(str(source)):
-        folder = resolve_folder(source)
-    return folder if (folder / SAMPLING).is_file() else None
+def default_scheduler(diffusion: Diffusion) -> EulerDiscreteScheduler:
+    """Euler over sigma, which is DDIM, on this diffusion's own noise levels.
 
-
-def open_source(
-    model: DiT | FixedPointDiT,
-    facts: dict,
-    vae: str | None = None,
-    device: torch.device | str = "cpu",
-    precision: str = "no",
-) -> Source:
-    """A source of images from a model and its facts; `vae` overrides where its codec is found."""
-    device = torch.device(device)
-    check_precision("precision", precision, device)
-    codec = open_model_codec(model, facts, vae, device)
-    return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
-
-
-def open_model_codec(
-    model: DiT | FixedPointDiT, facts: dict, vae: str | None = None, device: torch.device | str = "cpu"
-) -> Codec:
-    """The codec a model was trained with, where its facts or `vae` say that it is; ValueError if it is another."""
-    if not (vae or facts["codec"]):
-        raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
-    codec = open_codec(vae or facts["codec"], device)
-    check_codec(codec, model, facts)
-    return codec
-
-
-def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, precision: str = "no") -> Source:
-    """A source from parts that are already on their device."""
-    return Source(
-        denoise=_denoiser(model, precision),
-        diffusion=diffusion,
-        codec=codec,
-        latent_shape=(model.in_channels, model.input_size, model.input_size),
-        num_classes=model.num_classes,
-        guidable=model.class_dropout > 0,
-        explicit_blocks=count_explicit_blocks(model),
-        iterative=isinstance(model, FixedPointDiT),
-        device=next(model.parameters()).device,
+    diffusers' DDIMScheduler would take the next timestep from a stride, which is off where the
+    number of steps does not divide that of the timesteps. Where the last timestep is pure noise, the
+    scheduler's alpha_bar is a quarter of the one before instead of 0, so that schedulers that work
+    over sigma or log-SNR take this config, too. Timesteps are trailing: every number of them
+    starts at the last.
+    """
+    alpha_bars = diffusion.alphas_cumprod.copy()
+    alpha_bars[-1] = max(alpha_bars[-1], alpha_bars[-2] / 4)
+    betas = 1 - alpha_bars / np.append(1.0, alpha_bars[:-1])
+    return EulerDiscreteScheduler(
+        num_train_timesteps=diffusion.timesteps,
+        trained_betas=betas.tolist(),
+        prediction_type=PREDICTION_TYPES[diffusion.parametrisation],
+        timestep_spacing="trailing",
     )
-
-
-def check_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
-    """Refuse a codec that the model was not trained with."""
-    if codec.channels != model.in_channels:
-        raise ValueError(
-            f"vae {codec.source} has {codec.channels} latent channels, the model {model.in_channels}; "
-            f"it was trained with {facts['codec']}"
-        )
-    if facts["codec_fingerprint"] not in (None, codec.fingerprint):  # None: imported latents of a VAE never opened
-        raise ValueError(
-            f"vae {codec.source} has other weights than the one the model was trained with, {facts['codec']}"
-        )
-
-
-def _denoiser(model: DiT | FixedPointDiT, precision: str) -> Callable[..., DenoiserOutput]:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-
-    def denoise(x, t, y, **kwargs) -> DenoiserOutput:
-        with nullcontext() if dtype is None else torch.autocast(x.device.type, dtype):
-            return model(x, t, y, **kwargs)
-
-    return denoise

@@ -9,7 +9,7 @@ import yaml
 
 from fpdm import cli
 from fpdm.export import export_model
-from fpdm.pipeline import load_checkpoint, open_model_codec
+from fpdm.loading import load_checkpoint, open_model_codec
 from fpdm.training.checkpoint import step_of
 
 logger = logging.getLogger("fpdm")

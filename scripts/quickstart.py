@@ -26,9 +26,9 @@ from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smooth
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.tables import markdown_table
+from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import forward_cost
 from fpdm.models.sizes import SIZES
-from fpdm.pipeline import load_checkpoint, open_source
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import make_plan

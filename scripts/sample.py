@@ -17,8 +17,8 @@ from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
 from fpdm.evaluation.figures import plot_residuals
 from fpdm.files import write_atomically
-from fpdm.models import ForwardCost, forward_cost
-from fpdm.pipeline import load_checkpoint, open_source
+from fpdm.loading import load_checkpoint, open_source
+from fpdm.models import ForwardCost, compile_layers, forward_cost
 from fpdm.sampling.generate import Source, check_config, draw_images, forward_passes, most_iterations, plan_for
 from fpdm.sampling.images import (
     GRID,
@@ -48,6 +48,7 @@ class Settings(SamplingConfig):
         batch_size: images at a time, per process.
         weights: ema or model.
         precision: of the network, no, bf16 or fp16.
+        compile: compile blocks and the implicit layer's update with torch.compile; pays for many images.
         trace: record so many images (those from index 0) into the folder's trace/: the residual of every update,
             and the image predicted at each timestep.
         vae: where the codec is, if it has moved since training.
@@ -60,6 +61,7 @@ class Settings(SamplingConfig):
     batch_size: int = 64
     weights: str = "ema"
     precision: str = "no"
+    compile: bool = False
     trace: int = 0
     vae: str | None = None
 
@@ -79,7 +81,10 @@ def main() -> None:
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
     cost = forward_cost(model)
     source = open_source(model, facts, settings.vae, state.device, settings.precision)
-    config = SamplingConfig(**{name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__})
+    if settings.compile:
+        compile_layers(model)
+    asked = SamplingConfig(**{name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__})
+    config = asked.resolved(source.iterative)
     check_config(source, config)
     plan = plan_for(source, config)
     passes = forward_passes(config, plan)
@@ -89,7 +94,7 @@ def main() -> None:
         "weights": settings.weights,
         "precision": settings.precision,
         "codec": facts["codec"],
-        "sampling": asdict(config),
+        "sampling": asdict(config) | {"protocol": asked.protocol},
         "plan": [list(step) for step in plan.steps],
         "block_passes": plan.block_passes,
         "flops_per_image": flops,

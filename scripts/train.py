@@ -13,8 +13,8 @@ from fpdm.config import ExperimentConfig, SamplingConfig
 from fpdm.data.latents import MANIFEST, LatentStore
 from fpdm.devices import process_state
 from fpdm.diffusion import Diffusion
+from fpdm.loading import make_source
 from fpdm.models import forward_cost
-from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
 from fpdm.training.describe import describe_cost, describe_memory, model_table

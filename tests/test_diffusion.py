@@ -125,3 +125,13 @@ def test_prediction_without_variance_channels_is_refused():
     x = torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match="prediction has 4 channels"):
         Diffusion().losses(x, x, x, torch.tensor([5]))
+
+
+@pytest.mark.parametrize("parametrisation", ["v", "x0", "eps"])
+def test_the_mean_of_a_predicted_image_is_the_one_that_predicts_it(parametrisation):
+    diffusion = Diffusion(parametrisation=parametrisation, zero_terminal_snr=parametrisation != "eps")
+    mean, x = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    for t in (0, 500, 998) if parametrisation == "eps" else (0, 500, 999):
+        alpha_bar = float(diffusion.alphas_cumprod[t])
+        x0, _ = diffusion.x0_and_eps(mean, x, alpha_bar)
+        torch.testing.assert_close(diffusion.mean_of(x0, x, alpha_bar), mean, atol=2e-4, rtol=2e-4)

@@ -23,7 +23,8 @@ ALLOWED = {
     "evaluation": {"sampling", "data", "config", "seeding", "files"},
     "chain": {"files"},
     "export": {"models", "data", "training", "files"},
-    "pipeline": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
+    "loading": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
+    "pipeline": {"loading", "export", "models", "diffusion", "data", "sampling"},
 }
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from fpdm.config.checks import check_at_least, check_choice
+from fpdm.config.protocols import PROTOCOLS
 
-SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc")
+SAMPLERS = ("ddpm", "ddim", "ab2", "heun", "dpm++", "unipc")
 ALLOCATIONS = ("constant", "increasing", "decreasing", "adaptive")
+BESIDE_A_PROTOCOL = ("protocol", "classes", "seed")
 
 
 @dataclass
@@ -13,6 +15,9 @@ class SamplingConfig:
     """How images are drawn; together with a checkpoint this determines every image.
 
     Args:
+        protocol: the settings behind one of the paper's figures, in place of all below but classes and seed:
+            paper (280 block passes, 8 iterations, DDPM, no guidance), paper-cfg (560, guidance 4, as Fig. 1), or
+            paper-SAMPLER-BUDGET for Tab. 1, as in paper-ddim-140.
         budget: block passes per image, turned into as many timesteps as fit. Or give steps.
         steps: timesteps. Or give budget.
         iterations: updates per timestep, or their mean where allocation is not constant
@@ -21,9 +26,14 @@ class SamplingConfig:
             iterated until its residual is at most `tolerance`.
         ratio: largest iteration count over the smallest; if adaptive, over the mean.
         tolerance: of adaptive allocation.
-        counts: the iterations of each timestep, from noise to image, instead of all of the above (FPDM only).
+        counts: the iterations of each model call, from noise to image, instead of all of the above (FPDM only).
         reuse: start each solve from the previous timestep's solution (FPDM only; on if not given).
-        sampler: ddpm (with the learned variance), ddim, dpm++ or unipc (both multistep, second order).
+        reuse_weight: of that solution in the start, 1 for all of it, against what a solve without reuse starts from.
+        extrapolation: start this far along the line through the last two solutions: 0 at the last one,
+            1 at the new timestep.
+        anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only).
+        sampler: ddpm (with the learned variance), ddim, or of second order ab2 (Adams-Bashforth), heun (two model
+            calls a step), dpm++, unipc.
         eta: randomness of ddim, 0 for none.
         cfg_scale: classifier-free guidance, 1 for none.
         cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
@@ -33,6 +43,7 @@ class SamplingConfig:
         seed: of noise and labels, which are those of an image whatever the batch.
     """
 
+    protocol: str | None = None
     budget: int | None = None
     steps: int | None = None
     iterations: int | None = None
@@ -41,6 +52,9 @@ class SamplingConfig:
     tolerance: float = 0.05
     counts: list[int] | None = None
     reuse: bool | None = None
+    reuse_weight: float = 1.0
+    extrapolation: float = 0.0
+    anderson: int = 0
     sampler: str = "ddim"
     eta: float = 0.0
     cfg_scale: float = 1.0
@@ -51,6 +65,8 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        if self.protocol is not None:
+            return self._check_protocol()
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("allocation", self.allocation, ALLOCATIONS)
         if self.counts is not None:
@@ -66,9 +82,39 @@ class SamplingConfig:
             raise ValueError(f"tolerance={self.tolerance}: must be positive")
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={self.guidance_rescale}: 0 (not at all) to 1 (wholly)")
+        self._check_solving()
         interval = self.cfg_interval
         if interval is not None and (len(interval) != 2 or not 0 <= interval[0] <= interval[1]):
             raise ValueError(f"cfg_interval={interval}: the lowest and the highest guided timestep, as in 100,700")
+
+    def resolved(self, iterative: bool) -> "SamplingConfig":
+        """The settings that a protocol stands for, for a model with (FPDM) or without (DiT) iterations."""
+        if self.protocol is None:
+            return self
+        protocol = PROTOCOLS[self.protocol]
+        iterations = {"iterations": protocol.iterations} if iterative else {}
+        kept = {name: getattr(self, name) for name in BESIDE_A_PROTOCOL if name != "protocol"}
+        return SamplingConfig(**protocol.settings, **iterations, **kept)
+
+    def _check_protocol(self) -> None:
+        check_choice("protocol", self.protocol, tuple(PROTOCOLS))
+        check_at_least(0, seed=self.seed)
+        fields = SamplingConfig.__dataclass_fields__
+        given = [n for n in fields if n not in BESIDE_A_PROTOCOL and getattr(self, n) != fields[n].default]
+        if given:
+            raise ValueError(
+                f"protocol={self.protocol} settles {', '.join(given)}; leave that out, or give all settings yourself"
+            )
+
+    def _check_solving(self) -> None:
+        if not 0 < self.reuse_weight <= 1:
+            raise ValueError(f"reuse_weight={self.reuse_weight}: above 0, at most 1; for none of it, reuse false")
+        check_at_least(0, extrapolation=self.extrapolation)
+        if self.reuse is False and (self.reuse_weight != 1 or self.extrapolation):
+            name = "extrapolation" if self.extrapolation else "reuse_weight"
+            raise ValueError(f"{name}={getattr(self, name)} with reuse=false: there is no solution to start from")
+        if not 0 <= self.anderson <= 5:
+            raise ValueError(f"anderson={self.anderson}: a memory of 1 to 5 updates, or 0 for plain iteration")
 
     def _check_counts(self) -> None:
         if not self.counts or min(self.counts) < 1:

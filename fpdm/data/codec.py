@@ -68,10 +68,9 @@ class VAECodec:
 
     clip = None
 
-    def __init__(self, vae: torch.nn.Module, source: str):
+    def __init__(self, vae: torch.nn.Module, source: str, fingerprint: str = ""):
         self.vae = vae.eval().requires_grad_(False)
-        self.source = source
-        self.fingerprint = _fingerprint(vae)
+        self.source, self.fingerprint = source, fingerprint
         config = vae.config
         self.channels = config.latent_channels
         self.downsampling = 2 ** (len(config.block_out_channels) - 1)
@@ -127,7 +126,7 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
             f"vae {source}: no such folder, and not a Hub repository that can be reached; "
             "give a local folder, a Hub id or 'pixels'"
         ) from error
-    codec = VAECodec(vae, str(Path(source).resolve()) if local else source)
+    codec = VAECodec(vae, str(Path(source).resolve()) if local else source, fingerprint(vae))
     torch.nn.Module.to(vae, device, dtype)  # after the fingerprint, of the weights as stored; diffusers' own to() warns
     return codec
 
@@ -141,7 +140,8 @@ def _per_channel(config, name: str) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
 
 
-def _fingerprint(vae: torch.nn.Module) -> str:
+def fingerprint(vae: torch.nn.Module) -> str:
+    """A hash of the weights, names included."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(vae.state_dict().items()):
         digest.update(name.encode())

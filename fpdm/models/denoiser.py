@@ -22,12 +22,14 @@ class DenoiserOutput(NamedTuple):
     residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, when asked for; always
         with a tolerance, NaN after a sample's last update.
     counts: (B,) updates of each sample, with a tolerance.
+    fallbacks: (B,) steps of Anderson acceleration that were taken back, where it is used.
     """
 
     prediction: Tensor
     solution: Tensor | None = None
     residuals: Tensor | None = None
     counts: Tensor | None = None
+    fallbacks: Tensor | None = None
 
 
 class Denoiser(nn.Module):
@@ -72,6 +74,14 @@ class Denoiser(nn.Module):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout)
         self.register_buffer("pos_embed", sincos_positions(hidden_size, input_size // patch_size), persistent=False)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pos_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.final_layer.linear.weight.dtype
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents (B, C, H, H) -> tokens (B, N, D)."""

@@ -73,10 +73,15 @@ def relative_residual(new: Tensor, old: Tensor) -> Tensor:
 
 
 def iterate(
-    update: Callable[[Tensor], Tensor], h: Tensor, iterations: int, with_residuals: bool = False
+    update: Callable[[Tensor], Tensor],
+    h: Tensor,
+    iterations: int,
+    with_residuals: bool = False,
+    accelerate: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Plain fixed point iteration: `iterations` updates from h (B, N, D).
+    """Fixed point iteration: `iterations` updates from h (B, N, D).
 
+    accelerate: chooses the next iterate from h and its update; without it, that is the update.
     Returns the last iterate and, on request, each update's residual (B,), which stays on
     the device: nothing here waits for it.
     """
@@ -85,29 +90,5 @@ def iterate(
         new = update(h)
         if with_residuals:
             residuals.append(relative_residual(new, h))
-        h = new
+        h = new if accelerate is None else accelerate(h, new)
     return h, residuals
-
-
-def iterate_until(
-    layer: ImplicitLayer, h: Tensor, constants: Constants, tolerance: float, at_most: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain iteration of each sample until its residual is at most `tolerance`, or `at_most` (B,) updates are done.
-
-    Samples that are done leave the batch, so the others alone cost; every sample gets at least
-    one update. h (B, N, D). Returns the last iterates, the updates of each sample (B,) and the
-    residual of each update, (B, most updates of any sample) with NaN where a sample had fewer.
-    Waits for the device at every update.
-    """
-    solution, counts = h.clone(), torch.zeros(len(h), dtype=torch.long, device=h.device)
-    residuals = []
-    active = torch.arange(len(h), device=h.device)
-    while len(active):
-        new = layer(h, constants)
-        residual = relative_residual(new, h)
-        solution[active] = new.to(solution.dtype)
-        residuals.append(torch.full((len(counts),), torch.nan, device=h.device).index_copy(0, active, residual))
-        counts[active] += 1
-        going = (residual > tolerance) & (counts[active] < at_most[active])
-        h, constants, active = new[going], constants.rows(going), active[going]
-    return solution, counts, torch.stack(residuals, dim=1)

@@ -3,13 +3,17 @@
 B batch, C latent channels, H height and width, N tokens, D width.
 """
 
+from collections.abc import Callable
+
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from fpdm.models.adaptive import iterate_until
+from fpdm.models.anderson import Anderson
 from fpdm.models.blocks import DiTBlock, apply_layer
 from fpdm.models.denoiser import Denoiser, DenoiserOutput
-from fpdm.models.fixed_point import Constants, ImplicitLayer, iterate, iterate_until
+from fpdm.models.fixed_point import Constants, ImplicitLayer, iterate
 
 
 class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
@@ -55,7 +59,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         iterations: int | Tensor,
         iterations_no_grad: int = 0,
         tolerance: float | None = None,
-        init: Tensor | None = None,
+        init: Tensor | Callable[[Tensor], Tensor] | None = None,
+        anderson: int = 0,
         drop_labels: Tensor | None = None,
         with_residuals: bool = False,
         recompute: bool = False,
@@ -66,8 +71,9 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         iterations_no_grad: updates before them that build no graph (S-JFB's n).
         tolerance: stop each sample once its residual is this small; `iterations` is then the most,
             for all or per sample (B,). For sampling alone.
-        init: (B, N, D) start of the iteration, a solution of an earlier call; the pre
-            blocks' output by default.
+        init: (B, N, D) start of the iteration, a solution of an earlier call, or what makes a start
+            of the pre blocks' output (B, N, D); by default it starts from the latter itself.
+        anderson: memory of Anderson acceleration, 0 for plain iteration. For sampling alone.
         drop_labels: (B,) bool, which labels to replace by the null label; without it, drawn
             at random in training mode.
         with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).
@@ -75,6 +81,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         """
         if tolerance is None:
             self._check_iterations(iterations, iterations_no_grad)
+        if anderson and torch.is_grad_enabled():
+            raise ValueError(f"anderson={anderson}: for sampling alone, under torch.no_grad() or inference_mode()")
         c_y = self.y_embedder(y, drop_labels)  # (B, D)
         c = self.t_embedder(t) + c_y
         c_pre_post = c if self.pre_post_timestep_conditioning else c_y
@@ -82,21 +90,25 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         x_pre = self.embed(x)  # (B, N, D)
         for block in self.pre_blocks:  # Eq. 1
             x_pre = apply_layer(block, x_pre, block.modulation(c_pre_post), recompute)
-        self._check_init(init, x_pre)
+        h = self._start(init, x_pre)
 
         constants = self.implicit.constants(x_pre, c)  # Eq. 2
-        h = x_pre if init is None else init
+        accelerate = Anderson(anderson) if anderson else None
         if tolerance is not None:
-            return self._solve_to(tolerance, iterations, h, constants, c_pre_post)
+            return self._solve_to(tolerance, iterations, h, constants, c_pre_post, accelerate)
         h, residuals = self._iterate_without_grad(h, constants, iterations_no_grad, with_residuals)
 
         def update(h: Tensor) -> Tensor:
             return apply_layer(self.implicit, h, constants, recompute)
 
-        h, more = iterate(update, h, iterations, with_residuals)  # Eq. 3
+        h, more = iterate(update, h, iterations, with_residuals, accelerate)  # Eq. 3
 
-        prediction = self._predict(h, c_pre_post, recompute)
-        return DenoiserOutput(prediction, h, torch.stack(residuals + more, dim=1) if with_residuals else None)
+        return DenoiserOutput(
+            self._predict(h, c_pre_post, recompute),
+            solution=h,
+            residuals=torch.stack(residuals + more, dim=1) if with_residuals else None,
+            fallbacks=accelerate.fallbacks if accelerate else None,
+        )
 
     def _predict(self, h: Tensor, c: Tensor, recompute: bool = False) -> Tensor:
         """Post blocks and head: solution (B, N, D) -> prediction (B, C or 2C, H, H)."""
@@ -106,11 +118,17 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
     @torch.no_grad()
     def _solve_to(
-        self, tolerance: float, iterations: int | Tensor, h: Tensor, constants: Constants, c: Tensor
+        self,
+        tolerance: float,
+        iterations: int | Tensor,
+        h: Tensor,
+        constants: Constants,
+        c: Tensor,
+        accelerate: Anderson | None,
     ) -> DenoiserOutput:
         at_most = torch.as_tensor(iterations, device=h.device).expand(len(h))
-        h, counts, residuals = iterate_until(self.implicit, h, constants, tolerance, at_most)
-        return DenoiserOutput(self._predict(h, c), h, residuals, counts)
+        h, *facts = iterate_until(self.implicit, h, constants, tolerance, at_most, accelerate)
+        return DenoiserOutput(self._predict(h, c), h, *facts)
 
     def _iterate_without_grad(self, h, constants, iterations, with_residuals):
         if iterations == 0:
@@ -134,6 +152,10 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         if iterations == 0 and self.training and torch.is_grad_enabled():
             raise ValueError("iterations=0 while training: at least one update must carry the gradient")
 
-    def _check_init(self, init: Tensor | None, x_pre: Tensor) -> None:
-        if init is not None and init.shape != x_pre.shape:
-            raise ValueError(f"init has shape {tuple(init.shape)}, this call needs {tuple(x_pre.shape)}")
+    def _start(self, init: Tensor | Callable[[Tensor], Tensor] | None, x_pre: Tensor) -> Tensor:
+        if init is None:
+            return x_pre
+        h = init if isinstance(init, Tensor) else init(x_pre)
+        if h.shape != x_pre.shape:
+            raise ValueError(f"init has shape {tuple(h.shape)}, this call needs {tuple(x_pre.shape)}")
+        return h

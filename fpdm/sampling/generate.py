@@ -15,7 +15,8 @@ from fpdm.sampling.guidance import guided
 from fpdm.sampling.noise import image_labels, image_noise
 from fpdm.sampling.plan import Plan, make_plan, plan_of_counts
 from fpdm.sampling.sampler import sample
-from fpdm.sampling.solvers import MULTISTEP
+from fpdm.sampling.solvers import MULTISTEP, TWO_CALLS
+from fpdm.sampling.starts import Starts
 
 DEFAULT_ITERATIONS = 4  # the paper's optimum at 280 block passes is 4 to 8 (Fig. 4)
 
@@ -40,13 +41,14 @@ class Source(NamedTuple):
 
 def plan_for(source: Source, config: SamplingConfig) -> Plan:
     """The plan that a sampling config means for this source."""
+    config = config.resolved(source.iterative)
     if not source.iterative and config.iterations is not None:
         raise ValueError(f"iterations={config.iterations}: an explicit model (DiT) has no iterations")
-    down_to_zero = config.sampler not in MULTISTEP
+    steps = {"down_to_zero": config.sampler not in MULTISTEP, "two_calls": config.sampler in TWO_CALLS}
     if config.counts is not None:
         if not source.iterative:
             raise ValueError(f"counts={config.counts}: an explicit model (DiT) has no iterations")
-        return plan_of_counts(source.explicit_blocks, config.counts, source.diffusion.timesteps, down_to_zero)
+        return plan_of_counts(source.explicit_blocks, config.counts, source.diffusion.timesteps, **steps)
     return make_plan(
         source.explicit_blocks,
         budget=config.budget,
@@ -55,7 +57,7 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
         allocation=config.allocation,
         ratio=config.ratio,
         timesteps=source.diffusion.timesteps,
-        down_to_zero=down_to_zero,
+        **steps,
     )
 
 
@@ -87,7 +89,9 @@ def draw_images(
 
     An image depends on (config, plan, its index) alone: the same in any batch, up to float rounding.
     """
+    config = config.resolved(source.iterative)
     check_config(source, config)
+    reuse = source.iterative if config.reuse is None else config.reuse
 
     def noise(draw: int) -> Tensor:
         return image_noise(config.seed, indices, draw, source.latent_shape).to(source.device)
@@ -101,7 +105,8 @@ def draw_images(
         step_noise=(lambda i: noise(i + 1)) if config.sampler == "ddpm" or config.eta > 0 else None,
         sampler=config.sampler,
         eta=config.eta,
-        reuse=source.iterative if config.reuse is None else config.reuse,
+        starts=Starts(config.reuse_weight, config.extrapolation) if reuse else None,
+        anderson=config.anderson,
         tolerance=config.tolerance if config.allocation == "adaptive" else None,
         most=most_iterations(config),
         cfg_scale=config.cfg_scale,
@@ -115,11 +120,29 @@ def draw_images(
     return to_uint8(source.codec.decode(latents))
 
 
+def draw(source: Source, count: int, batch_size: int = 64, **settings) -> Tensor:
+    """Images 0 to count - 1 of the given settings, uint8 (count, 3, R, R) on the CPU.
+
+    settings: those of a SamplingConfig, as in budget=280, iterations=4, classes=[207, 360].
+    """
+    config = SamplingConfig(**settings)
+    plan = plan_for(source, config)
+    batches = (range(first, min(first + batch_size, count)) for first in range(0, count, batch_size))
+    with torch.inference_mode():
+        return torch.cat([draw_images(source, config, plan, indices).cpu() for indices in batches])
+
+
 def check_config(source: Source, config: SamplingConfig) -> None:
     """Refuse what this source cannot do, before anything runs."""
     labels_for(source, config, [])
-    if config.reuse and not source.iterative:
-        raise ValueError("reuse=true: an explicit model (DiT) has no solution to reuse")
+    if not source.iterative:
+        for name, off in (("reuse", None), ("reuse_weight", 1), ("extrapolation", 0), ("anderson", 0)):
+            value = getattr(config, name)
+            if value != off and value is not False:
+                said = "true" if value is True else value
+                raise ValueError(
+                    f"{name}={said}: an explicit model (DiT) has no solution to start from or to solve for"
+                )
     if config.cfg_scale != 1 and not source.guidable:
         raise ValueError(
             f"cfg_scale={config.cfg_scale}: this model was trained without label dropout, so it has no null label "

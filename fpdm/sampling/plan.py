@@ -9,7 +9,7 @@ CLEAN = -1  # t_next of the last step: the image itself
 
 
 class Step(NamedTuple):
-    """Denoise from timestep t to t_next. iterations is None for an explicit model (DiT)."""
+    """One model call, on the way from timestep t to t_next. iterations is None for an explicit model (DiT)."""
 
     t: int
     t_next: int
@@ -17,19 +17,19 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The steps of one sampling run, from noise to image."""
+    """The model calls of one sampling run, from noise to image; solvers with two calls a step visit timesteps twice."""
 
     steps: tuple[Step, ...]
     explicit_blocks: int
 
     @property
     def timesteps(self) -> list[int]:
-        """Descending."""
+        """Of each model call, descending."""
         return [step.t for step in self.steps]
 
     @property
     def iterations(self) -> list[int]:
-        """Updates at each timestep; 0 throughout for an explicit model."""
+        """Updates in each model call; 0 throughout for an explicit model."""
         return [step.iterations or 0 for step in self.steps]
 
     @property
@@ -48,12 +48,14 @@ def make_plan(
     ratio: float = 3.0,
     timesteps: int = 1000,
     down_to_zero: bool = True,
+    two_calls: bool = False,
 ) -> Plan:
     """Plan from a `budget` of block passes, or from a number of `steps`.
 
     iterations: updates per timestep, or their mean; None for an explicit model, whose
     timestep costs `explicit_blocks`. A constant plan uses as much of the budget as whole
     timesteps can; an increasing or decreasing one uses it exactly. down_to_zero: see `evenly_spaced`.
+    two_calls: call the model at both ends of every step but the last; steps then count these.
     """
     if (budget is None) == (steps is None):
         raise ValueError(f"budget={budget}, steps={steps}: give one of the two")
@@ -63,7 +65,8 @@ def make_plan(
         raise ValueError(f"iterations={iterations}: at least 1")
     per_step = explicit_blocks + (iterations or 0)
     if steps is None:
-        steps = budget // max(per_step, 1)
+        calls = budget // max(per_step, 1)
+        steps = (calls + 1) // 2 if two_calls else calls
         if steps == 0:
             raise ValueError(
                 f"budget={budget} does not hold one timestep of {per_step} block passes: "
@@ -72,20 +75,35 @@ def make_plan(
     if steps > timesteps:
         advice = "lower the budget or steps" if iterations is None else "lower the budget or steps, or raise iterations"
         raise ValueError(f"{steps} steps, but the model knows {timesteps} timesteps: {advice}")
-    total = (budget or steps * per_step) - steps * explicit_blocks
-    counts = _allocate(steps, iterations, allocation, ratio, total)
-    return _over_time(counts, explicit_blocks, timesteps, down_to_zero)
+    calls = 2 * steps - 1 if two_calls else steps
+    total = (budget or calls * per_step) - calls * explicit_blocks
+    counts = _allocate(calls, iterations, allocation, ratio, total)
+    return _over_time(counts, explicit_blocks, timesteps, down_to_zero, two_calls)
 
 
-def plan_of_counts(explicit_blocks: int, counts: list[int], timesteps: int = 1000, down_to_zero: bool = True) -> Plan:
-    """Plan with the given updates at each timestep, from noise to image."""
-    if len(counts) > timesteps:
+def plan_of_counts(
+    explicit_blocks: int,
+    counts: list[int],
+    timesteps: int = 1000,
+    down_to_zero: bool = True,
+    two_calls: bool = False,
+) -> Plan:
+    """Plan with the given updates in each model call, from noise to image."""
+    if two_calls and len(counts) % 2 == 0:
+        raise ValueError(f"counts: {len(counts)} of them, but two calls a step, one for the last, make an odd number")
+    if len(counts) > (2 * timesteps - 1 if two_calls else timesteps):
         raise ValueError(f"counts: {len(counts)} of them, but the model knows {timesteps} timesteps")
-    return _over_time(counts, explicit_blocks, timesteps, down_to_zero)
+    return _over_time(counts, explicit_blocks, timesteps, down_to_zero, two_calls)
 
 
-def _over_time(counts: list[int | None], explicit_blocks: int, timesteps: int, down_to_zero: bool) -> Plan:
-    times = [*evenly_spaced(len(counts), timesteps, down_to_zero), CLEAN]
+def _over_time(
+    counts: list[int | None], explicit_blocks: int, timesteps: int, down_to_zero: bool, two_calls: bool
+) -> Plan:
+    if two_calls:
+        first, *later = evenly_spaced((len(counts) + 1) // 2, timesteps, down_to_zero)
+        times = [first, *(t for t in later for _ in range(2)), CLEAN]
+    else:
+        times = [*evenly_spaced(len(counts), timesteps, down_to_zero), CLEAN]
     return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), explicit_blocks)
 
 
@@ -146,7 +164,9 @@ def describe(plan: Plan, flops_per_image: int) -> str:
         spent = f"{plan.explicit_blocks} explicit blocks + {counts[0]} iterations each"
     else:
         spent = f"{plan.explicit_blocks} explicit blocks + {counts[0]} to {counts[-1]} iterations each"
+    steps = len(set(plan.timesteps))
+    calls = "" if steps == len(plan.steps) else f", {len(plan.steps)} model calls"
     return (
-        f"{len(plan.steps)} timesteps ({plan.steps[0].t}..{plan.steps[-1].t}), {spent}: "
+        f"{steps} timesteps ({plan.steps[0].t}..{plan.steps[-1].t}){calls}, {spent}: "
         f"{plan.block_passes} block passes, {flops_per_image / 1e9:.3f} GFLOPs per image"
     )

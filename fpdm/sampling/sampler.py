@@ -13,7 +13,7 @@ from fpdm.diffusion import Diffusion
 from fpdm.sampling.guidance import guide, guided
 from fpdm.sampling.plan import Plan
 from fpdm.sampling.solvers import make_solver
-from fpdm.sampling.steps import step_coefficients
+from fpdm.sampling.starts import Starts
 
 
 @torch.no_grad()
@@ -27,7 +27,8 @@ def sample(
     step_noise: Callable[[int], Tensor] | None = None,
     sampler: str = "ddim",
     eta: float = 0.0,
-    reuse: bool = False,
+    starts: Starts | None = None,
+    anderson: int = 0,
     tolerance: float | None = None,
     most: int | None = None,
     cfg_scale: float = 1.0,
@@ -40,10 +41,11 @@ def sample(
 ) -> Tensor:
     """Noise x (B, C, H, H) and labels y (B,) -> clean latents (B, C, H, H).
 
-    denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=h)` where
+    denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start)` where
         the plan has iterations; returns an object with `.prediction` and `.solution`.
     step_noise: fresh noise (B, C, H, H) of step i; needed by ddpm, and by ddim with eta > 0.
-    reuse: start each solve from the last timestep's solution (Sec. 3.3).
+    starts: start each solve from the solutions before it (Sec. 3.3); one for each run.
+    anderson: memory of Anderson acceleration, asked of denoise; 0 for plain iteration.
     tolerance: adaptive allocation: each sample is iterated until its residual is this small, at least
         once and at most `most` times, and its updates over the whole run are at most the plan's.
     cfg_scale: guidance, 1 for none; runs the batch twice, with y and with `null_label`, at the
@@ -53,17 +55,19 @@ def sample(
         then asked for residuals as well.
     """
     iterative = plan.steps[0].iterations is not None
-    _check(iterative, reuse, cfg_scale, null_label)
-    coefficients = step_coefficients(diffusion.alphas_cumprod, plan.timesteps)
-    advance = make_solver(sampler, coefficients, plan.timesteps, eta, step_noise)
+    _check(iterative, starts is not None, cfg_scale, null_label)
+    advance = make_solver(sampler, diffusion.alphas_cumprod, plan.timesteps, eta, step_noise)
     both = None if null_label is None else torch.cat([y, torch.full_like(y, null_label)])
-    solution = None
     left = torch.full((2 * len(x),), sum(plan.iterations), device=x.device)  # updates, of each row
-    for i, (step, c) in enumerate(zip(plan.steps, coefficients, strict=True)):
+    for i, step in enumerate(plan.steps):
+        alpha_bar = float(diffusion.alphas_cumprod[step.t])
         doubled = guided(cfg_scale, cfg_interval, step.t)
         inputs, labels = (torch.cat([x, x]), both) if doubled else (x, y)
         t = torch.full((len(inputs),), step.t, device=x.device)
-        extra = {"iterations": step.iterations, "init": _fitting(solution, len(inputs))} if iterative else {}
+        start = None if starts is None else starts.at(alpha_bar, len(inputs))
+        extra = {"iterations": step.iterations, "init": start} if iterative else {}
+        if anderson:
+            extra["anderson"] = anderson
         if tolerance is not None:
             # One update is kept back for each timestep to come.
             most_now = (left[: len(inputs)] - (len(plan.steps) - 1 - i)).clamp(1, most)
@@ -73,27 +77,20 @@ def sample(
         output = denoise(inputs, t, labels, **extra)
         if tolerance is not None:
             left[: len(inputs)] -= output.counts
-        if reuse:
-            solution = output.solution
+        if starts is not None:
+            starts.add(alpha_bar, output.solution)
         prediction = output.prediction.float()
         if doubled:
             prediction = guide(prediction, cfg_scale, x.shape[1], cfg_channels, guidance_rescale)
         mean, variance = diffusion.split(prediction)
-        x0, eps = diffusion.x0_and_eps(mean, x, c.alpha_bar)
+        x0, eps = diffusion.x0_and_eps(mean, x, alpha_bar)
         if clip_x0 is not None:
             x0 = x0.clamp(-clip_x0, clip_x0)
-            eps = (x - c.alpha_bar**0.5 * x0) / (1 - c.alpha_bar) ** 0.5
+            eps = (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
         x = advance(i, x, x0, eps, variance)
         if on_step is not None:
             on_step(i, output, x0)
     return x
-
-
-def _fitting(solution: Tensor | None, batch: int) -> Tensor | None:
-    """Solutions (B or 2B, N, D) for a batch of B or 2B: guidance begins from the conditional one for both."""
-    if solution is None or len(solution) == batch:
-        return solution
-    return torch.cat([solution, solution]) if len(solution) < batch else solution[:batch]
 
 
 def _check(iterative: bool, reuse: bool, cfg_scale: float, null_label: int | None) -> None:

@@ -6,9 +6,9 @@ import torch
 from fpdm.config import SamplingConfig
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
+from fpdm.loading import make_source
 from fpdm.models import build_model
 from fpdm.models.fixed_point_dit import FixedPointDiT
-from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.training.memory import step_memory
 

@@ -9,8 +9,8 @@ from torch import nn
 from fpdm.config import SamplingConfig
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
+from fpdm.loading import make_source
 from fpdm.models import build_model
-from fpdm.pipeline import make_source
 from fpdm.sampling.generate import check_config, draw_images, forward_passes, plan_for
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fpdm.sampling.plan import CLEAN, Step, describe, evenly_spaced, make_plan
+from fpdm.sampling.plan import CLEAN, Step, describe, evenly_spaced, make_plan, plan_of_counts
 
 
 @pytest.mark.parametrize(("iterations", "timesteps"), [(1, 93), (4, 46), (26, 10), (68, 4)])
@@ -85,3 +85,22 @@ def test_timesteps_that_end_above_zero(steps):
     assert len(times) == len(set(times)) == steps and times[0] == 999
     if 1 < steps < 1000:
         assert [*times, 0] == evenly_spaced(steps + 1)
+
+
+def test_two_calls_a_step_visit_all_timesteps_but_the_first_twice():
+    plan = make_plan(2, budget=60, iterations=4, two_calls=True)
+    times = evenly_spaced(5)
+    assert plan.timesteps == [times[0], *(t for t in times[1:] for _ in range(2))]
+    assert [step.t_next for step in plan.steps] == [*plan.timesteps[1:], -1]
+    assert plan.block_passes == 54 and len(plan.steps) == 9
+    assert "5 timesteps (999..0), 9 model calls" in describe(plan, 0)
+    assert make_plan(12, budget=60, two_calls=True).timesteps == [999, 500, 500, 0, 0]
+    assert make_plan(2, steps=1, iterations=3, two_calls=True).timesteps == [999]
+    ramp = make_plan(2, budget=54, iterations=4, two_calls=True, allocation="decreasing")
+    assert ramp.block_passes == 54 and ramp.iterations[0] > ramp.iterations[-1]
+
+
+def test_counts_of_two_calls_a_step_are_odd_in_number():
+    assert len(plan_of_counts(2, [3, 2, 1], two_calls=True).steps) == 3
+    with pytest.raises(ValueError, match="4 of them, but two calls a step"):
+        plan_of_counts(2, [1, 1, 1, 1], two_calls=True)

@@ -8,6 +8,7 @@ import torch
 from fpdm.diffusion import Diffusion
 from fpdm.sampling.plan import make_plan
 from fpdm.sampling.sampler import sample
+from fpdm.sampling.starts import Starts
 
 MEAN, STD = 0.7, 0.4
 
@@ -94,7 +95,7 @@ def run(plan, **settings):
 
 def test_plan_is_followed_and_solutions_are_reused():
     plan = make_plan(2, budget=40, iterations=4, allocation="decreasing")
-    calls, _ = run(plan, reuse=True)
+    calls, _ = run(plan, starts=Starts())
     assert [int(call.t[0]) for call in calls] == plan.timesteps
     assert [call.iterations for call in calls] == plan.iterations
     assert calls[0].init is None
@@ -102,7 +103,7 @@ def test_plan_is_followed_and_solutions_are_reused():
 
 
 def test_without_reuse_every_solve_starts_afresh():
-    calls, _ = run(make_plan(2, budget=40, iterations=4), reuse=False)
+    calls, _ = run(make_plan(2, budget=40, iterations=4))
     assert all(call.init is None for call in calls)
 
 
@@ -112,7 +113,7 @@ def test_explicit_models_get_no_iterations():
 
 
 def test_guidance_doubles_the_batch_and_keeps_solutions_apart():
-    calls, result = run(make_plan(2, steps=3, iterations=2), cfg_scale=2.0, null_label=10, reuse=True)
+    calls, result = run(make_plan(2, steps=3, iterations=2), cfg_scale=2.0, null_label=10, starts=Starts())
     assert calls[0].y.tolist() == [3, 5, 10, 10]
     assert calls[1].init.shape == (4, 3, 5)
     assert result.shape == (2, 4, 4, 4)
@@ -129,7 +130,7 @@ def test_predicted_images_are_clipped_on_request():
     [
         ({"cfg_scale": 2.0}, "no trained null label"),
         ({"sampler": "euler"}, "sampler='euler'"),
-        ({"reuse": True}, "no solution to reuse"),
+        ({"starts": Starts()}, "no solution to reuse"),
     ],
 )
 def test_impossible_settings_are_refused(settings, says):

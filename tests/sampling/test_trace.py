@@ -7,8 +7,8 @@ from fpdm.config import SamplingConfig
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
 from fpdm.evaluation.figures import plot_residuals
+from fpdm.loading import make_source
 from fpdm.models import build_model
-from fpdm.pipeline import make_source
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.trace import Recorder, last_residuals, save_trace
 

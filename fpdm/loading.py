@@ -1,0 +1,130 @@
+"""From a checkpoint to something images can be drawn from; above the packages it joins."""
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from fpdm.data.codec import Codec, open_codec
+from fpdm.devices import check_precision, on_cpu
+from fpdm.diffusion import Diffusion
+from fpdm.export import locate_codec
+from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, count_explicit_blocks, load_pretrained
+from fpdm.models.pretrained import resolve_folder
+from fpdm.sampling.generate import Source
+from fpdm.training.checkpoint import SAMPLING, find_checkpoint
+
+WEIGHTS = ("ema", "model")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | FixedPointDiT, dict, Path]:
+    """Model in eval mode, its sampling facts and the checkpoint's folder.
+
+    source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
+        Hub id. weights: `ema` or `model`; an exported folder has one of them alone.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
+    if (exported := _exported(source)) is not None:
+        facts = json.loads((exported / SAMPLING).read_text())
+        return load_pretrained(exported), locate_codec(exported, facts), exported
+    checkpoint = find_checkpoint(source)
+    facts = json.loads((checkpoint / weights / SAMPLING).read_text())
+    return load_pretrained(checkpoint / weights), facts, checkpoint
+
+
+def _exported(source: str | Path) -> Path | None:
+    """The folder of an exported model, downloaded if need be; None where `source` is no such thing."""
+    folder = Path(source)
+    if not folder.exists() and HUB_ID.fullmatch(str(source)):
+        folder = resolve_folder(source)
+    return folder if (folder / SAMPLING).is_file() else None
+
+
+def load_source(
+    checkpoint: str | Path,
+    *,
+    weights: str = "ema",
+    vae: str | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "no",
+) -> Source:
+    """A source of images from a run, a checkpoint, an exported folder or its Hub id.
+
+    weights: ema or model. vae: where its codec is, if it has moved. device: the accelerator if
+    there is one. precision: of the network, no, bf16 or fp16.
+    """
+    model, facts, _ = load_checkpoint(checkpoint, weights)
+    return open_source(
+        model, facts, vae, device or ("cpu" if on_cpu() else torch.accelerator.current_accelerator()), precision
+    )
+
+
+def open_source(
+    model: DiT | FixedPointDiT,
+    facts: dict,
+    vae: str | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "no",
+) -> Source:
+    """A source of images from a model and its facts; `vae` overrides where its codec is found."""
+    device = torch.device(device)
+    check_precision("precision", precision, device)
+    codec = open_model_codec(model, facts, vae, device)
+    return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
+
+
+def open_model_codec(
+    model: DiT | FixedPointDiT, facts: dict, vae: str | None = None, device: torch.device | str = "cpu"
+) -> Codec:
+    """The codec a model was trained with, where its facts or `vae` say that it is; ValueError if it is another."""
+    if not (vae or facts["codec"]):
+        raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
+    codec = open_codec(vae or facts["codec"], device)
+    check_codec(codec, model, facts)
+    return codec
+
+
+def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, precision: str = "no") -> Source:
+    """A source from parts that are already on their device."""
+    return Source(
+        denoise=_denoiser(model, precision),
+        diffusion=diffusion,
+        codec=codec,
+        latent_shape=(model.in_channels, model.input_size, model.input_size),
+        num_classes=model.num_classes,
+        guidable=model.class_dropout > 0,
+        explicit_blocks=count_explicit_blocks(model),
+        iterative=isinstance(model, FixedPointDiT),
+        device=next(model.parameters()).device,
+    )
+
+
+def check_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
+    """Refuse a codec that the model was not trained with."""
+    if codec.channels != model.in_channels:
+        raise ValueError(
+            f"vae {codec.source} has {codec.channels} latent channels, the model {model.in_channels}; "
+            f"it was trained with {facts['codec']}"
+        )
+    if facts["codec_fingerprint"] not in (None, codec.fingerprint):  # None: imported latents of a VAE never opened
+        raise ValueError(
+            f"vae {codec.source} has other weights than the one the model was trained with, {facts['codec']}"
+        )
+
+
+def _denoiser(model: DiT | FixedPointDiT, precision: str) -> Callable[..., DenoiserOutput]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+
+    def denoise(x, t, y, **kwargs) -> DenoiserOutput:
+        with nullcontext() if dtype is None else torch.autocast(x.device.type, dtype):
+            return model(x, t, y, **kwargs)
+
+    return denoise

@@ -1,0 +1,60 @@
+"""Where each solve of a sampling run starts: the solutions before it, reused (Sec. 3.3), damped, extrapolated.
+
+B batch, N tokens, D width.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+Start = Tensor | Callable[[Tensor], Tensor]
+
+
+class Starts:
+    """The solutions of one run, and the starts made of them.
+
+    weight: of the solution against the pre blocks' output, from which a solve would start without
+        reuse: 1 is the paper's reuse.
+    extrapolation: how far to go on along the line through the last two solutions, 1 for all the
+        way to the new timestep, 0 for staying at the last solution. The line is over the angle
+        arccos sqrt(alpha_bar), in which x moves at a constant rate where x0 and the noise are fixed.
+    """
+
+    def __init__(self, weight: float = 1.0, extrapolation: float = 0.0):
+        self.weight, self.extrapolation = weight, extrapolation
+        self._last: tuple[float, Tensor] | None = None
+        self._before: tuple[float, Tensor] | None = None
+
+    def add(self, alpha_bar: float, solution: Tensor) -> None:
+        """Remember a solution (B or 2B, N, D); one at the same timestep as the last takes its place."""
+        now = angle(alpha_bar)
+        if self._last is not None and self._last[0] != now and self.extrapolation:
+            self._before = self._last
+        self._last = (now, solution)
+
+    def at(self, alpha_bar: float, batch: int) -> Start | None:
+        """Start of a solve for `batch` rows, as the model's `init` takes it; None before the first solution."""
+        if self._last is None:
+            return None
+        then, last = self._last
+        start = fitting(last, batch)
+        if self._before is not None:
+            earlier, before = self._before
+            way = self.extrapolation * (angle(alpha_bar) - then) / (then - earlier)
+            start = start + way * (start - fitting(before, batch))
+        if self.weight == 1:
+            return start
+        return lambda x_pre: x_pre + self.weight * (start - x_pre)
+
+
+def angle(alpha_bar: float) -> float:
+    """0 for an image, pi / 2 for pure noise."""
+    return math.acos(math.sqrt(alpha_bar))
+
+
+def fitting(solution: Tensor, batch: int) -> Tensor:
+    """Solutions (B or 2B, N, D) for a batch of B or 2B: guidance begins from the conditional one for both."""
+    if len(solution) == batch:
+        return solution
+    return solution.repeat(2, 1, 1) if len(solution) < batch else solution[:batch]

@@ -1,0 +1,66 @@
+"""Where solves start: solutions reused, damped, extrapolated."""
+
+import math
+
+import pytest
+import torch
+
+from fpdm.sampling.starts import Starts, angle
+
+
+def alpha_bar(radians: float) -> float:
+    return math.cos(radians) ** 2
+
+
+def solution(value: float, batch: int = 2) -> torch.Tensor:
+    return torch.full((batch, 3, 4), value)
+
+
+def test_the_first_solve_starts_from_the_pre_blocks():
+    assert Starts().at(0.5, 2) is None
+
+
+def test_reuse_is_the_last_solution_itself():
+    starts = Starts()
+    for value in (1.0, 2.0):
+        starts.add(value / 10, solution(value))
+    assert torch.equal(starts.at(0.9, 2), solution(2.0))
+
+
+def test_damped_reuse_lies_between_the_pre_blocks_output_and_the_solution():
+    starts = Starts(weight=0.75)
+    starts.add(0.2, solution(4.0))
+    torch.testing.assert_close(starts.at(0.3, 2)(solution(0.0)), solution(3.0))
+
+
+@pytest.mark.parametrize(("amount", "expected"), [(1.0, 7.0), (0.5, 5.5)])
+def test_solutions_linear_in_the_angle_are_foretold(amount, expected):
+    """4 at 1.2 and 1 at 1.4: a line of slope -15, 7 at 1.0; half the way from 4 is 5.5."""
+    starts = Starts(extrapolation=amount)
+    starts.add(alpha_bar(1.4), solution(1.0))
+    assert torch.equal(starts.at(alpha_bar(1.2), 2), solution(1.0))  # one solution is no line
+    starts.add(alpha_bar(1.2), solution(4.0))
+    torch.testing.assert_close(starts.at(alpha_bar(1.0), 2), solution(expected))
+
+
+def test_a_second_call_at_the_same_timestep_takes_the_place_of_the_first():
+    """As solvers with two model calls a step make them: no line through two solutions of one timestep."""
+    starts = Starts(extrapolation=1.0)
+    starts.add(alpha_bar(1.4), solution(1.0))
+    starts.add(alpha_bar(1.2), solution(9.0))
+    starts.add(alpha_bar(1.2), solution(4.0))
+    torch.testing.assert_close(starts.at(alpha_bar(1.0), 2), solution(7.0))
+    torch.testing.assert_close(starts.at(alpha_bar(1.2), 2), solution(4.0))
+
+
+def test_guidance_that_begins_or_ends_keeps_the_conditional_solution():
+    starts = Starts(extrapolation=1.0)
+    starts.add(alpha_bar(1.4), solution(1.0))
+    starts.add(alpha_bar(1.2), torch.cat([solution(4.0), solution(50.0)]))
+    assert starts.at(alpha_bar(1.0), 2).shape == (2, 3, 4)
+    torch.testing.assert_close(starts.at(alpha_bar(1.0), 2), solution(7.0))
+    torch.testing.assert_close(starts.at(alpha_bar(1.0), 4)[2:], solution(50.0 + 49.0))
+
+
+def test_angles():
+    assert angle(0.0) == pytest.approx(math.pi / 2) and angle(1.0) == 0

@@ -1,0 +1,225 @@
+"""The diffusers pipeline: against our own sampler, with other schedulers, saved, opened and uploaded."""
+
+import json
+import warnings
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from fpdm.config import DiffusionConfig
+from fpdm.data.codec import VAECodec, fingerprint
+from fpdm.diffusion import Diffusion
+from fpdm.models import build_model
+from fpdm.pipeline import FPDMPipeline, default_scheduler
+from fpdm.sampling.plan import Plan, Step
+from fpdm.sampling.sampler import sample
+from fpdm.sampling.starts import Starts
+
+NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def make(tiny_vae):
+    def made(name="FPDM-XS/2", vae=True, class_dropout=0.1, **diffusion):
+        torch.manual_seed(0)
+        channels = 4 if vae else 3
+        model = build_model(name, input_size=8, in_channels=channels, num_classes=4, hidden_size=32, num_heads=2,
+                            class_dropout=class_dropout).eval()  # fmt: skip
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        opened = AutoencoderKL.from_pretrained(tiny_vae) if vae else None
+        facts = {
+            "diffusion": asdict(DiffusionConfig(**diffusion)),
+            "codec": str(tiny_vae) if vae else "pixels",
+            "codec_fingerprint": fingerprint(opened) if vae else "pixels",
+            "class_names": list("abcd"),
+            "latents": None,
+        }
+        scheduler = default_scheduler(Diffusion(**facts["diffusion"]))
+        pipe = FPDMPipeline(model, scheduler, opened, facts)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return made
+
+
+def ours(pipe, iterations, labels=(1, 2), **settings):
+    """Our sampler along the scheduler's timesteps."""
+    times = [int(t) for t in pipe.scheduler.timesteps] + [-1]
+    steps = tuple(Step(t, after, iterations) for t, after in pairwise(times))
+    with torch.no_grad():
+        return sample(pipe.model, pipe.diffusion, Plan(steps, 2), NOISE, torch.tensor(labels), **settings)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("reuse", [True, False])
+def test_ddim_of_diffusers_draws_what_our_ddim_draws(make, reuse, guidance):
+    pipe = make()
+    output = pipe([1, 2], budget=42, iterations=4, reuse=reuse, guidance_scale=guidance, latents=NOISE,
+                  output_type="latent")  # fmt: skip
+    assert len(pipe.scheduler.timesteps) == 7 and output.block_passes == 42 and int(pipe.scheduler.timesteps[0]) == 999
+    expected = ours(pipe, 4, starts=Starts() if reuse else None, cfg_scale=guidance, null_label=4)
+    torch.testing.assert_close(output.images, expected, atol=5e-3, rtol=5e-3)  # its last alpha_bar is not quite 0
+
+
+@pytest.mark.parametrize("parametrisation", ["v", "x0", "eps"])
+def test_every_parametrisation(make, parametrisation):
+    zero = parametrisation != "eps"
+    pipe = make(parametrisation=parametrisation, zero_terminal_snr=zero)
+    images = pipe([1, 2], num_inference_steps=5, iterations=2, latents=NOISE, output_type="latent").images
+    torch.testing.assert_close(images, ours(pipe, 2, starts=Starts()), atol=5e-3, rtol=5e-3)
+
+
+SCHEDULERS = {
+    "DDPMScheduler": 1,
+    "DPMSolverMultistepScheduler": 1,
+    "UniPCMultistepScheduler": 1,
+    "EulerDiscreteScheduler": 1,
+    "DEISMultistepScheduler": 1,
+    "HeunDiscreteScheduler": 2,
+    "KDPM2DiscreteScheduler": 2,
+}
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_other_schedulers_stay_within_the_budget(make, name, reuse):
+    pipe = make()
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    starts, original = [], pipe.model.forward
+    pipe.model.forward = lambda *args, **kwargs: (starts.append(kwargs["init"]), original(*args, **kwargs))[1]
+    output = pipe([0, 3], budget=60, iterations=4, reuse=reuse, generator=torch.Generator().manual_seed(0),
+                  output_type="pt")  # fmt: skip
+    assert output.images.isfinite().all() and output.images.shape == (2, 3, 16, 16)
+    calls = len(pipe.scheduler.timesteps)
+    assert calls == len(starts) == (10 if SCHEDULERS[name] == 1 else 9)  # two calls a step, but one at the last
+    assert output.block_passes == 6 * calls <= 60
+    assert starts[0] is None and all((start is not None) == reuse for start in starts[1:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"budget": 5, "iterations": 4}, "budget=5 does not hold one step"),
+        ({}, "give one of the two"),
+        ({"budget": 60, "iterations": 0}, "iterations=0: at least 1"),
+        ({"num_inference_steps": 3, "iterations": [1, 2]}, "2 of them, but the scheduler calls the model 3 times"),
+        ({"budget": 60, "class_labels": [4]}, r"class_labels=\[4\]: labels of this model are 0\.\.3"),
+        ({"budget": 60, "output_type": "jpg"}, "output_type='jpg'"),
+        ({"budget": 60, "latents": NOISE[:1]}, "latents have shape"),
+    ],
+)
+def test_mistakes_are_said(make, settings, says):
+    with pytest.raises(ValueError, match=says):
+        make()(**{"class_labels": [1, 2], **settings})
+
+
+def test_what_a_model_cannot_do(make):
+    with pytest.raises(ValueError, match="no trained null label"):
+        make(class_dropout=0.0)([1], budget=60, guidance_scale=2.0)
+    for settings in ({"iterations": 3}, {"reuse": True}, {"anderson": 1}, {"extrapolation": 1.0}):
+        with pytest.raises(ValueError, match="a DiT has no implicit layer"):
+            make("DiT-XS/2")([1], budget=60, **settings)
+    assert make("DiT-XS/2")([1], budget=60).block_passes == 60
+
+
+def test_outputs_and_iterations_of_each_call(make):
+    pipe = make()
+    settings = {"class_labels": 2, "num_inference_steps": 3, "iterations": [4, 2, 1]}
+    seed = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    pil, arrays, tensors = (pipe(**settings, generator=seed(), output_type=kind).images for kind in ("pil", "np", "pt"))
+    assert pil[0].size == (16, 16) and arrays.shape == (1, 16, 16, 3) and tensors.shape == (1, 3, 16, 16)
+    assert np.abs(np.asarray(pil[0]) / 255 - arrays[0]).max() <= 1 / 255
+    torch.testing.assert_close(torch.tensor(arrays).permute(0, 3, 1, 2), tensors)
+    images, passes = pipe(**settings, generator=seed(), output_type="pt", return_dict=False)
+    assert torch.equal(images, tensors) and passes == 3 * 2 + 7
+
+
+def test_one_generator_for_each_image(make):
+    pipe = make()
+    seeds = lambda *numbers: [torch.Generator().manual_seed(n) for n in numbers]  # noqa: E731
+    both = pipe([1, 1], budget=24, generator=seeds(5, 6), output_type="pt").images
+    again = pipe([1], budget=24, generator=seeds(6), output_type="pt").images
+    torch.testing.assert_close(both[1:], again, atol=1e-4, rtol=1e-3)
+
+
+def test_callback_may_change_the_latents(make):
+    seen = []
+
+    def zero(pipe, position, timestep, values):
+        seen.append((position, int(timestep)))
+        return {"latents": torch.zeros_like(values["latents"])}
+
+    images = make()([1], num_inference_steps=2, callback_on_step_end=zero, output_type="latent").images
+    assert seen == [(0, 999), (1, 499)] and not images.any()
+
+
+def test_sliced_decoding_and_half_precision(make):
+    pipe = make()
+    plain = pipe([1, 2], budget=24, latents=NOISE, output_type="pt").images
+    pipe.enable_vae_slicing()
+    torch.testing.assert_close(
+        pipe([1, 2], budget=24, latents=NOISE, output_type="pt").images, plain, atol=1e-5, rtol=0
+    )
+    pipe.to(torch.bfloat16)
+    assert pipe.model.dtype == pipe.vae.dtype == torch.bfloat16 and pipe.device.type == "cpu"
+    half = pipe([1, 2], budget=24, latents=NOISE, output_type="pt").images
+    assert (half - plain).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("vae", [True, False], ids=["vae", "pixels"])
+def test_saved_and_opened(make, tmp_path, vae):
+    pipe = make(vae=vae)
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "pipe", {"training steps": "7"})
+    names = {path.name for path in (tmp_path / "pipe").iterdir()}
+    assert {"model_index.json", "scheduler", "config.json", "model.safetensors", "sampling.json", "README.md"} <= names
+    assert ("vae" in names) == vae and "training steps | 7" in (tmp_path / "pipe" / "README.md").read_text()
+    assert json.loads((tmp_path / "pipe" / "model_index.json").read_text())["_class_name"] == "FPDMPipeline"
+    opened = FPDMPipeline.from_pretrained(tmp_path / "pipe")
+    assert isinstance(opened.scheduler, diffusers.HeunDiscreteScheduler)
+    opened.set_progress_bar_config(disable=True)
+    draws = [
+        p([1, 2], budget=60, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        for p in (pipe, opened)
+    ]
+    torch.testing.assert_close(*draws)
+    other = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    half = FPDMPipeline.from_pretrained(tmp_path / "pipe", torch_dtype=torch.bfloat16, scheduler=other)
+    assert half.model.dtype == torch.bfloat16 and isinstance(half.scheduler, diffusers.DDPMScheduler)
+
+
+def test_a_pixel_model_clips_its_predictions(make):
+    pipe = make(vae=False)
+    images = pipe([1, 2], num_inference_steps=4, output_type="latent").images
+    assert float(images.abs().max()) <= 1 + 1e-5
+
+
+def test_uploaded_as_it_is_saved(make, monkeypatch):
+    sent = {}
+
+    def upload(repo_id, folder_path, **kwargs):
+        sent.update(repo=repo_id, **{p.name: p.stat().st_size for p in Path(folder_path).iterdir()})
+        return "https://hub/commit"
+
+    monkeypatch.setattr(
+        "fpdm.pipeline.create_repo", lambda repo_id, **kwargs: diffusers.utils.BaseOutput(repo_id=repo_id)
+    )
+    monkeypatch.setattr("fpdm.pipeline.upload_folder", upload)
+    assert make().push_to_hub("someone/fpdm") == "https://hub/commit"
+    assert (
+        sent["repo"] == "someone/fpdm" and {"README.md", "model.safetensors", "vae", "model_index.json"} <= sent.keys()
+    )
+
+
+def test_the_codec_of_the_pipeline_is_the_one_of_its_vae(make):
+    pipe = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(pipe._codec(), VAECodec) and pipe._codec().vae is pipe.vae
