@@ -92,7 +92,7 @@ def _explicit_switches(words: list[str], options: dict[str, type]) -> list[str]:
 def _bracket_lists(words: list[str], options: dict[str, type]) -> list[str]:
     """--classes 0,2 -> --classes [0,2], for the options whose values are lists."""
     is_list = {name: re.search(r"\b(list|tuple)\[", str(kind)) for name, kind in options.items()}
-    lists = {name: options[name] == list[str] for name, found in is_list.items() if found}
+    lists = {name: options[name] in (list[str], tuple[str, ...]) for name, found in is_list.items() if found}
     result, before = [], ""
     for word in words:
         name, equals, value = word.partition("=")

@@ -32,7 +32,7 @@ from fpdm.sampling.images import (
     save_png,
 )
 from fpdm.sampling.plan import Plan, describe
-from fpdm.sampling.trace import Recorder, Spent, last_residuals, save_trace
+from fpdm.sampling.trace import Fallbacks, Recorder, Spent, last_residuals, save_trace
 
 logger = logging.getLogger("fpdm")
 GRID_IMAGES = 64
@@ -119,6 +119,13 @@ def main() -> None:
     state.wait_for_everyone()  # nobody writes before everybody has looked
     mine = missing[state.process_index :: state.num_processes]
     spent = Spent(plan) if adaptive else None
+    fallbacks = Fallbacks() if config.anderson else None
+    observers = [observer for observer in (spent, fallbacks) if observer is not None]
+
+    def on_step(*seen) -> None:
+        for observer in observers:
+            observer(*seen)
+
     started = time.perf_counter()
     with (
         ThreadPoolExecutor(2) as writers,
@@ -127,7 +134,7 @@ def main() -> None:
         writing = []
         for first in range(0, len(mine), settings.batch_size):
             indices = mine[first : first + settings.batch_size]
-            images = draw_images(source, config, plan, indices, spent).cpu()
+            images = draw_images(source, config, plan, indices, on_step if observers else None).cpu()
             for job in writing:  # of the batch before: written while this one was drawn
                 job.result()
             writing = [
@@ -138,13 +145,17 @@ def main() -> None:
             job.result()
     state.wait_for_everyone()
     rate = len(missing) / (time.perf_counter() - started)
-    spent_by_all = gather_object([(spent.images, spent.updates)] if adaptive else [None])
+    spent_by_all = gather_object([(spent.images, spent.updates)] if spent else [None])
+    fallbacks_of_all = gather_object([(fallbacks.solves, fallbacks.count)] if fallbacks else [None])
     if state.is_main_process:
         count = min(settings.num_samples, GRID_IMAGES)
         save_grid(torch.from_numpy(load_pngs(out, range(count))).permute(0, 3, 1, 2), out / GRID)
         save_npz(out, settings.num_samples)
-        if adaptive and missing:
+        if spent and missing:
             logger.info(write_allocation(spent_by_all, plan, cost, passes, out / "allocation.json"))
+        if fallbacks and missing:
+            solves, taken_back = (sum(numbers) for numbers in zip(*fallbacks_of_all, strict=True))
+            logger.info(f"Anderson acceleration took back {taken_back:,d} steps in {solves:,d} solves")
         if settings.trace:
             record_trace(source, config, plan, range(settings.trace), out / "trace")
         drawn = f"{len(missing)} of them drawn now, {rate:.1f} images/s" if missing else "all of them there already"
@@ -171,7 +182,7 @@ def write_allocation(
 def record_trace(source: Source, config: SamplingConfig, plan: Plan, indices: range, folder: Path) -> None:
     """Draw images once more and write what happened."""
     recorder = Recorder()
-    draw_images(source, config, plan, indices, recorder)
+    draw_images(source, config, plan, indices, recorder, with_residuals=source.iterative)
     trace = recorder.trace(plan)
     save_trace(trace, source.codec, folder)
     if trace.residuals is not None:

@@ -133,3 +133,30 @@ def test_the_number_of_settings_is_watched():
     counts = {section.name: len(fields(section.default_factory)) for section in fields(ExperimentConfig)}
     assert counts == {"model": 8, "diffusion": 9, "sjfb": 3, "data": 6, "optim": 10, "run": 13}
     assert len(fields(SamplingConfig)) == 20
+
+
+def test_a_protocol_settles_what_the_paper_settles():
+    paper = SamplingConfig(protocol="paper", seed=3)
+    assert paper.resolved(iterative=True) == SamplingConfig(budget=280, iterations=8, sampler="ddpm", seed=3)
+    assert paper.resolved(iterative=False) == SamplingConfig(budget=280, sampler="ddpm", seed=3)
+    guided = SamplingConfig(protocol="paper-cfg", classes=[1]).resolved(iterative=True)
+    assert guided == SamplingConfig(budget=560, iterations=8, sampler="ddpm", cfg_scale=4.0, classes=[1])
+    assert SamplingConfig(protocol="paper-ddim-140").resolved(False) == SamplingConfig(budget=140)
+    assert SamplingConfig(budget=20).resolved(True) == SamplingConfig(budget=20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"protocol": "papr"}, "protocol='papr': choose one of paper, paper-cfg, paper-ddpm-140"),
+        ({"protocol": "paper", "cfg_scale": 2.0, "iterations": 3}, "protocol=paper settles iterations, cfg_scale"),
+        ({"steps": 3, "anderson": 6}, "anderson=6: a memory of 1 to 5"),
+        ({"steps": 3, "reuse_weight": 0.0}, "reuse_weight=0.0: above 0"),
+        ({"steps": 3, "reuse": False, "extrapolation": 0.5}, "extrapolation=0.5 with reuse=false"),
+        ({"steps": 3, "reuse": False, "reuse_weight": 0.5}, "reuse_weight=0.5 with reuse=false"),
+        ({"steps": 3, "extrapolation": -1.0}, "extrapolation=-1.0: at least 0"),
+    ],
+)
+def test_sampling_settings_that_contradict_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        SamplingConfig(**settings)

@@ -16,6 +16,7 @@ from fpdm.evaluation.metrics import Statistics, frechet_distance, statistics
 from fpdm.files import write_atomically
 from fpdm.sampling.generate import Source, draw_images, plan_for
 from fpdm.sampling.plan import describe
+from fpdm.sampling.trace import Spent
 
 logger = logging.getLogger("fpdm")
 
@@ -26,15 +27,15 @@ class Contender(NamedTuple):
     name: str
     key: str
     source: Source
-    total_flops: Callable[[Iterable[int]], int]
+    total_flops: Callable[[Iterable[float]], float]
 
 
 class Score(NamedTuple):
-    """Fréchet distance of `images` samples, and what one of them cost."""
+    """Fréchet distance of `images` samples, and what one of them cost; under adaptive allocation, on average."""
 
     distance: float
     timesteps: int
-    block_passes: int
+    block_passes: float
     gflops: float
     ms_per_image: float
 
@@ -64,6 +65,7 @@ class ScoreBook:
     def _compute(self, contender: Contender, config: SamplingConfig) -> Score:
         source = contender.source
         plan = plan_for(source, config)
+        spent = Spent(plan) if config.allocation == "adaptive" else None
         flops = contender.total_flops(plan.iterations)
         reuse = ", reuse" if source.iterative and config.reuse is not False else ""
         logger.info(f"{contender.name}, {config.sampler}{reuse}: {describe(plan, flops)}")
@@ -71,13 +73,14 @@ class ScoreBook:
         with tqdm(total=self.images, desc=f"sample {contender.name}", unit="image", leave=False) as progress:
             for first in range(0, self.images, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.images))
-                features.append(self.extractor(draw_images(source, config, plan, indices)).cpu())
+                features.append(self.extractor(draw_images(source, config, plan, indices, spent)).cpu())
                 progress.update(len(indices))
         seconds = time.perf_counter() - started
+        updates = plan.iterations if spent is None else spent.mean()
         return Score(
             distance=frechet_distance(statistics(torch.cat(features)), self.reference),
             timesteps=len(plan.steps),
-            block_passes=plan.block_passes,
-            gflops=flops / 1e9,
+            block_passes=plan.explicit_blocks * len(plan.steps) + sum(updates),
+            gflops=contender.total_flops(updates) / 1e9,
             ms_per_image=1000 * seconds / self.images,
         )

@@ -82,10 +82,11 @@ def draw_images(
     plan: Plan,
     indices: Sequence[int],
     on_step: Callable[[int, Any, Tensor], None] | None = None,
+    with_residuals: bool = False,
 ) -> Tensor:
     """uint8 images (len(indices), 3, R, R) on the source's device, as one batch.
 
-    on_step: see `sampler.sample`; with it, the network returns the residual of each update as well.
+    on_step, with_residuals: see `sampler.sample`.
 
     An image depends on (config, plan, its index) alone: the same in any batch, up to float rounding.
     """
@@ -116,6 +117,7 @@ def draw_images(
         null_label=source.num_classes if source.guidable else None,
         clip_x0=source.codec.clip,
         on_step=on_step,
+        with_residuals=with_residuals,
     )
     return to_uint8(source.codec.decode(latents))
 

@@ -96,6 +96,11 @@ def plan_of_counts(
     return _over_time(counts, explicit_blocks, timesteps, down_to_zero, two_calls)
 
 
+def spread_evenly(total: int, calls: int) -> list[int]:
+    """`total` updates over so many model calls, as nearly alike as whole numbers can be."""
+    return [(total * (i + 1)) // calls - (total * i) // calls for i in range(calls)]
+
+
 def _over_time(
     counts: list[int | None], explicit_blocks: int, timesteps: int, down_to_zero: bool, two_calls: bool
 ) -> Plan:

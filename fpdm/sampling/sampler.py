@@ -38,6 +38,7 @@ def sample(
     null_label: int | None = None,
     clip_x0: float | None = None,
     on_step: Callable[[int, Any, Tensor], None] | None = None,
+    with_residuals: bool = False,
 ) -> Tensor:
     """Noise x (B, C, H, H) and labels y (B,) -> clean latents (B, C, H, H).
 
@@ -51,8 +52,8 @@ def sample(
     cfg_scale: guidance, 1 for none; runs the batch twice, with y and with `null_label`, at the
         timesteps in cfg_interval (lowest, highest; None for all).
     clip_x0: limit predicted images to -clip..clip; for pixels, whose range is known.
-    on_step: called with (position, output of denoise, predicted x0) at each step; denoise is
-        then asked for residuals as well.
+    on_step: called with (position, output of denoise, predicted x0) at each step.
+    with_residuals: ask denoise for the residual of each update.
     """
     iterative = plan.steps[0].iterations is not None
     _check(iterative, starts is not None, cfg_scale, null_label)
@@ -72,7 +73,7 @@ def sample(
             # One update is kept back for each timestep to come.
             most_now = (left[: len(inputs)] - (len(plan.steps) - 1 - i)).clamp(1, most)
             extra |= {"iterations": most_now, "tolerance": tolerance}
-        elif iterative and on_step is not None:
+        elif iterative and with_residuals:
             extra["with_residuals"] = True
         output = denoise(inputs, t, labels, **extra)
         if tolerance is not None:

@@ -55,6 +55,27 @@ class Spent:
         # Guidance doubles the batch, not the count of an image: the mean of both.
         self.updates[position] += output.counts.double().mean().cpu() * len(x0)
 
+    def mean(self) -> list[float]:
+        """Updates of an image in each model call."""
+        return (self.updates / self.images).tolist()
+
+
+class Fallbacks:
+    """How often steps of Anderson acceleration were taken back: an on_step that counts them, over any number of
+    batches."""
+
+    def __init__(self):
+        self.solves = 0
+        self._fallbacks: Tensor | int = 0
+
+    def __call__(self, position: int, output, x0: Tensor) -> None:
+        self.solves += len(output.fallbacks)
+        self._fallbacks = self._fallbacks + output.fallbacks.sum()  # stays on the device
+
+    @property
+    def count(self) -> int:
+        return int(self._fallbacks)
+
 
 class Trace(NamedTuple):
     """timesteps (S,); residuals (B, S, K), NaN where an image had fewer updates, None for a DiT; x0 (S, B, C, H, H),

@@ -10,8 +10,11 @@ from fpdm.config import SamplingConfig
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
-from fpdm.models import build_model
-from fpdm.sampling.generate import check_config, draw_images, forward_passes, plan_for
+from fpdm.models import build_model, compile_layers
+from fpdm.sampling.generate import check_config, draw, draw_images, forward_passes, plan_for
+from fpdm.sampling.plan import make_plan
+from fpdm.sampling.sampler import sample
+from fpdm.sampling.starts import Starts
 
 
 def source(name="FPDM-XS/2", class_dropout=0.1, num_classes=4):
@@ -35,6 +38,89 @@ def test_an_image_is_the_same_in_any_batch(name, settings):
     assert not torch.equal(whole[0], whole[1])
 
 
+SOLVING = [
+    {"reuse_weight": 0.8},
+    {"extrapolation": 1.0},
+    {"anderson": 2},
+    {"extrapolation": 0.5, "reuse_weight": 0.9, "anderson": 3, "cfg_scale": 2.0, "cfg_interval": [200, 800]},
+    {"sampler": "heun"},
+    {"sampler": "ab2", "anderson": 1},
+    {"sampler": "unipc", "extrapolation": 1.0},
+    {"allocation": "adaptive", "anderson": 1, "extrapolation": 0.5, "sampler": "heun", "cfg_scale": 1.5},
+]
+
+
+@pytest.mark.parametrize("settings", SOLVING, ids=str)
+def test_ways_to_solve_change_the_path_and_not_what_an_image_depends_on(settings):
+    model, config = source(), SamplingConfig(steps=5, iterations=3, **settings)
+    plan = plan_for(model, config)
+    whole = draw_images(model, config, plan, range(5))
+    assert (draw_images(model, config, plan, [3, 0]).int() - whole[[3, 0]].int()).abs().max() <= 1
+    plain = SamplingConfig(steps=5, iterations=3)
+    assert not torch.equal(whole, draw_images(model, plain, plan_for(model, plain), range(5)))
+
+
+def test_every_way_to_solve_ends_at_the_fixed_point():
+    """With iterations enough for the solution, it does not matter where a solve starts or how it gets there."""
+    model = source()
+    ends = []
+    for settings in ({"reuse": False}, {}, {"reuse_weight": 0.5}, {"extrapolation": 1.0}, {"anderson": 3}):
+        config = SamplingConfig(steps=4, iterations=60, **settings)
+        ends.append(draw_images(model, config, plan_for(model, config), range(4)).int())
+    for end in ends[1:]:
+        assert (end - ends[0]).abs().max() <= 1
+
+
+def test_heun_with_reuse_starts_every_call_from_the_one_before():
+    model, seen = source(), []
+    config = SamplingConfig(budget=54, iterations=4, sampler="heun")
+    plan, original = plan_for(model, config), model.denoise
+
+    def watched(x, t, y, **kwargs):
+        seen.append((int(t[0]), kwargs["init"] is not None))
+        return original(x, t, y, **kwargs)
+
+    draw_images(model._replace(denoise=watched), config, plan, range(2))
+    assert seen == [(999, False), (749, True), (749, True), (500, True), (500, True), (250, True), (250, True),
+                    (0, True), (0, True)]  # fmt: skip
+    assert plan.block_passes == 54
+
+
+def test_draw_is_the_same_at_any_batch_size():
+    model = source()
+    settings = {"budget": 30, "iterations": 4, "classes": [2, 0]}
+    one, many = (draw(model, 5, batch_size=size, **settings) for size in (2, 64))
+    assert one.shape == (5, 3, 8, 8) and one.dtype == torch.uint8 and (one.int() - many.int()).abs().max() <= 1
+    assert draw(model, 1, protocol="paper-ddim-140").shape == (1, 3, 8, 8)
+
+
+def test_compiled_sampling_is_eager_sampling_whatever_the_iterations():
+    """Anderson, starts and the count are outside of what is compiled: after the first run nothing is compiled again."""
+    torch.compiler.reset()
+    network = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    compiled = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4).eval()
+    compiled.load_state_dict(network.state_dict())
+    compile_layers(compiled)
+    noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, ways = torch.tensor([0, 1, 2]), [{}, {"starts": (1.0, 0.5)}, {"starts": (0.8, 0.0), "anderson": 2}]
+
+    def latents(model, iterations, settings):
+        starts = {"starts": Starts(*settings["starts"])} if "starts" in settings else {}
+        plan = make_plan(2, steps=2, iterations=iterations)
+        with torch.inference_mode():
+            return sample(model, Diffusion(), plan, noise, labels, **{**settings, **starts})
+
+    for settings in ways:
+        latents(compiled, 2, settings)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for iterations in range(1, 31):
+            settings = ways[iterations % 3]
+            ours, expected = latents(compiled, iterations, settings), latents(network, iterations, settings)
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_reuse_is_the_default_and_changes_images():
     model, config = source(), SamplingConfig(steps=4, iterations=1)
     plan = plan_for(model, config)
@@ -54,6 +140,8 @@ def test_budget_becomes_a_plan_for_this_model():
     [
         ({"name": "DiT-XS/2"}, {"iterations": 3}, "iterations=3: an explicit model"),
         ({"name": "DiT-XS/2"}, {"reuse": True}, "reuse=true: an explicit model"),
+        ({"name": "DiT-XS/2"}, {"anderson": 2}, "anderson=2: an explicit model"),
+        ({"name": "DiT-XS/2"}, {"extrapolation": 0.5}, "extrapolation=0.5: an explicit model"),
         ({"class_dropout": 0.0}, {"cfg_scale": 2.0}, "trained without label dropout"),
         ({}, {"classes": [4]}, r"classes=\[4\]: labels of this model are 0\.\.3"),
         ({}, {"cfg_channels": 5}, "cfg_channels=5: the latent has 3"),

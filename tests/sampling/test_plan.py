@@ -1,6 +1,6 @@
 import pytest
 
-from fpdm.sampling.plan import CLEAN, Step, describe, evenly_spaced, make_plan, plan_of_counts
+from fpdm.sampling.plan import CLEAN, Step, describe, evenly_spaced, make_plan, plan_of_counts, spread_evenly
 
 
 @pytest.mark.parametrize(("iterations", "timesteps"), [(1, 93), (4, 46), (26, 10), (68, 4)])
@@ -104,3 +104,9 @@ def test_counts_of_two_calls_a_step_are_odd_in_number():
     assert len(plan_of_counts(2, [3, 2, 1], two_calls=True).steps) == 3
     with pytest.raises(ValueError, match="4 of them, but two calls a step"):
         plan_of_counts(2, [1, 1, 1, 1], two_calls=True)
+
+
+@pytest.mark.parametrize(("total", "calls"), [(10, 5), (11, 5), (14, 5), (5, 5), (37, 12)])
+def test_updates_are_spread_evenly(total, calls):
+    counts = spread_evenly(total, calls)
+    assert sum(counts) == total and len(counts) == calls and max(counts) - min(counts) <= 1

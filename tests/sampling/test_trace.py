@@ -24,7 +24,7 @@ def source(name):
 def recorded(name, **settings):
     made, config = source(name), SamplingConfig(**settings)
     plan, recorder = plan_for(made, config), Recorder()
-    images = draw_images(made, config, plan, range(3), recorder)
+    images = draw_images(made, config, plan, range(3), recorder, with_residuals=made.iterative)
     assert torch.equal(images, draw_images(made, config, plan, range(3)))  # watching changes nothing
     return made, recorder.trace(plan), images
 

@@ -1,0 +1,31 @@
+"""How far solves have come: the residual where each starts and where it ends."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpdm.config import SamplingConfig
+from fpdm.sampling.generate import Source, draw_images, plan_for
+
+
+def solve_residuals(source: Source, config: SamplingConfig, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of images drawn from an FPDM: residual of each solve's start and of its solution, (B, S) each, S model calls.
+
+    That of the solution, ||g(h) - h|| / ||g(h)||, takes one update more than sampling does.
+    """
+    plan = plan_for(source, config)
+    starts, ends = [], []
+
+    def watched(x: Tensor, t: Tensor, y: Tensor, **settings):
+        settings.setdefault("with_residuals", True)
+        output = source.denoise(x, t, y, **settings)
+        more = source.denoise(x, t, y, iterations=1, init=output.solution, with_residuals=True)
+        starts.append(output.residuals[: len(indices), 0])  # guidance doubles the batch
+        ends.append(more.residuals[: len(indices), 0])
+        return output
+
+    with torch.inference_mode():
+        draw_images(source._replace(denoise=watched), config, plan, indices)
+    return tuple(torch.stack(values, dim=1).float().cpu().numpy() for values in (starts, ends))

@@ -1,0 +1,233 @@
+"""Which ways of sampling help, on checkpoints of several training seeds: where solves start and how they are sped
+up, solvers, allocation. Tables in report.md; started again, it goes on where it stopped."""
+
+import hashlib
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import fpdm
+from fpdm import cli
+from fpdm.chain import keep_settings
+from fpdm.config import SamplingConfig, check_at_least, check_choice
+from fpdm.data.codec import Codec
+from fpdm.devices import process_state
+from fpdm.evaluation.comparison import Contender, Score, ScoreBook
+from fpdm.evaluation.convergence import solve_residuals
+from fpdm.evaluation.features import cached_classifier
+from fpdm.evaluation.metrics import noise_floor, score_name, statistics
+from fpdm.evaluation.samples import load_labelled
+from fpdm.evaluation.tables import markdown_table
+from fpdm.loading import load_checkpoint, open_source
+from fpdm.models import forward_cost
+from fpdm.sampling.plan import spread_evenly
+from fpdm.sampling.solvers import SOLVERS
+
+logger = logging.getLogger("fpdm")
+PARTS = ("solves", "solvers", "allocation")
+TRACED = 64  # images whose residuals are measured
+# Name -> settings. Compared with the first, the paper's.
+STARTS = {
+    "reuse": {},
+    "no reuse": {"reuse": False},
+    "damped reuse, weight 0.8": {"reuse_weight": 0.8},
+    "damped reuse, weight 0.5": {"reuse_weight": 0.5},
+    "extrapolation 0.5": {"extrapolation": 0.5},
+    "extrapolation 1": {"extrapolation": 1.0},
+}
+SPEEDING_UP = {  # from two iterations on
+    **{f"reuse, Anderson({memory})": {"anderson": memory} for memory in (1, 2, 3, 5)},
+    "no reuse, Anderson(1)": {"reuse": False, "anderson": 1},
+    "extrapolation 0.5, Anderson(1)": {"extrapolation": 0.5, "anderson": 1},
+}
+TOLERANCES = (0.2, 0.1, 0.05)
+
+
+@dataclass
+class Settings:
+    """What is compared, and on what.
+
+    Args:
+        ckpt: checkpoints, alike but for the training seed; of an FPDM and, for `solvers`, also of a DiT.
+        reference: the real images, in classes: a folder, a zip or digits.
+        out: folder of the report.
+        parts: solves, solvers, allocation.
+        images: images drawn for each score.
+        budget: block passes per image.
+        budgets: block passes per image of the table of solvers.
+        iterations: iterations per timestep of the tables of solves.
+        batch_size: images drawn at a time.
+    """
+
+    ckpt: list[str] = field(default_factory=list)
+    reference: str = "digits"
+    out: str = "results/study-sampling"
+    parts: tuple[str, ...] = PARTS
+    images: int = 1000
+    budget: int = 60
+    budgets: tuple[int, ...] = (30, 60, 120)
+    iterations: tuple[int, ...] = (1, 2, 3, 4)
+    batch_size: int = 250
+
+    def __post_init__(self):
+        if not self.ckpt:
+            raise ValueError("ckpt is not set; give checkpoints as a list, as in --ckpt runs/000-a,runs/001-b")
+        for part in self.parts:
+            check_choice("parts", part, PARTS)
+        check_at_least(65, images=self.images)  # the features have 64 dimensions
+        check_at_least(1, batch_size=self.batch_size)
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    out = Path(settings.out)
+    models = [open_contender(path) for path in settings.ckpt]
+    fpdms, dits = ([c for c in models if c.source.iterative is kind] for kind in (True, False))
+    if not fpdms:
+        raise ValueError(f"ckpt={settings.ckpt}: at least one must be of an FPDM")
+    out.mkdir(parents=True, exist_ok=True)
+    decisive = {"reference": settings.reference, "weights": [c.key for c in models], "images": settings.images}
+    keep_settings(out / "settings.json", decisive)
+    codec: Codec = fpdms[0].source.codec
+    images, labels, classes = load_labelled(settings.reference, fpdms[0].source.latent_shape[1] * codec.downsampling)
+    classifier, key = cached_classifier(images, labels, classes, out / "features")
+    reference = torch.cat([classifier(batch) for batch in images.split(256)])
+    classifier.to(process_state().device)
+    book = ScoreBook(out / "scores.json", classifier, key, statistics(reference), settings.images, settings.batch_size)
+
+    name = score_name("cnn", settings.images)
+    sections = []
+    if "solves" in settings.parts:
+        sections += [solves_table(settings, book, fpdms, k, name) for k in settings.iterations]
+    if "solvers" in settings.parts:
+        sections.append(solvers_table(settings, book, fpdms, dits, name))
+    if "allocation" in settings.parts:
+        sections += [allocation_table(settings, book, fpdms, k, name) for k in (2, 4)]
+    seeds = f"{len(fpdms)} FPDM" + (f" and {len(dits)} DiT" if dits else "")
+    head = (
+        f"# Ways of sampling\n\n{seeds} training seeds, sampling seed i for the i-th; mean ± standard deviation over "
+        f"them. {name}: lower is better; noise floor {noise_floor(reference):.1f}. A difference is that to the first "
+        "row for the same seeds; it counts where its mean is beyond its standard deviation.\n"
+    )
+    foot = (
+        f"fpdm {fpdm.__version__}, torch {torch.__version__}, {process_state().device}, {platform.machine()}, "
+        f"Python {platform.python_version()}.\n"
+    )
+    (out / "report.md").write_text("\n\n".join([head, *sections, foot]))
+    logger.info("\n" + "\n\n".join(sections) + f"\n\n-> {out / 'report.md'}")
+
+
+def open_contender(path: str) -> Contender:
+    model, facts, checkpoint = load_checkpoint(path)
+    weights = (checkpoint / "ema" if (checkpoint / "ema").is_dir() else checkpoint) / "model.safetensors"
+    source = open_source(model, facts, device=process_state().device)
+    key = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
+    return Contender("FPDM" if source.iterative else "DiT", key, source, forward_cost(model).total_flops)
+
+
+class Results(NamedTuple):
+    """Scores of one way of sampling, one for each seed."""
+
+    scores: list[Score]
+
+    @property
+    def distances(self) -> np.ndarray:
+        return np.array([score.distance for score in self.scores])
+
+    @property
+    def passes(self) -> float:
+        return float(np.mean([score.block_passes for score in self.scores]))
+
+    @property
+    def gflops(self) -> float:
+        return float(np.mean([score.gflops for score in self.scores]))
+
+
+def over_seeds(book: ScoreBook, models: list[Contender], config: Callable[[int], SamplingConfig]) -> Results:
+    """config: sampling settings of a seed."""
+    return Results([book.score(model, config(seed)) for seed, model in enumerate(models)])
+
+
+def spread(values: np.ndarray) -> str:
+    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def difference(values: np.ndarray, baseline: np.ndarray) -> list[str]:
+    """The paired difference, and whether it counts."""
+    gaps = values - baseline
+    beyond = len(gaps) > 1 and abs(gaps.mean()) > gaps.std(ddof=1)
+    verdict = ("better" if gaps.mean() < 0 else "worse") if beyond else "no difference"
+    return [f"{'+' if gaps.mean() > 0 else ''}{spread(gaps)}", verdict]
+
+
+def solves_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:
+    """Where solves start, how far they get, and the score, at so many iterations per timestep."""
+    rows, baseline = [], None
+    for label, ways in (STARTS | (SPEEDING_UP if iterations > 1 else {})).items():
+        config = SamplingConfig(budget=settings.budget, iterations=iterations, **ways)
+        result = over_seeds(book, models, lambda seed, config=config: replace(config, seed=seed)).distances
+        residuals = [
+            solve_residuals(model.source, replace(config, seed=seed), range(TRACED))
+            for seed, model in enumerate(models)
+        ]
+        # The first solve starts from the pre blocks' output, whatever the way.
+        starts, ends = (np.median([values[:, 1:] for values in kind]) for kind in zip(*residuals, strict=True))
+        compared = ["", ""] if baseline is None else difference(result, baseline)
+        baseline = result if baseline is None else baseline
+        rows.append([label, f"{starts:.3f}", f"{ends:.3f}", spread(result), *compared])
+    timesteps = settings.budget // (models[0].source.explicit_blocks + iterations)
+    head = [f"{timesteps} timesteps of {iterations} it.", "residual at start", "at end", name, "difference", ""]
+    return markdown_table(head, rows)
+
+
+def solvers_table(settings: Settings, book: ScoreBook, fpdms: list[Contender], dits: list[Contender], name: str) -> str:
+    """Every solver at every budget; FPDM with 1 and 2 iterations per model call."""
+    groups = [(f"FPDM, {k} it.", fpdms, {"iterations": k}) for k in (1, 2)] + [("DiT", dits, {})]
+    rows = []
+    for label, models, extra in groups:
+        for sampler in SOLVERS if models else ():
+            cells = []
+            for budget in settings.budgets:
+                config = SamplingConfig(budget=budget, sampler=sampler, **extra)
+                cells.append(spread(over_seeds(book, models, lambda seed, c=config: replace(c, seed=seed)).distances))
+            rows.append([label, sampler, *cells])
+    return markdown_table([name, "sampler", *(f"{budget} passes" for budget in settings.budgets)], rows, 2)
+
+
+def allocation_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:
+    """Each allocation against the constant plan of as many timesteps and, on average, as many updates."""
+    rows = []
+    config = SamplingConfig(budget=settings.budget, iterations=iterations)
+    constant = over_seeds(book, models, lambda seed: replace(config, seed=seed))
+    rows.append(["constant", f"{constant.passes:.1f}", f"{constant.gflops:.2f}", spread(constant.distances), "", ""])
+    calls, explicit = constant.scores[0].timesteps, models[0].source.explicit_blocks
+    ways = {f"{way}, ratio 3": {"allocation": way} for way in ("decreasing", "increasing")} | {
+        f"adaptive, tolerance {tolerance:g}": {"allocation": "adaptive", "tolerance": tolerance}
+        for tolerance in TOLERANCES
+    }
+    for label, way in ways.items():
+        chosen = replace(config, **way)
+        result = over_seeds(book, models, lambda seed, chosen=chosen: replace(chosen, seed=seed))
+        updates = [round(score.block_passes) - explicit * calls for score in result.scores]
+        equal = over_seeds(
+            book, models, lambda seed, u=updates: SamplingConfig(counts=spread_evenly(u[seed], calls), seed=seed)
+        )
+        rows.append([label, f"{result.passes:.1f}", f"{result.gflops:.2f}", spread(result.distances),
+                     *difference(result.distances, equal.distances)])  # fmt: skip
+    head = [f"{calls} timesteps of {iterations} it. on average", "block passes", "GFLOPs", name,
+            "difference to constant", ""]  # fmt: skip
+    return markdown_table(head, rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)

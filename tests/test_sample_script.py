@@ -1,0 +1,88 @@
+"""scripts/sample.py on one, two and three processes, with every way of solving; protocols; compiled."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
+from fpdm.loading import load_source
+from fpdm.sampling.generate import draw
+from fpdm.sampling.images import load_pngs
+from fpdm.training.loop import train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_store):
+    """An FPDM trained for some steps, so that its solves are not all alike."""
+    return train(
+        ExperimentConfig(
+            model=ModelConfig(name="FPDM-XS/2", hidden_size=32, num_heads=2),
+            data=DataConfig(latents=str(tiny_store)),
+            optim=OptimConfig(steps=20, batch_size=8, lr=3e-3),
+            run=RunConfig(results=str(tmp_path_factory.mktemp("runs"))),
+        )
+    )
+
+
+def sample(*words, processes=1, threads=1):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, str(ROOT / "scripts" / "sample.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+# Way -> how many processes draw it besides one.
+WAYS = {
+    "ddpm": (3, ["--sampler", "ddpm", "--steps", 4]),
+    "heun, extrapolated, Anderson, guided": (2, [
+        "--sampler", "heun", "--steps", 3, "--extrapolation", 0.5, "--reuse-weight", 0.9, "--anderson", 2,
+        "--cfg-scale", 2, "--cfg-interval", "200,800",
+    ]),
+    "adaptive, unipc": (3, ["--sampler", "unipc", "--budget", 30, "--allocation", "adaptive", "--tolerance", 0.2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_files_do_not_depend_on_processes(run_folder, tmp_path, way):
+    """Batches of two on one and on several processes: no batch is smaller, so not a bit may differ."""
+    several, settings = WAYS[way]
+    for processes in (1, several):
+        out = tmp_path / str(processes)
+        said = sample("--ckpt", run_folder, "--num-samples", 12, "--seed", 1, *settings, "--batch-size", 2,
+                      "--out", out, processes=processes)  # fmt: skip
+        assert "12 images, 12 of them drawn now" in said
+        assert {p.name for p in out.glob("0*.png")} == {f"{i:06d}.png" for i in range(12)}
+    one, other = (load_pngs(tmp_path / str(n), range(12)).astype(int) for n in (1, several))
+    assert len(np.unique(one.reshape(12, -1), axis=0)) == 12
+    if "adaptive" not in way:
+        assert np.array_equal(one, other)
+    else:  # images that leave a batch change its size from update to update
+        assert np.abs(one - other).max() <= 1
+        spent = [json.loads((tmp_path / str(n) / "allocation.json").read_text())["updates"] for n in (1, several)]
+        np.testing.assert_allclose(*spent)
+    assert ("Anderson acceleration took back" in said) == ("Anderson" in way)
+
+
+def test_protocol_and_what_the_recipe_says(run_folder, tmp_path):
+    said = sample("--ckpt", run_folder, "--protocol", "paper", "--num-samples", 2, "--out", tmp_path / "s")
+    assert "28 timesteps (999..0), 2 explicit blocks + 8 iterations each: 280 block passes" in said
+    recipe = json.loads((tmp_path / "s" / "samples.json").read_text())
+    assert recipe["sampling"]["protocol"] == "paper" and recipe["sampling"]["sampler"] == "ddpm"
+    assert recipe["sampling"]["cfg_scale"] == 1 and recipe["block_passes"] == 280
+
+
+def test_compiled_draws_the_same(run_folder, tmp_path):
+    sample("--ckpt", run_folder, "--num-samples", 4, "--steps", 3, "--compile", "--out", tmp_path)
+    eager = draw(load_source(run_folder, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
+    assert np.abs(load_pngs(tmp_path, range(4)).astype(int) - eager).max() <= 1
