@@ -9,11 +9,12 @@ README.md                         model card
 import json
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import create_repo, upload_folder
 
 from fpdm.data.codec import Codec, VAECodec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT
+from fpdm.models.card import model_card
 from fpdm.training.checkpoint import SAMPLING, WEIGHTS
 
 VAE = "vae"
@@ -35,7 +36,12 @@ def export_model(
         facts = facts | {"codec": VAE}
     write_atomically(folder / SAMPLING, json.dumps(facts, indent=1))
     (folder / WEIGHTS).chmod((folder / SAMPLING).stat().st_mode)
-    model_card(model, facts, history).save(folder / "README.md")
+    facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
+    iterations = " --iterations 4" if isinstance(model, FixedPointDiT) else ""
+    usage = (
+        f"Images:\n\n```\npython scripts/sample.py --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
+    )
+    model_card(model, model.family, facts_told, usage).save(folder / "README.md")
 
 
 def locate_codec(folder: Path, facts: dict) -> dict:
@@ -43,23 +49,7 @@ def locate_codec(folder: Path, facts: dict) -> dict:
     return facts | {"codec": str(folder / VAE)} if facts["codec"] == VAE else facts
 
 
-def model_card(model: DiT | FixedPointDiT, facts: dict, history: dict[str, str]) -> ModelCard:
-    """What the model is, how it was trained, and how images are drawn from it."""
-    family = "FPDM" if isinstance(model, FixedPointDiT) else "DiT"
-    rows = {
-        "family": "fixed point diffusion model" if family == "FPDM" else "diffusion transformer",
-        "parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,d}",
-        "latents": f"{model.in_channels} x {model.input_size} x {model.input_size}",
-        "classes": str(model.num_classes),
-        "predicts": facts["diffusion"]["parametrisation"],
-        "VAE": str(facts["codec"]),
-        **history,
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    card = ModelCardData(license="apache-2.0", library_name="fpdm", tags=["diffusion", family.lower()])
-    iterations = " --iterations 4" if family == "FPDM" else ""
-    text = (
-        f"# {family}\n\n| | |\n| --- | --- |\n{table}\n\nImages:\n\n```\n"
-        f"python scripts/sample.py --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```\n"
-    )
-    return ModelCard(f"---\n{card.to_yaml()}\n---\n\n{text}")
+def upload(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Upload an exported folder to the Hub as `repo_id`, made if need be; returns the address of the commit."""
+    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    return str(upload_folder(repo_id=repo_id, folder_path=str(folder), token=token, commit_message="Upload model"))

@@ -17,12 +17,11 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import create_repo, upload_folder
 from torch import Tensor
 
 from fpdm.data.codec import PixelCodec, VAECodec
 from fpdm.diffusion import Diffusion
-from fpdm.export import export_model
+from fpdm.export import export_model, upload
 from fpdm.loading import load_checkpoint, open_model_codec
 from fpdm.models import DiT, FixedPointDiT, count_explicit_blocks
 from fpdm.sampling.generate import DEFAULT_ITERATIONS
@@ -103,10 +102,9 @@ class FPDMPipeline(DiffusionPipeline):
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload what save_pretrained writes; returns the address of the commit."""
-        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return upload_folder(repo_id=repo_id, folder_path=folder, token=token, commit_message="Upload FPDMPipeline")
+            return upload(folder, repo_id, private, token)
 
     def enable_vae_slicing(self) -> None:
         """Decode one image at a time."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from fpdm import cli
-from fpdm.export import export_model
+from fpdm.export import export_model, upload
 from fpdm.loading import load_checkpoint, open_model_codec
+from fpdm.pipeline import FPDMPipeline
 from fpdm.training.checkpoint import step_of
 
 logger = logging.getLogger("fpdm")
@@ -25,6 +26,7 @@ class Settings:
         weights: ema or model.
         with_vae: put the VAE into the folder as well, so that it needs nothing else.
         vae: where the VAE is, if it has moved since training.
+        pipeline: make it a diffusers pipeline, which FPDMPipeline.from_pretrained opens; the VAE goes along.
         push_to: Hub repository to upload the folder to, as in user/name (null for none).
     """
 
@@ -33,6 +35,7 @@ class Settings:
     weights: str = "ema"
     with_vae: bool = False
     vae: str | None = None
+    pipeline: bool = False
     push_to: str | None = None
 
     def __post_init__(self):
@@ -48,20 +51,18 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
-    codec = None
-    if settings.with_vae:
-        codec = open_model_codec(model, facts, settings.vae)
-    elif settings.vae:
-        facts["codec"] = settings.vae
-    export_model(settings.out, model, facts, codec, history(checkpoint, settings.weights))
+    trained = history(checkpoint, settings.weights)
+    if settings.pipeline:
+        pipe = FPDMPipeline.from_pretrained(settings.ckpt, weights=settings.weights, vae=settings.vae)
+        pipe.save_pretrained(settings.out, trained)
+    elif settings.with_vae:
+        export_model(settings.out, model, facts, open_model_codec(model, facts, settings.vae), trained)
+    else:
+        facts |= {"codec": settings.vae} if settings.vae else {}
+        export_model(settings.out, model, facts, None, trained)
     logger.info(f"{checkpoint} ({settings.weights} weights) -> {settings.out}")
     if settings.push_to:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(settings.push_to, exist_ok=True)
-        api.upload_folder(repo_id=settings.push_to, folder_path=settings.out)
-        logger.info(f"{settings.out} -> {settings.push_to} on the Hub")
+        logger.info(f"{settings.out} -> {upload(settings.out, settings.push_to)}")
 
 
 def history(checkpoint: Path, weights: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from fpdm import cli
 from fpdm.config import DiffusionConfig, check_choice
 from fpdm.export import export_model
-from fpdm.models import FixedPointDiT
 from fpdm.models.convert import from_published
 from fpdm.models.published import infer_config, read_published
 
@@ -78,8 +77,7 @@ def main() -> None:
         "latents": None,
     }
     export_model(settings.out, model, facts, None, {"imported from": Path(settings.source).name})
-    family = "FPDM" if isinstance(model, FixedPointDiT) else "DiT"
-    logger.info(f"{settings.source} ({settings.weights} weights, {family}) -> {settings.out}: {config}")
+    logger.info(f"{settings.source} ({settings.weights} weights, {model.family}) -> {settings.out}: {config}")
 
 
 if __name__ == "__main__":

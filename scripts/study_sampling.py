@@ -132,7 +132,7 @@ def open_contender(path: str) -> Contender:
     weights = (checkpoint / "ema" if (checkpoint / "ema").is_dir() else checkpoint) / "model.safetensors"
     source = open_source(model, facts, device=process_state().device)
     key = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
-    return Contender("FPDM" if source.iterative else "DiT", key, source, forward_cost(model).total_flops)
+    return Contender(model.family, key, source, forward_cost(model).total_flops)
 
 
 class Results(NamedTuple):

@@ -209,9 +209,9 @@ def test_uploaded_as_it_is_saved(make, monkeypatch):
         return "https://hub/commit"
 
     monkeypatch.setattr(
-        "fpdm.pipeline.create_repo", lambda repo_id, **kwargs: diffusers.utils.BaseOutput(repo_id=repo_id)
+        "fpdm.export.create_repo", lambda repo_id, **kwargs: diffusers.utils.BaseOutput(repo_id=repo_id)
     )
-    monkeypatch.setattr("fpdm.pipeline.upload_folder", upload)
+    monkeypatch.setattr("fpdm.export.upload_folder", upload)
     assert make().push_to_hub("someone/fpdm") == "https://hub/commit"
     assert (
         sent["repo"] == "someone/fpdm" and {"README.md", "model.safetensors", "vae", "model_index.json"} <= sent.keys()

@@ -9,12 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+
+from fpdm.pipeline import FPDMPipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -252,6 +255,22 @@ def test_exported_folder_stands_alone(chain, tmp_path):
     assert "is there already and not empty" in fail(
         "export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--out", out
     )
+
+
+def test_exported_as_a_pipeline_and_uploaded(chain, tmp_path, monkeypatch):
+    """The same folder is a pipeline for diffusers and a checkpoint for sample.py."""
+    out, sent = tmp_path / "pipe", []
+    monkeypatch.setattr("fpdm.export.create_repo", lambda repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr("fpdm.export.upload_folder", lambda **kwargs: sent.append(kwargs) or "https://hub/commit/1")
+    words = ["--ckpt", chain / "runs" / "000-FPDM-XS-2", "--out", out, "--pipeline", "--push-to", "someone/fpdm"]
+    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
+    runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
+    assert sent[0]["repo_id"] == "someone/fpdm" and sent[0]["folder_path"] == str(out)
+    pipe = FPDMPipeline.from_pretrained(out)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe([1, 2], budget=12, iterations=2).images[0].size == (16, 16)
+    assert "training steps | 4 of 4" in (out / "README.md").read_text()
+    succeed("sample.py", "--ckpt", out, "--steps", 2, "--num-samples", 2, "--out", tmp_path / "s")
 
 
 def test_published_checkpoint_is_sampled_from(recorded, chain, tmp_path):

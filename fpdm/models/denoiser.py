@@ -6,10 +6,12 @@ B batch, C latent channels, H height and width, N tokens, D width.
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import ModelCard
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from fpdm.models.blocks import DiTBlock, FinalLayer
+from fpdm.models.card import model_card
 from fpdm.models.embeddings import LabelEmbedder, TimestepEmbedder, sincos_positions
 
 
@@ -41,6 +43,8 @@ class Denoiser(nn.Module):
     class_dropout: how often training replaces a label by the null label; 0 means the
         null label is never trained, so such a model cannot be guided.
     """
+
+    family: str  # what it is called, DiT or FPDM
 
     def __init__(
         self,
@@ -74,6 +78,12 @@ class Denoiser(nn.Module):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout)
         self.register_buffer("pos_embed", sincos_positions(hidden_size, input_size // patch_size), persistent=False)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+
+    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+        """What `save_pretrained` and `push_to_hub` write as README.md."""
+        name = type(self).__name__
+        usage = f"```python\nfrom fpdm.models import {name}\n\nmodel = {name}.from_pretrained(THIS)\n```"
+        return model_card(self, self.family, {}, usage)
 
     @property
     def device(self) -> torch.device:

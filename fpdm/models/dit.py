@@ -10,6 +10,8 @@ from fpdm.models.denoiser import Denoiser, DenoiserOutput
 class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
     """`depth` blocks, each conditioned on timestep + label. Sizes: see `Denoiser`."""
 
+    family = "DiT"
+
     def __init__(
         self,
         input_size: int = 32,

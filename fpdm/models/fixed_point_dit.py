@@ -23,6 +23,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         timestep + label instead of the label alone (the paper's form).
     """
 
+    family = "FPDM"
+
     def __init__(
         self,
         input_size: int = 32,

@@ -41,10 +41,10 @@ def is_complete(path: Path) -> bool:
         return False
 
 
-def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
     """uint8 (B, 3, R, R) -> one picture, as near to square as B allows unless `columns` is given."""
     columns = columns or max(1, round(len(images) ** 0.5))
-    save_png(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255), path)
+    save_png(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255), Path(path))
 
 
 def load_pngs(folder: Path, indices: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,3 +57,29 @@ def test_positions_are_no_weights():
     for cls in (DiT, FixedPointDiT):
         model = cls(input_size=8, hidden_size=32, num_heads=2, num_classes=2)
         assert "pos_embed" not in model.state_dict()
+
+
+@pytest.mark.parametrize(("name", "family"), [("DiT-XS/2", "diffusion transformer"), ("FPDM-XS/2", "fixed point")])
+def test_a_saved_model_has_a_card(name, family, tmp_path):
+    model = build_model(name, input_size=8, num_classes=3)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "license: apache-2.0" in card and "library_name: fpdm" in card and family in card
+    assert f"| parameters | {sum(p.numel() for p in model.parameters()):,d} |" in card
+    assert f"{type(model).__name__}.from_pretrained" in card
+
+
+def test_a_model_is_uploaded_with_its_card(monkeypatch):
+    """The Hub's own push_to_hub, up to where it would reach the network."""
+    from huggingface_hub import HfApi
+
+    sent = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", lambda self, **kwargs: None, raising=False)
+
+    def upload(self, repo_id, folder_path, **kwargs):
+        sent.update({"repo": repo_id, "files": {path.name for path in Path(folder_path).iterdir()}})
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    build_model("FPDM-XS/2", input_size=8).push_to_hub("someone/fpdm")
+    assert sent == {"repo": "someone/fpdm", "files": {"README.md", "config.json", "model.safetensors"}}

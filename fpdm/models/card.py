@@ -1,0 +1,21 @@
+"""Model cards: what a model is, for the page that a Hub shows of it."""
+
+from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
+
+
+def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str) -> ModelCard:
+    """A card with a table of the architecture, then of `facts`, and with `usage` as an example.
+
+    model: a DiT or FixedPointDiT; family: what it is called, DiT or FPDM.
+    """
+    rows = {
+        "family": "fixed point diffusion model" if family == "FPDM" else "diffusion transformer",
+        "parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,d}",
+        "latents": f"{model.in_channels} x {model.input_size} x {model.input_size}",
+        "classes": str(model.num_classes),
+        **facts,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    data = ModelCardData(license="apache-2.0", library_name="fpdm", tags=["diffusion", family.lower()])
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {family}\n\n| | |\n| --- | --- |\n{table}\n\n{usage}\n")
