@@ -93,7 +93,7 @@ def open_model_codec(
 def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, precision: str = "no") -> Source:
     """A source from parts that are already on their device."""
     return Source(
-        denoise=_denoiser(model, precision),
+        denoise=denoiser(model, precision),
         diffusion=diffusion,
         codec=codec,
         latent_shape=(model.in_channels, model.input_size, model.input_size),
@@ -118,7 +118,8 @@ def check_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
         )
 
 
-def _denoiser(model: DiT | FixedPointDiT, precision: str) -> Callable[..., DenoiserOutput]:
+def denoiser(model: DiT | FixedPointDiT, precision: str) -> Callable[..., DenoiserOutput]:
+    """The model as samplers call it, its arithmetic in a precision (no, bf16, fp16)."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]

@@ -237,6 +237,20 @@ def test_benchmark_of_reading(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
 
 
+def test_benchmark_of_sampling(tmp_path):
+    said = run_script("benchmark_sampling.py", "--models", "FPDM-XS/8,DiT-XS/8", "--budgets", "12,24", "--iterations", 2,
+                      "--batch-size", 2, "--repeats", 2, "--out", tmp_path / "speed.json")  # fmt: skip
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [(row["model"], row["mode"], row["block_passes"]) for row in rows] == [
+        (model, mode, budget)
+        for model in ("FPDM-XS/8", "DiT-XS/8")
+        for mode in ("eager", "compiled")
+        for budget in (12, 24)
+    ]
+    assert all(row["images_per_second"] > 0 and row["tflops_per_second"] > 0 for row in rows)
+    assert "| FPDM-XS/8 | compiled | 24 | 6 |" in said
+
+
 def test_exported_folder_stands_alone(chain, tmp_path):
     run = tmp_path / "gone" / "run"
     shutil.copytree(chain / "runs" / "000-FPDM-XS-2", run, symlinks=True)
