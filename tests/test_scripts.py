@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,15 +239,11 @@ def test_benchmark_of_reading(tmp_path):
 
 
 def test_benchmark_of_sampling(tmp_path):
-    said = run_script("benchmark_sampling.py", "--models", "FPDM-XS/8,DiT-XS/8", "--budgets", "12,24", "--iterations", 2,
-                      "--batch-size", 2, "--repeats", 2, "--out", tmp_path / "speed.json")  # fmt: skip
+    small = ["--models", "FPDM-XS/8,DiT-XS/8", "--budgets", "12,24", "--iterations", 2, "--batch-size", 2]
+    said = run_script("benchmark_sampling.py", *small, "--repeats", 2, "--out", tmp_path / "speed.json")
     rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
-    assert [(row["model"], row["mode"], row["block_passes"]) for row in rows] == [
-        (model, mode, budget)
-        for model in ("FPDM-XS/8", "DiT-XS/8")
-        for mode in ("eager", "compiled")
-        for budget in (12, 24)
-    ]
+    expected = product(("FPDM-XS/8", "DiT-XS/8"), ("eager", "compiled"), (12, 24))
+    assert [(row["model"], row["mode"], row["block_passes"]) for row in rows] == list(expected)
     assert all(row["images_per_second"] > 0 and row["tflops_per_second"] > 0 for row in rows)
     assert "| FPDM-XS/8 | compiled | 24 | 6 |" in said
 
