@@ -20,7 +20,7 @@ ALLOWED = {
     "data": {"config", "seeding", "files"},
     "training": {"devices", "models", "diffusion", "data", "config", "seeding", "files"},
     "sampling": {"diffusion", "data", "config", "seeding", "files"},
-    "evaluation": {"sampling", "data", "config", "seeding", "files"},
+    "evaluation": {"sampling", "diffusion", "data", "config", "seeding", "files"},
     "chain": {"files"},
     "export": {"models", "data", "training", "files"},
     "loading": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},

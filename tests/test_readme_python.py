@@ -1,14 +1,57 @@
-"""The Python in README runs."""
+"""The Python in README and docs runs, on a run of the tests' own."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+import pytest
+
+from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
+from fpdm.training.loop import train
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = [
+    (page.name, block)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
 
 
-def test_python_blocks_run(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(block.replace("FPDM-XL/2", "FPDM-XS/2"), {})  # the same at a size that CI holds
-    assert "torch.Size([2, 8, 32, 32]) torch.Size([2, 256, 128])" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_store):
+    """A run of three classes of 16x16 images, trained for a step."""
+    return train(
+        ExperimentConfig(
+            model=ModelConfig(name="FPDM-XS/2", hidden_size=32, num_heads=2),
+            data=DataConfig(latents=str(tiny_store)),
+            optim=OptimConfig(steps=1, batch_size=4),
+            run=RunConfig(results=str(tmp_path_factory.mktemp("runs"))),
+        )
+    )
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)])
+def test_python_runs(page, block, run_folder, tmp_path, monkeypatch, capsys):
+    """The same lines on a small run, on the CPU, with labels that it has."""
+    monkeypatch.chdir(tmp_path)
+    stands_for = {
+        '"results/000-FPDM-XL-2"': f'"{run_folder}"',
+        "FPDM-XL/2": "FPDM-XS/2",
+        '"cuda"': '"cpu"',
+        "classes=[207, 360]": "classes=[1, 2]",
+        "class_labels=[207, 360]": "class_labels=[1, 2]",
+    }
+    for theirs, ours in stands_for.items():
+        block = block.replace(theirs, ours)
+    names = {}
+    exec(block, names)
+    printed = capsys.readouterr().out
+    if "again" in names:
+        assert "torch.Size([2, 8, 32, 32]) torch.Size([2, 256, 128])" in printed
+    if "save_grid" in block:
+        assert (tmp_path / "grid.png").stat().st_size > 0 and names["images"].shape == (16, 3, 16, 16)
+    if "pipe" in names:
+        assert len(names["images"]) == 2 and names["images"][0].size == (16, 16)
+
+
+def test_there_are_blocks_to_run():
+    assert {page for page, _ in BLOCKS} == {"README.md", "sampling.md"}

@@ -6,26 +6,10 @@ import pytest
 import torch
 
 from fpdm.diffusion import Diffusion
+from fpdm.evaluation.analytic import MEAN, STD, ExactDenoiser
 from fpdm.sampling.plan import make_plan
 from fpdm.sampling.sampler import sample
 from fpdm.sampling.starts import Starts
-
-MEAN, STD = 0.7, 0.4
-
-
-def exact_denoiser(diffusion: Diffusion):
-    """E[x0 | x_t] of x0 ~ N(MEAN, STD^2), in the diffusion's parametrisation."""
-
-    def denoise(x, t, y, **_):
-        ab = float(diffusion.alphas_cumprod[int(t[0])])
-        signal, noise = ab**0.5, (1 - ab) ** 0.5
-        x0 = MEAN + signal * STD**2 / (ab * STD**2 + 1 - ab) * (x - signal * MEAN)
-        eps = (x - signal * x0) / noise
-        return SimpleNamespace(
-            prediction={"v": signal * eps - noise * x0, "eps": eps, "x0": x0}[diffusion.parametrisation]
-        )
-
-    return denoise
 
 
 def draw(diffusion, plan, count=4096, **settings):
@@ -34,7 +18,7 @@ def draw(diffusion, plan, count=4096, **settings):
     fresh = torch.Generator().manual_seed(1)
     step_noise = lambda i: torch.randn(noise.shape, generator=fresh)  # noqa: E731
     y = torch.zeros(count, dtype=torch.long)
-    return noise, sample(exact_denoiser(diffusion), diffusion, plan, noise, y, step_noise=step_noise, **settings)
+    return noise, sample(ExactDenoiser(diffusion), diffusion, plan, noise, y, step_noise=step_noise, **settings)
 
 
 @pytest.mark.parametrize(

@@ -8,42 +8,19 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from fpdm.diffusion import Diffusion
+from fpdm.evaluation.analytic import ExactDenoiser, solver_error
 from fpdm.sampling.plan import make_plan
 from fpdm.sampling.sampler import sample
 from fpdm.sampling.solvers import MULTISTEP, TWO_CALLS
-
-MEAN, STD = 0.7, 0.4
-
-
-def exact(diffusion):
-    """E[x0 | x_t] of x0 ~ N(MEAN, STD^2), as v."""
-
-    def denoise(x, t, y, **_):
-        ab = float(diffusion.alphas_cumprod[int(t[0])])
-        signal, noise = ab**0.5, (1 - ab) ** 0.5
-        x0 = MEAN + signal * STD**2 / (ab * STD**2 + 1 - ab) * (x - signal * MEAN)
-        return SimpleNamespace(prediction=signal * (x - signal * x0) / noise - noise * x0)
-
-    return denoise
-
-
-def error(sampler, steps, down_to_zero=None):
-    """Largest distance from the flow's exact end, MEAN + STD z; by default on the timesteps that sample.py chooses."""
-    diffusion = Diffusion(learn_sigma=False)
-    z = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    zero = sampler not in MULTISTEP if down_to_zero is None else down_to_zero
-    plan = make_plan(1, steps=steps, down_to_zero=zero, two_calls=sampler in TWO_CALLS)
-    x = sample(exact(diffusion), diffusion, plan, z, torch.zeros(64).long(), sampler=sampler)
-    return float((x - MEAN - STD * z).abs().max())
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
 def test_second_order_solvers_are_nearer_than_ddim(sampler):
     """At 40 steps about six times; down to timestep 0 they would be farther."""
-    assert error(sampler, 40, down_to_zero=True) > error("ddim", 40)
-    assert error(sampler, 20) < 0.6 * error("ddim", 20)
-    assert error(sampler, 40) < 0.25 * error("ddim", 40)
-    assert error(sampler, 80) < 0.1 * error("ddim", 80)
+    assert solver_error(sampler, 40, down_to_zero=True) > solver_error("ddim", 40)
+    assert solver_error(sampler, 20) < 0.6 * solver_error("ddim", 20)
+    assert solver_error(sampler, 40) < 0.25 * solver_error("ddim", 40)
+    assert solver_error(sampler, 80) < 0.1 * solver_error("ddim", 80)
 
 
 @pytest.mark.parametrize("steps", [6, 20])
@@ -56,7 +33,7 @@ def test_dpm_is_what_diffusers_makes_of_v_prediction(steps):
     )  # fmt: skip
     scheduler.set_timesteps(timesteps=plan.timesteps)
     z = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    theirs, denoise = z, exact(diffusion)
+    theirs, denoise = z, ExactDenoiser(diffusion)
     for t in scheduler.timesteps:
         theirs = scheduler.step(denoise(theirs, t[None], None).prediction, t, theirs).prev_sample
     ours = sample(denoise, diffusion, plan, z, torch.zeros(8).long(), sampler="dpm++")
@@ -66,17 +43,17 @@ def test_dpm_is_what_diffusers_makes_of_v_prediction(steps):
 @pytest.mark.parametrize("sampler", ["ab2", "heun"])
 def test_error_falls_with_the_square_of_the_step(sampler):
     """From pure noise on: twice the steps, a quarter of the error; DDIM's only halves."""
-    errors = [error(sampler, steps) for steps in (10, 20, 40, 80)]
+    errors = [solver_error(sampler, steps) for steps in (10, 20, 40, 80)]
     ratios = [late / early for early, late in pairwise(errors)]
     assert all(0.15 < ratio < 0.3 for ratio in ratios), ratios
-    assert error("ddim", 80) / error("ddim", 40) > 0.45
+    assert solver_error("ddim", 80) / solver_error("ddim", 40) > 0.45
 
 
 def test_few_steps_are_best_spent_over_the_angle():
     """At ten model calls the two solvers over the angle are nearer to the exact flow than the ones in log-SNR."""
-    ab2, dpm, unipc, ddim = (error(sampler, 10) for sampler in ("ab2", "dpm++", "unipc", "ddim"))
+    ab2, dpm, unipc, ddim = (solver_error(sampler, 10) for sampler in ("ab2", "dpm++", "unipc", "ddim"))
     assert ab2 < 0.7 * min(dpm, unipc) and dpm < ddim
-    assert error("heun", 5) < 0.9 * ddim  # nine calls
+    assert solver_error("heun", 5) < 0.9 * ddim  # nine calls
 
 
 def test_a_constant_prediction_is_followed_exactly():
@@ -99,6 +76,6 @@ def test_each_run_begins_afresh(sampler):
     diffusion, plan = Diffusion(learn_sigma=False), make_plan(1, steps=5, two_calls=sampler in TWO_CALLS)
     z = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     first, second = (
-        sample(exact(diffusion), diffusion, plan, z, torch.zeros(4).long(), sampler=sampler) for _ in range(2)
+        sample(ExactDenoiser(diffusion), diffusion, plan, z, torch.zeros(4).long(), sampler=sampler) for _ in range(2)
     )
     assert torch.equal(first, second)

@@ -1,0 +1,47 @@
+"""How far each deterministic solver ends from the exact flow of a Gaussian, after so many model calls."""
+
+import logging
+from dataclasses import dataclass
+
+from fpdm import cli
+from fpdm.config import check_at_least
+from fpdm.evaluation.analytic import solver_error
+from fpdm.evaluation.tables import markdown_table
+from fpdm.sampling.solvers import SOLVERS, TWO_CALLS
+
+logger = logging.getLogger("fpdm")
+
+
+@dataclass
+class Settings:
+    """What is measured.
+
+    Args:
+        calls: model calls; odd, for solvers with two calls a step.
+    """
+
+    calls: tuple[int, ...] = (5, 9, 19, 39, 79)
+
+    def __post_init__(self):
+        for calls in self.calls:
+            check_at_least(1, calls=calls)
+            if calls % 2 == 0:
+                raise ValueError(f"calls={calls}: an odd number, for two calls a step, one for the last, make one")
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    names = [name for name in SOLVERS if name != "ddpm"]
+    rows = []
+    for calls in settings.calls:
+        steps = {name: (calls + 1) // 2 if name in TWO_CALLS else calls for name in names}
+        rows.append([str(calls), *(f"{solver_error(name, steps[name]):.4f}" for name in names)])
+    logger.info(markdown_table(["model calls", *(f"`{name}`" for name in names)], rows, text_columns=0))
+
+
+if __name__ == "__main__":
+    cli.run(main)
