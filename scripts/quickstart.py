@@ -20,8 +20,8 @@ from fpdm import cli
 from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
+from fpdm.evaluation.classifier import cached_classifier
 from fpdm.evaluation.comparison import Contender, ScoreBook
-from fpdm.evaluation.features import cached_classifier
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled

@@ -18,9 +18,9 @@ from fpdm.chain import keep_settings
 from fpdm.config import SamplingConfig, check_at_least, check_choice
 from fpdm.data.codec import Codec
 from fpdm.devices import process_state
+from fpdm.evaluation.classifier import cached_classifier
 from fpdm.evaluation.comparison import Contender, Score, ScoreBook
 from fpdm.evaluation.convergence import solve_residuals
-from fpdm.evaluation.features import cached_classifier
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.tables import markdown_table

@@ -171,14 +171,41 @@ def test_reference_scores_itself_near_zero(tmp_path):
     assert score["precision"] == score["recall"] == 1
 
 
-def test_inception_scores_are_named_for_what_they_are(tmp_path, image_folder, inception_weights):
-    samples = tmp_path / "samples"
+def test_inception_scores_and_references_made_once(tmp_path, image_folder, inception_weights):
+    """On one process and two, from images and from the file of their statistics, with ADM's layout too."""
+    samples, cache = tmp_path / "samples", ["--cache", tmp_path / "cache"]
     samples.mkdir()
-    for i, path in enumerate(sorted(image_folder.rglob("*.png"))[:6]):
+    for i, path in enumerate(sorted(image_folder.rglob("*.png"))[:12]):
         Image.open(path).crop((0, 0, 16, 16)).save(samples / f"{i:06d}.png")
-    said = succeed("evaluate.py", "--samples", samples, "--reference", image_folder, "--inception", inception_weights)
-    assert "FID@6" in said and "FID-50K" not in said
-    assert json.loads((samples / "score-inception.json").read_text())["extractor"] == str(inception_weights)
+    common = ["evaluate.py", "--samples", samples, "--inception", inception_weights]
+    said = succeed(*common, "--reference", image_folder, *cache, "--bootstrap", 3, processes=2)
+    assert "FID@12" in said and "FID-50K" not in said and "sFID@12" in said and "IS" in said
+    score = json.loads((samples / "score-inception.json").read_text())
+    assert len(score["extractor"]) == 16 and score["FID@12_std"] > 0 and score["IS"] >= 1
+
+    made = tmp_path / "reference.npz"
+    said = succeed("evaluate.py", "--make-reference", made, "--reference", image_folder, "--resolution", 16,
+                   "--inception", inception_weights, "--cache", tmp_path / "other")  # fmt: skip
+    assert f"24 images -> {made}" in said
+    succeed(*common, "--reference", made, *cache, "--out", tmp_path / "from-file.json")
+    again = json.loads((tmp_path / "from-file.json").read_text())
+    for name in ("FID@12", "sFID@12", "kid", "precision", "recall", "noise_floor"):
+        assert again[name] == pytest.approx(score[name], rel=1e-4, abs=1e-6), name
+    with np.load(made) as file:
+        images = np.stack([np.array(Image.open(p)) for p in sorted(samples.glob("0*.png"))])
+        np.savez(tmp_path / "VIRTUAL.npz", arr_0=images, **{k: file[k] for k in ("mu", "sigma", "mu_s", "sigma_s")})
+    succeed(*common, "--reference", tmp_path / "VIRTUAL.npz", *cache, "--out", tmp_path / "adm.json")
+    adm = json.loads((tmp_path / "adm.json").read_text())
+    assert adm["sFID@12"] == pytest.approx(score["sFID@12"], rel=1e-4) and adm["precision"] == adm["recall"] == 1
+    assert "made with resolution 16, this is for 8" in fail(
+        "evaluate.py", "--reference", made, "--inception", inception_weights, "--resolution", 8, "--self-test"
+    )
+
+
+def test_self_test(tmp_path):
+    said = succeed("evaluate.py", "--self-test", "--reference", "digits", "--features", "cnn", "--resolution", 16,
+                   "--cache", tmp_path)  # fmt: skip
+    assert said.count("| ok |") == 7 and "WRONG" not in said
 
 
 def test_dit_goes_through_the_same_sampler(chain, tmp_path):
@@ -322,6 +349,9 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "holds no checkpoint": [*draw, tmp_path / "empty", "--budget", 20],
         "data.latents is not set": ["train.py"],
         "reference is not set": ["evaluate.py", "--samples", tmp_path],
+        "samples is not set": ["evaluate.py", "--reference", "digits"],
+        "resolution is not set": ["evaluate.py", "--reference", "digits", "--self-test"],
+        "bootstrap=1: a standard": ["evaluate.py", "--reference", "digits", "--samples", tmp_path, "--bootstrap", 1],
         "gradient norm nan": [
             *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e30", "--optim.batch_size", 4,
             "--optim.steps", 30, "--optim.max_skipped", 3,

@@ -1,24 +1,34 @@
-"""Feature extractors: Inception as published FID uses it, and a small classifier that needs no download."""
+"""What an extractor makes of images, and the extractors whose weights others trained: Inception and DINOv2.
+
+B images of R x R pixels.
+"""
 
 import hashlib
-import os
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
+from torchvision.transforms.v2 import functional as transforms
 
-EXTRACTORS = ("inception", "cnn")
-CNN_SEED = 0
-CNN_STEPS = 300
-CNN_BATCH = 64
+EXTRACTORS = ("inception", "dinov2", "dinov2-s", "cnn")
+SPATIAL_CHANNELS = 7  # of 192: ADM's evaluator takes so many of them for sFID
+DINOV2 = {"dinov2": "vit_large_patch14_dinov2.lvd142m", "dinov2-s": "vit_small_patch14_dinov2.lvd142m"}
+DINOV2_SIZE = 224
+
+
+class Features(NamedTuple):
+    """pool (B, F), which distances are taken of; Inception's spatial (B, G), for sFID, and logits (B, K), for IS."""
+
+    pool: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Inception(nn.Module):
-    """The 2048 pool features of the TensorFlow Inception of published FIDs, by torch-fidelity."""
+    """The TensorFlow Inception of published FIDs, by torch-fidelity: 2048 pool features, 1008 logits without bias
+    (as IS takes them), and the spatial features of sFID (Nash et al., 2021): 7 channels of 17 x 17."""
 
     name = "inception"
 
@@ -29,8 +39,9 @@ class Inception(nn.Module):
 
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"inception weights {weights}: no such file")
+        layers = ["2048", "logits_unbiased"]
         try:
-            self.network = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=weights)
+            self.network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=weights)
         except OSError as error:
             raise FileNotFoundError(
                 "Inception weights could not be downloaded; give a local copy with --inception PATH, "
@@ -40,117 +51,67 @@ class Inception(nn.Module):
             raise ValueError(f"inception weights {weights}: not torch-fidelity's Inception file ({error})") from error
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> Features:
+        """uint8 (B, 3, R, R) -> pool (B, 2048), spatial (B, 2023), logits (B, 1008)."""
+        seen = []
+        # TensorFlow's mixed_6/conv: the 1x1 branch of the seventh mixed layer, counted from 0.
+        hook = self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, out: seen.append(out))
+        try:
+            pool, logits = self.network(images)
+        finally:
+            hook.remove()
+        return Features(pool.flatten(1).float(), seen[0][:, :SPATIAL_CHANNELS].flatten(1).float(), logits.float())
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, R, R) -> (B, 2048)."""
-        return self.network(images)[0].flatten(1).float()
+        return self.features(images).pool
 
 
-class Classifier(nn.Module):
-    """A small convolutional classifier; its features are the last convolution's 64 channels, averaged over positions.
+class DINOv2(nn.Module):
+    """The class token of DINOv2 (Oquab et al., 2024), by timm, as Stein et al. (2023) take it: ViT-L/14 at 224 pixels.
 
-    They describe strokes and shapes, as Inception's do. What comes after them, fully connected,
-    was tried as well: it tells little but how sure the classifier is of the class.
+    `dinov2-s` is the small one, for quick looks.
     """
 
-    name = "cnn"
-    dimensions = 64
-
-    def __init__(self, num_classes: int):
+    def __init__(self, name: str = "dinov2", weights: str | None = None):
+        """weights: a local copy of the weights, timm's or the authors' own file; downloaded if not given."""
         super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(64, self.dimensions, 3, padding=1), nn.BatchNorm2d(self.dimensions), nn.ReLU(), nn.MaxPool2d(2),
-        )  # fmt: skip
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(16 * self.dimensions, 64),
-            nn.ReLU(),
-            nn.Linear(64, num_classes),
-        )
-        self.register_buffer("scale", torch.ones(self.dimensions))
+        import timm
 
-    def maps(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 64, h, h) float32."""
-        if images.shape[-1] < 8:
-            raise ValueError(f"features=cnn: images of {images.shape[-1]} pixels; at least 8 are needed")
-        x = images.float() / 127.5 - 1
-        if x.shape[-1] > 64:  # enough to classify by, and bounded in time
-            x = F.interpolate(x, size=(64, 64), mode="area")
-        return self.convolutions(x)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, num_classes)."""
-        return self.head(self.maps(images))
+        self.name = name
+        if weights is not None and not Path(weights).is_file():
+            raise FileNotFoundError(f"dinov2 weights {weights}: no such file")
+        where = {} if weights is None else {"pretrained_cfg_overlay": {"file": weights}}
+        try:
+            self.network = timm.create_model(
+                DINOV2[name], pretrained=True, img_size=DINOV2_SIZE, num_classes=0, **where
+            ).eval()
+        except OSError as error:
+            raise FileNotFoundError(
+                f"weights of {DINOV2[name]} could not be downloaded; give a local copy with --dinov2 PATH"
+            ) from error
+        except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"dinov2 weights {weights}: not those of {DINOV2[name]} ({error})") from error
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 64), each of unit standard deviation over the reference."""
-        return self.maps(images).mean((2, 3)) * self.scale
+        """uint8 (B, 3, R, R) -> (B, 1024), or (B, 384) of the small one."""
+        config = self.network.default_cfg
+        side = [DINOV2_SIZE, DINOV2_SIZE]
+        x = transforms.resize(images, side, transforms.InterpolationMode.BICUBIC, antialias=True).float() / 255
+        return self.network(transforms.normalize(x, list(config["mean"]), list(config["std"])))
+
+    def features(self, images: Tensor) -> Features:
+        return Features(self(images))
 
 
-def train_classifier(images: Tensor, labels: Tensor, num_classes: int) -> Classifier:
-    """Classifier fitted in seconds to images uint8 (N, 3, R, R) and labels (N,), from a fixed seed.
-
-    Always on the CPU: scores made on machines with and without a GPU shall compare.
-    """
-    if num_classes < 2:
-        raise ValueError(
-            "features=cnn needs a reference with at least two classes to tell apart; "
-            "use features=inception (--inception PATH for a local copy of its weights)"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(CNN_SEED)
-        model = Classifier(num_classes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CNN_STEPS)
-    generator = torch.Generator().manual_seed(CNN_SEED)
-    for _ in tqdm(range(CNN_STEPS), desc="train cnn features", unit="step"):
-        rows = torch.randint(len(images), (CNN_BATCH,), generator=generator)
-        loss = F.cross_entropy(model.logits(images[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    model.eval().requires_grad_(False)
-    features = torch.cat([model(batch) for batch in images.split(256)])
-    model.scale.copy_(1 / features.std(0).clamp_min(1e-6))
-    return model
-
-
-def cached_classifier(images: Tensor, labels: Tensor, num_classes: int, cache: Path) -> tuple[Classifier, str]:
-    """The classifier of this reference, trained once and kept in `cache`; and its key.
-
-    The key is a hash of the images, the labels and the recipe, so another reference or
-    another version of the recipe never meets old weights.
-    """
-    recipe = (CNN_SEED, CNN_STEPS, CNN_BATCH, str(Classifier(num_classes)), images.shape)
-    digest = hashlib.blake2b(repr(recipe).encode(), digest_size=8)
-    digest.update(images.numpy().tobytes())
-    digest.update(labels.numpy().tobytes())
-    path = cache / f"cnn-{digest.hexdigest()}.pt"
-    if path.exists():
-        model = Classifier(num_classes)
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval().requires_grad_(False), digest.hexdigest()
-    model = train_classifier(images, labels, num_classes)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    torch.save(model.state_dict(), partial)
-    os.replace(partial, path)
-    return model, digest.hexdigest()
-
-
-def extract(extractor: nn.Module, batches: Iterable[Tensor], total: int, device: torch.device) -> Tensor:
-    """Features (N, F) on the CPU of batches of uint8 images, with a progress bar."""
-    features = []
-    with tqdm(total=total, desc=f"{extractor.name} features", unit="image") as progress:
-        for images in batches:
-            if images.dtype != torch.uint8:
-                raise ValueError(f"images are {images.dtype}, not uint8: 0..255 is needed")
-            features.append(extractor(images.to(device)).cpu())
-            progress.update(len(images))
-    if not features:
-        raise ValueError("no image to take features of")
-    return torch.cat(features)
+def weights_key(path: str | None, default: str) -> str:
+    """What identifies an extractor's weights: a hash of the file, or the name of what was downloaded."""
+    if path is None:
+        return default
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -86,17 +86,22 @@ def score_name(extractor: str, count: int) -> str:
     return f"FD-{extractor}@{count}"
 
 
-def score(features: Tensor, reference: Tensor, extractor: str) -> dict[str, float]:
-    """Every metric of features (N, F) against the reference's (M, F), and the noise floor."""
-    if min(len(features), len(reference)) <= NEIGHBOURS:
-        raise ValueError(f"{len(features)} images against {len(reference)}: precision and recall need {NEIGHBOURS + 1}")
-    kid, kid_std = kernel_distance(features, reference)
-    precision, recall = precision_recall(features, reference)
-    return {
-        score_name(extractor, len(features)): frechet_distance(statistics(features), statistics(reference)),
-        "noise_floor": noise_floor(reference),
-        "kid": kid,
-        "kid_std": kid_std,
-        "precision": precision,
-        "recall": recall,
-    }
+def spatial_name(count: int) -> str:
+    """What the distance of Inception's spatial features is called."""
+    return "s" + score_name("inception", count)
+
+
+def bootstrap_deviation(features: Tensor, reference: Statistics, resamples: int, seed: int = 0) -> float:
+    """Standard deviation of the Fréchet distance over `resamples` sets drawn from features (N, F) with replacement.
+
+    Of the spread alone: a resampled set repeats images, so its distance is larger than the set's.
+    """
+    draw, values = np.random.default_rng(seed), features.double().numpy()
+    root, trace = _root(reference.covariance), np.trace(reference.covariance)
+    distances = []
+    for _ in range(resamples):
+        chosen = values[draw.integers(0, len(values), len(values))]
+        mean, covariance = chosen.mean(0), np.atleast_2d(np.cov(chosen, rowvar=False))
+        product = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(0)).sum()
+        distances.append(((mean - reference.mean) ** 2).sum() + np.trace(covariance) + trace - 2 * product)
+    return float(np.std(distances, ddof=1))

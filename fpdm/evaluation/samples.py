@@ -1,5 +1,6 @@
 """Images to score: a folder or zip of images, ADM's npz, or the digits."""
 
+import hashlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from fpdm.data.batches import image_batches
 from fpdm.data.images import ImageSet, open_images
 from fpdm.sampling.images import GRID
 
+ARRAY = "arr_0"
+
 
 class Samples:
     """`count` images, read in batches of uint8 (B, 3, R, R)."""
@@ -20,7 +23,7 @@ class Samples:
         """resolution: crop and resize images to it; without it they must all have the size of the first."""
         self.source = source
         if Path(source).suffix == ".npz":
-            self._array, self._images = _load_npz(Path(source)), None
+            self._array, self._images = _open_npz(Path(source)), None
             self.count, self.resolution = len(self._array), self._array.shape[1]
             if resolution is not None and resolution != self.resolution:
                 raise ValueError(f"{source}: images of {self.resolution} pixels, {resolution} are needed")
@@ -30,13 +33,27 @@ class Samples:
         self.exact = resolution is None
         self.resolution = resolution or self._images.load(0).width
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, batch_size: int, indices: range | None = None, workers: int = 0) -> Iterator[Tensor]:
+        """All images in order, or those of a range. workers: processes that decode."""
+        indices = range(self.count) if indices is None else indices
         if self._images is not None:
-            for batch in image_batches(self._images, self.resolution, batch_size, exact=self.exact):
+            images = self._images.subset(list(indices))
+            for batch in image_batches(images, self.resolution, batch_size, workers, exact=self.exact):
                 yield batch.pixels
             return
-        for first in range(0, self.count, batch_size):
-            yield torch.from_numpy(self._array[first : first + batch_size].copy()).permute(0, 3, 1, 2)
+        for first in range(indices.start, indices.stop, batch_size):
+            rows = self._array[first : min(first + batch_size, indices.stop)]
+            yield torch.from_numpy(rows.copy()).permute(0, 3, 1, 2)
+
+    def fingerprint(self) -> str:
+        """A hash of what is read and how: names, sizes and times of files, not their content."""
+        digest = hashlib.blake2b(repr((self.resolution, self.count)).encode(), digest_size=8)
+        path = Path(self.source)
+        names = self._images.names if path.is_dir() else [str(path.resolve())] if path.exists() else [self.source]
+        for name in names:
+            facts = Path(name).stat() if Path(name).exists() else None
+            digest.update(repr((name, facts and (facts.st_size, facts.st_mtime_ns))).encode())
+        return digest.hexdigest()
 
 
 def load_labelled(source: str, resolution: int, most: int = 50_000) -> tuple[Tensor, Tensor, int]:
@@ -53,16 +70,36 @@ def load_labelled(source: str, resolution: int, most: int = 50_000) -> tuple[Ten
     return pixels, labels, len(images.class_names)
 
 
-def _load_npz(path: Path) -> np.ndarray:
+def _open_npz(path: Path) -> np.ndarray:
+    """arr_0 (count, R, R, 3) uint8, mapped from the file where it is not compressed, as sample.py and ADM write it."""
     try:
-        with np.load(path) as file:
-            array = dict(file).get("arr_0")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            array = _mapped(path, archive, f"{ARRAY}.npy") if f"{ARRAY}.npy" in names else None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as npz ({error})") from error
     if array is None or array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
-        found = "no arr_0" if array is None else f"arr_0 {array.dtype} {array.shape}"
-        raise ValueError(f"{path}: {found}; expected arr_0 uint8 (count, R, R, 3)")
+        found = f"no {ARRAY}" if array is None else f"{ARRAY} {array.dtype} {array.shape}"
+        raise ValueError(f"{path}: {found}; expected {ARRAY} uint8 (count, R, R, 3)")
     return array
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    info = archive.getinfo(name)
+    with archive.open(name) as member:
+        if info.compress_type != zipfile.ZIP_STORED:
+            return np.lib.format.read_array(member, allow_pickle=False)
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(member)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        header = member.tell()
+    with path.open("rb") as file:  # the member begins after its own header, whose last two parts vary in length
+        file.seek(info.header_offset + 26)
+        lengths = np.frombuffer(file.read(4), "<u2")
+    begin = info.header_offset + 30 + int(lengths.sum()) + header
+    return np.memmap(path, dtype, "r", begin, shape, order="F" if fortran else "C")
 
 
 def _without_grid(images: ImageSet) -> ImageSet:

@@ -4,9 +4,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from fpdm.data.batches import image_batches
 from fpdm.data.images import open_images
-from fpdm.evaluation.features import Classifier, Inception, cached_classifier, extract, train_classifier
-
-CPU = torch.device("cpu")
+from fpdm.evaluation.classifier import Classifier, cached_classifier, train_classifier
+from fpdm.evaluation.features import DINOv2, Inception, weights_key
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +42,6 @@ def test_one_class_cannot_be_told_apart(digits):
         train_classifier(*digits, 1)
 
 
-def test_only_uint8_images(digits):
-    with pytest.raises(ValueError, match="not uint8"):
-        extract(Classifier(10).eval(), [digits[0].float()], 600, CPU)
-
-
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*args, **kwargs):
@@ -82,3 +76,39 @@ def test_inception_without_weights_says_what_to_do(offline, tmp_path):
 def test_images_too_small_for_the_classifier():
     with pytest.raises(ValueError, match="at least 8"):
         Classifier(10).eval()(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.fixture(scope="module")
+def dinov2_weights(tmp_path_factory):
+    """A file like the small DINOv2's, as timm saves it, with random numbers in it."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("dinov2") / "weights.pth"
+    torch.save(timm.create_model("vit_small_patch14_dinov2.lvd142m", img_size=518, num_classes=0).state_dict(), path)
+    return path
+
+
+def test_dinov2_from_a_local_file(dinov2_weights):
+    """Weights for 518 pixels, as published, serve 224; the token is the network's own, of a normalised image."""
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = DINOv2("dinov2-s", str(dinov2_weights))
+    tokens = extractor(images)
+    assert tokens.shape == (2, 384) and extractor.name == "dinov2-s"
+    stored = torch.load(dinov2_weights, weights_only=True)
+    assert torch.equal(extractor.network.state_dict()["cls_token"], stored["cls_token"])
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    direct = extractor.network.forward_features((images / 255 - mean) / std)[:, 0]
+    torch.testing.assert_close(tokens, direct, atol=1e-5, rtol=1e-4)
+    assert extractor(images[:, :, :64, :64]).shape == (2, 384)
+    assert len(weights_key(str(dinov2_weights), "timm")) == 16 and weights_key(None, "timm") == "timm"
+
+
+def test_dinov2_without_weights_says_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        DINOv2("dinov2-s", str(tmp_path / "absent.pth"))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"not those of vit_small_patch14_dinov2\.lvd142m"):
+        DINOv2("dinov2-s", str(tmp_path / "other.pth"))
+    with pytest.raises(FileNotFoundError, match="--dinov2 PATH"):
+        DINOv2("dinov2-s")

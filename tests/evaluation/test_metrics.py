@@ -10,9 +10,7 @@ from fpdm.evaluation.metrics import (
     Statistics,
     frechet_distance,
     halves,
-    noise_floor,
     precision_recall,
-    score,
     score_name,
     statistics,
 )
@@ -78,20 +76,6 @@ def test_precision_and_recall_know_which_set_is_which():
     precision, recall = precision_recall(torch.randn(200, 4, generator=GENERATOR), reference)
     assert precision > 0.8
     assert 0.3 < recall < 0.55
-
-
-def test_all_scores_of_equal_and_of_different_sets():
-    a, b = halves(torch.randn(1000, 8, generator=GENERATOR))
-    same, other = score(a, b, "cnn"), score(a + 3, b, "cnn")
-    assert set(same) == {"FD-cnn@500", "noise_floor", "kid", "kid_std", "precision", "recall"}
-    assert same["FD-cnn@500"] < 0.2 and abs(same["kid"]) < 0.05 and same["precision"] > 0.7
-    assert other["FD-cnn@500"] > 60 and other["kid"] > 1 and other["precision"] < 0.1
-    assert same["noise_floor"] == pytest.approx(noise_floor(b))
-
-
-def test_too_few_images():
-    with pytest.raises(ValueError, match="3 images against 600: precision and recall need 4"):
-        score(A[:3], A, "cnn")
 
 
 def test_names():

@@ -1,0 +1,160 @@
+"""Features of an image set, whatever its size: in batches, on several processes, gone on with after an interruption.
+
+A folder for each set and extractor:
+
+rank-0000.npz   what one process has summed up, and which chunks are in it
+kept.f32        features of some images, evenly spread over the set, for what needs them one by one
+gathered.npz    the result; the files of the ranks are removed when it is there
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from fpdm.evaluation.accumulate import Accumulator, random_splits
+from fpdm.evaluation.features import Features
+from fpdm.evaluation.metrics import Statistics
+from fpdm.evaluation.samples import Samples
+
+KEPT, RESULT = "kept.f32", "gathered.npz"
+CHUNK = 4096  # images between savings
+
+
+class Extractor(Protocol):
+    """name: as in EXTRACTORS; features: uint8 (B, 3, R, R) -> Features."""
+
+    name: str
+
+    def features(self, images: Tensor) -> Features: ...
+
+
+class Gathered(NamedTuple):
+    """What scores are made of. pool: of all images; spatial: of Inception's; inception_score: mean and standard
+    deviation; kept: features (K, F) of images evenly spread over the set, all of them if K is their number."""
+
+    pool: Statistics
+    spatial: Statistics | None
+    inception_score: tuple[float, float] | None
+    kept: Tensor | None
+
+
+def gather(
+    samples: Samples,
+    extractor: Extractor,
+    folder: Path,
+    state: PartialState,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    keep: int = 50_000,
+    chunk: int = CHUNK,
+) -> Gathered:
+    """Of all images of a set, taken up where an earlier call in this folder was stopped.
+
+    keep: of how many images to keep the features. Every process returns the whole result.
+    """
+    result = folder / RESULT
+    if not result.exists():
+        _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk)
+    state.wait_for_everyone()
+    return _load(folder)
+
+
+def _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk) -> None:
+    kept = np.unique(np.linspace(0, samples.count - 1, min(keep, samples.count)).round().astype(int))
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    state.wait_for_everyone()
+    mine = folder / f"rank-{state.process_index:04d}.npz"
+    finished = {int(i) for path in sorted(folder.glob("rank-*.npz")) for i in _read(path)["chunks"]}
+    state.wait_for_everyone()  # nobody writes before everybody has looked
+    before = _read(mine) if mine.exists() else {"chunks": np.array([], int)}
+    accumulator, done = Accumulator.of(before), [int(i) for i in before["chunks"]]
+    chunks = [i for i in range(-(-samples.count // chunk)) if i not in finished][
+        state.process_index :: state.num_processes
+    ]
+    splits = random_splits(samples.count)
+    sizes = [min(chunk, samples.count - i * chunk) for i in chunks]
+    label = f"{extractor.name} features"
+    with tqdm(total=sum(sizes), desc=label, unit="image", disable=not state.is_main_process) as progress:
+        for i in chunks:
+            first, last = i * chunk, min((i + 1) * chunk, samples.count)
+            rows = []
+            for images in samples.batches(batch_size, range(first, last), workers):
+                features = extractor.features(_checked(images).to(state.device))
+                at = first + sum(map(len, rows))
+                accumulator.add(features, splits[at : at + len(images)])
+                rows.append(features.pool.cpu())
+                progress.update(len(images))
+            _keep(folder / KEPT, kept, first, torch.cat(rows))
+            done.append(i)
+            _write(mine, {"chunks": np.array(done), **accumulator.arrays()})
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _merge(folder, -(-samples.count // chunk))
+    state.wait_for_everyone()
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}, not uint8: 0..255 is needed")
+    return images
+
+
+def _keep(path: Path, kept: np.ndarray, first: int, features: Tensor) -> None:
+    """Write those of a chunk's features that are to be kept, at their places in the file."""
+    low, high = np.searchsorted(kept, [first, first + len(features)])
+    if low == high:
+        return
+    width = features.shape[1]
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(descriptor, features[kept[low:high] - first].numpy().astype("<f4").tobytes(), 4 * width * int(low))
+    finally:
+        os.close(descriptor)
+
+
+def _merge(folder: Path, chunks: int) -> None:
+    """Sum up what all processes have, once nothing is missing."""
+    paths, whole, seen = sorted(folder.glob("rank-*.npz")), Accumulator.empty(), set()
+    for path in paths:
+        arrays = _read(path)
+        seen |= {int(i) for i in arrays["chunks"]}
+        whole.merge(Accumulator.of(arrays))
+    if len(seen) != chunks:
+        raise ValueError(f"{folder}: {chunks - len(seen)} of {chunks} chunks are missing; run the same command again")
+    _write(folder / RESULT, whole.arrays())
+    for path in paths:
+        path.unlink()
+
+
+def _load(folder: Path) -> Gathered:
+    whole = Accumulator.of(_read(folder / RESULT))
+    pool = whole.pool.statistics()
+    kept = np.fromfile(folder / KEPT, "<f4").reshape(-1, len(pool.mean))
+    return Gathered(
+        pool=pool,
+        spatial=whole.spatial.statistics() if whole.spatial.count else None,
+        inception_score=whole.inception.score() if whole.inception.labels is not None else None,
+        kept=torch.from_numpy(kept),
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
