@@ -8,7 +8,9 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import diffusers
@@ -19,7 +21,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fpdm.data.codec import PixelCodec, VAECodec
+from fpdm.config import SamplingConfig, check_at_least
+from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
 from fpdm.diffusion import Diffusion
 from fpdm.export import export_model, upload
 from fpdm.loading import load_checkpoint, open_model_codec
@@ -85,18 +88,19 @@ class FPDMPipeline(DiffusionPipeline):
         if scheduler is None and saved.is_file():
             kind = getattr(diffusers, json.loads(saved.read_text())["_class_name"])
             scheduler = kind.from_pretrained(folder / "scheduler")
-        pipe = cls(
-            model,
-            scheduler or default_scheduler(Diffusion(**facts["diffusion"])),
-            codec.vae if isinstance(codec, VAECodec) else None,
-            facts,
-        )
+        pipe = make_pipeline(model, facts, codec, scheduler)
         return pipe if torch_dtype is None else pipe.to(dtype=torch_dtype)
 
     def save_pretrained(self, save_directory: str | Path, history: dict[str, str] | None = None) -> None:
-        """Write the pipeline to a new folder, model card included. history: see `export_model`."""
-        folder = Path(save_directory)
-        export_model(folder, self.model, self.facts, self._codec(), history or {})
+        """Write the pipeline to a new folder, model card included; weights as float32, rounded if they are in half
+        precision. history: see `export_model`."""
+        folder, facts, model, codec = Path(save_directory), self.facts, self.model, self._codec()
+        if model.dtype != torch.float32:
+            model = deepcopy(model).float()
+        if self.vae is not None and self.vae.dtype != torch.float32:  # rounded, so another VAE than the one it was
+            codec = VAECodec(deepcopy(self.vae).float(), codec.source)
+            facts = facts | {"codec_fingerprint": fingerprint(codec.vae)}
+        export_model(folder, model, facts, codec, history or {})
         self.scheduler.save_pretrained(folder / "scheduler")
         self.save_config(folder)
 
@@ -108,17 +112,21 @@ class FPDMPipeline(DiffusionPipeline):
 
     def enable_vae_slicing(self) -> None:
         """Decode one image at a time."""
-        self.vae.enable_slicing()
+        if self.vae is not None:
+            self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
-        self.vae.disable_slicing()
+        if self.vae is not None:
+            self.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
         """Decode large images in tiles."""
-        self.vae.enable_tiling()
+        if self.vae is not None:
+            self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
-        self.vae.disable_tiling()
+        if self.vae is not None:
+            self.vae.disable_tiling()
 
     @torch.no_grad()
     def __call__(
@@ -161,6 +169,11 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError("iterations, reuse, extrapolation, anderson: a DiT has no implicit layer; leave them out")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        SamplingConfig(  # whose checks hold here as well
+            steps=1, reuse=reuse, reuse_weight=reuse_weight, extrapolation=extrapolation, anderson=anderson,
+            cfg_scale=guidance_scale, cfg_channels=guidance_channels, guidance_rescale=guidance_rescale, eta=eta,
+        )  # fmt: skip
+        self._check_scheduler()
         device = self._execution_device
         counts = self._plan(budget, num_inference_steps, iterations, iterative, device)
 
@@ -178,11 +191,12 @@ class FPDMPipeline(DiffusionPipeline):
         starts = Starts(reuse_weight, extrapolation) if iterative and reuse is not False else None
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
+        times = self.scheduler.timesteps.tolist()  # once, for it waits for the device
         half = self.model.dtype != torch.float32
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             inputs = self.scheduler.scale_model_input(latents, t)
             inputs = torch.cat([inputs, inputs]) if doubled else inputs
-            alpha_bar = float(np.interp(float(t), np.arange(self.diffusion.timesteps), self.diffusion.alphas_cumprod))
+            alpha_bar = float(np.interp(times[i], np.arange(self.diffusion.timesteps), self.diffusion.alphas_cumprod))
             solving = {}
             if iterative:
                 start = None if starts is None else starts.at(alpha_bar, len(inputs))
@@ -210,11 +224,12 @@ class FPDMPipeline(DiffusionPipeline):
         if self.vae is None:
             x0, _ = self.diffusion.x0_and_eps(mean, x, alpha_bar)
             mean = self.diffusion.mean_of(x0.clamp(-1, 1), x, alpha_bar)
-        learned = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
+        takes_one = "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters
+        learned = takes_one and self.scheduler.config.variance_type in ("learned", "learned_range")
         return torch.cat([mean, variance], dim=1) if learned and variance is not None else mean
 
     def _labels(self, class_labels: int | Sequence[int], guidance_scale: float) -> Tensor:
-        labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
+        labels = [int(class_labels)] if isinstance(class_labels, Integral) else [int(label) for label in class_labels]
         wrong = [label for label in labels if not 0 <= label < self.model.num_classes]
         if wrong or not labels:
             raise ValueError(f"class_labels={labels}: labels of this model are 0..{self.model.num_classes - 1}")
@@ -226,31 +241,45 @@ class FPDMPipeline(DiffusionPipeline):
         """Set the scheduler's timesteps; returns the iterations of each model call, none for a DiT."""
         if (budget is None) == (steps is None):
             raise ValueError(f"budget={budget}, num_inference_steps={steps}: give one of the two")
+        check_at_least(1, budget=budget, num_inference_steps=steps)
+        if (steps or 0) > self.diffusion.timesteps:
+            raise ValueError(f"num_inference_steps={steps}: the model knows {self.diffusion.timesteps} timesteps")
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if iterative else 0
-        listed = not isinstance(each, int)
+        listed = not isinstance(each, Integral)
         if iterative and (min(each) if listed else each) < 1:
             raise ValueError(f"iterations={iterations}: at least 1")
-        if budget is not None:
-            if listed:
-                raise ValueError(
-                    "budget with a list of iterations: give num_inference_steps, for the list says the rest"
-                )
-            calls = budget // (count_explicit_blocks(self.model) + each)
-            steps = min(calls, self.diffusion.timesteps)
-            while steps:
-                self.scheduler.set_timesteps(steps, device=device)
-                if len(self.scheduler.timesteps) <= calls:
-                    break
-                steps -= 1
-            if not steps:
-                raise ValueError(f"budget={budget} does not hold one step: raise it, or lower iterations")
+        if budget is None:
+            self.scheduler.set_timesteps(int(steps), device=device)
+        elif listed:
+            raise ValueError("budget with a list of iterations: leave it out, and give num_inference_steps")
         else:
-            self.scheduler.set_timesteps(steps, device=device)
+            self._fill(budget, budget // (count_explicit_blocks(self.model) + each), device)
         calls = len(self.scheduler.timesteps)
-        counts = list(each) if listed else [each] * calls
+        counts = [int(count) for count in each] if listed else [int(each)] * calls
         if len(counts) != calls:
             raise ValueError(f"iterations: {len(counts)} of them, but the scheduler calls the model {calls} times")
         return counts
+
+    def _fill(self, budget: int, calls: int, device: torch.device) -> None:
+        """As many steps as so many model calls hold, whatever a step of this scheduler takes."""
+        for steps in range(min(calls, self.diffusion.timesteps), 0, -1):
+            self.scheduler.set_timesteps(steps, device=device)
+            if len(self.scheduler.timesteps) <= calls:
+                return
+        raise ValueError(f"budget={budget} does not hold one step: raise it, or lower iterations")
+
+    def _check_scheduler(self) -> None:
+        """Refuse a scheduler of another diffusion, which would draw without a word."""
+        wanted = PREDICTION_TYPES[self.diffusion.parametrisation]
+        name, config = type(self.scheduler).__name__, self.scheduler.config
+        levels = getattr(self.scheduler, "alphas_cumprod", None)
+        same = levels is not None and np.allclose(levels.cpu().numpy(), self.diffusion.alphas_cumprod, atol=1e-4)
+        if not same or config.prediction_type != wanted:
+            found = config.get("prediction_type") if same else "other noise levels"
+            raise ValueError(
+                f"scheduler {name}: {found}, this model needs {wanted} and the noise levels it was trained with; "
+                f"make it as {name}.from_config(pipe.scheduler.config)"
+            )
 
     def _codec(self) -> PixelCodec | VAECodec:
         return PixelCodec() if self.vae is None else VAECodec(self.vae, str(self.facts["codec"]))
@@ -265,6 +294,14 @@ class FPDMPipeline(DiffusionPipeline):
         return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
+def make_pipeline(
+    model: DiT | FixedPointDiT, facts: dict, codec: Codec, scheduler: SchedulerMixin | None = None
+) -> FPDMPipeline:
+    """A pipeline from what `load_checkpoint` and `open_model_codec` return."""
+    scheduler = scheduler or default_scheduler(Diffusion(**facts["diffusion"]))
+    return FPDMPipeline(model, scheduler, codec.vae if isinstance(codec, VAECodec) else None, facts)
+
+
 def default_scheduler(diffusion: Diffusion) -> EulerDiscreteScheduler:
     """Euler over sigma, which is DDIM, on this diffusion's own noise levels.
 
@@ -277,9 +314,11 @@ def default_scheduler(diffusion: Diffusion) -> EulerDiscreteScheduler:
     alpha_bars = diffusion.alphas_cumprod.copy()
     alpha_bars[-1] = max(alpha_bars[-1], alpha_bars[-2] / 4)
     betas = 1 - alpha_bars / np.append(1.0, alpha_bars[:-1])
-    return EulerDiscreteScheduler(
+    scheduler = EulerDiscreteScheduler(
         num_train_timesteps=diffusion.timesteps,
         trained_betas=betas.tolist(),
         prediction_type=PREDICTION_TYPES[diffusion.parametrisation],
         timestep_spacing="trailing",
     )
+    scheduler.register_to_config(clip_sample=False)  # unknown to Euler; DDIM and DDPM would clip latents to -1..1
+    return scheduler

@@ -16,6 +16,7 @@ from fpdm.config import PRECISIONS, check_at_least, check_choice
 from fpdm.devices import check_precision, device_peak_tflops, peak_memory, process_state
 from fpdm.diffusion import Diffusion
 from fpdm.evaluation.tables import markdown_table
+from fpdm.files import write_atomically
 from fpdm.loading import denoiser
 from fpdm.models import FixedPointDiT, build_model, compile_layers, forward_cost
 from fpdm.sampling.plan import Plan, make_plan
@@ -71,6 +72,8 @@ def main() -> None:
     check_precision("precision", settings.precision, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.out:
+        Path(settings.out).parent.mkdir(parents=True, exist_ok=True)  # a mistake there is told now
     rows = []
     for name in settings.models:
         for mode in settings.modes:
@@ -81,7 +84,7 @@ def main() -> None:
     facts = {"machine": f"{machine}, {platform.machine()}", "torch": torch.__version__, "settings": asdict(settings)}
     logger.info(f"\n{table}\n\n{facts['machine']}, torch {torch.__version__}")
     if settings.out:
-        Path(settings.out).write_text(json.dumps(facts | {"rows": rows}, indent=1))
+        write_atomically(Path(settings.out), json.dumps(facts | {"rows": rows}, indent=1))
 
 
 def time_model(settings: Settings, name: str, mode: str, device: torch.device) -> list[dict]:
@@ -98,6 +101,8 @@ def time_model(settings: Settings, name: str, mode: str, device: torch.device) -
     rows = []
     for budget in settings.budgets:
         plan = make_plan(cost.explicit_blocks, budget=budget, iterations=iterations)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         seconds = statistics.median(timed(lambda plan=plan: draw(plan), device) for _ in range(settings.repeats))
         rate = settings.batch_size / seconds
         speed = rate * cost.total_flops(plan.iterations) / 1e12
@@ -110,7 +115,7 @@ def time_model(settings: Settings, name: str, mode: str, device: torch.device) -
                 "images_per_second": rate,
                 "tflops_per_second": speed,
                 "share_of_peak": speed / peak if peak else None,
-                "peak_gib": peak_memory(device) / 2**30,
+                "peak_gib": peak_memory(device) / 2**30 if device.type == "cuda" else None,
                 "first_run_seconds": first,
             }
         )

@@ -10,7 +10,7 @@ import yaml
 from fpdm import cli
 from fpdm.export import export_model, upload
 from fpdm.loading import load_checkpoint, open_model_codec
-from fpdm.pipeline import FPDMPipeline
+from fpdm.pipeline import make_pipeline
 from fpdm.training.checkpoint import step_of
 
 logger = logging.getLogger("fpdm")
@@ -51,16 +51,16 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
-    trained = history(checkpoint, settings.weights)
+    facts.setdefault("weights", settings.weights)
+    trained = history(checkpoint, facts["weights"])
+    if settings.pipeline or settings.with_vae or settings.vae:
+        codec = open_model_codec(model, facts, settings.vae)
+        facts["codec"] = codec.source
     if settings.pipeline:
-        pipe = FPDMPipeline.from_pretrained(settings.ckpt, weights=settings.weights, vae=settings.vae)
-        pipe.save_pretrained(settings.out, trained)
-    elif settings.with_vae:
-        export_model(settings.out, model, facts, open_model_codec(model, facts, settings.vae), trained)
+        make_pipeline(model, facts, codec).save_pretrained(settings.out, trained)
     else:
-        facts |= {"codec": settings.vae} if settings.vae else {}
-        export_model(settings.out, model, facts, None, trained)
-    logger.info(f"{checkpoint} ({settings.weights} weights) -> {settings.out}")
+        export_model(settings.out, model, facts, codec if settings.with_vae else None, trained)
+    logger.info(f"{checkpoint} ({facts['weights']} weights) -> {settings.out}")
     if settings.push_to:
         logger.info(f"{settings.out} -> {upload(settings.out, settings.push_to)}")
 
@@ -68,7 +68,7 @@ def main() -> None:
 def history(checkpoint: Path, weights: str) -> dict[str, str]:
     """How the weights came about, from the run that they lie in."""
     path = checkpoint.parent.parent / "config.yaml"
-    if not path.is_file():
+    if checkpoint.parent.name != "checkpoints" or not path.is_file():
         return {}
     config = yaml.safe_load(path.read_text())
     facts = {"weights": "exponential moving average" if weights == "ema" else "as trained"}

@@ -79,6 +79,7 @@ def main() -> None:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
     state = process_state()
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
+    weights = facts.get("weights", settings.weights)  # an exported folder has one kind, and says which
     cost = forward_cost(model)
     source = open_source(model, facts, settings.vae, state.device, settings.precision)
     if settings.compile:
@@ -91,7 +92,7 @@ def main() -> None:
     flops = sum(twice * cost.flops(k) for twice, k in zip(passes, plan.iterations, strict=True))
     recipe = {
         "checkpoint": str(checkpoint),
-        "weights": settings.weights,
+        "weights": weights,
         "precision": settings.precision,
         "codec": facts["codec"],
         "sampling": asdict(config) | {"protocol": asked.protocol},
@@ -105,7 +106,7 @@ def main() -> None:
     out = Path(settings.out or default)
     adaptive = config.allocation == "adaptive"
     if state.is_main_process:
-        logger.info(f"{checkpoint} ({settings.weights} weights) -> {out}")
+        logger.info(f"{checkpoint} ({weights} weights) -> {out}")
         logger.info(describe(plan, flops))
         if adaptive:
             logger.info(
@@ -165,7 +166,10 @@ def main() -> None:
 def write_allocation(
     spent: list[tuple[int, torch.Tensor]], plan: Plan, cost: ForwardCost, passes: list[int], path: Path
 ) -> str:
-    """Mean updates at each timestep over all images drawn now, as JSON; returns the line that sums them up."""
+    """Mean updates at each timestep over all images of the folder, as JSON; returns the line that sums them up."""
+    if path.is_file():  # of images drawn before
+        before = json.loads(path.read_text())
+        spent = [*spent, (before["images"], before["images"] * torch.tensor(before["updates"], dtype=torch.float64))]
     images = sum(count for count, _ in spent)
     mean = (sum(updates for _, updates in spent) / images).tolist()
     blocks = plan.explicit_blocks * len(mean) + sum(mean)

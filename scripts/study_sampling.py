@@ -41,7 +41,7 @@ STARTS = {
     "extrapolation 0.5": {"extrapolation": 0.5},
     "extrapolation 1": {"extrapolation": 1.0},
 }
-SPEEDING_UP = {  # from two iterations on
+SPEEDING_UP = {  # from three iterations on
     **{f"reuse, Anderson({memory})": {"anderson": memory} for memory in (1, 2, 3, 5)},
     "no reuse, Anderson(1)": {"reuse": False, "anderson": 1},
     "extrapolation 0.5, Anderson(1)": {"extrapolation": 0.5, "anderson": 1},
@@ -173,7 +173,7 @@ def difference(values: np.ndarray, baseline: np.ndarray) -> list[str]:
 def solves_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:
     """Where solves start, how far they get, and the score, at so many iterations per timestep."""
     rows, baseline = [], None
-    for label, ways in (STARTS | (SPEEDING_UP if iterations > 1 else {})).items():
+    for label, ways in (STARTS | (SPEEDING_UP if iterations > 2 else {})).items():
         config = SamplingConfig(budget=settings.budget, iterations=iterations, **ways)
         result = over_seeds(book, models, lambda seed, config=config: replace(config, seed=seed)).distances
         residuals = [

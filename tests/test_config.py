@@ -150,6 +150,8 @@ def test_a_protocol_settles_what_the_paper_settles():
     [
         ({"protocol": "papr"}, "protocol='papr': choose one of paper, paper-cfg, paper-ddpm-140"),
         ({"protocol": "paper", "cfg_scale": 2.0, "iterations": 3}, "protocol=paper settles iterations, cfg_scale"),
+        ({"steps": 3, "iterations": 2, "anderson": 1}, "anderson=1 with iterations=2: it chooses from the third"),
+        ({"counts": [2, 2], "anderson": 1}, "anderson=1 with iterations=2"),
         ({"steps": 3, "anderson": 6}, "anderson=6: a memory of 1 to 5"),
         ({"steps": 3, "reuse_weight": 0.0}, "reuse_weight=0.0: above 0"),
         ({"steps": 3, "reuse": False, "extrapolation": 0.5}, "extrapolation=0.5 with reuse=false"),
@@ -160,3 +162,10 @@ def test_a_protocol_settles_what_the_paper_settles():
 def test_sampling_settings_that_contradict_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         SamplingConfig(**settings)
+
+
+def test_samplers_of_the_config_are_the_solvers():
+    from fpdm.config.sampling import SAMPLERS
+    from fpdm.sampling.solvers import SOLVERS
+
+    assert SAMPLERS == SOLVERS

@@ -69,3 +69,8 @@ def test_linked_files_exist():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_nothing_was_left_to_be_filled_in():
+    for page in PAGES:
+        assert not re.search(r"@[A-Z]+@|TODO|TBD|XXX", page.read_text()), page.name

@@ -24,7 +24,7 @@ ALLOWED = {
     "chain": {"files"},
     "export": {"models", "data", "training", "files"},
     "loading": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
-    "pipeline": {"loading", "export", "models", "diffusion", "data", "sampling"},
+    "pipeline": {"loading", "export", "models", "diffusion", "data", "config", "sampling"},
 }
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 

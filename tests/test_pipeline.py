@@ -68,6 +68,46 @@ def test_ddim_of_diffusers_draws_what_our_ddim_draws(make, reuse, guidance):
     torch.testing.assert_close(output.images, expected, atol=5e-3, rtol=5e-3)  # its last alpha_bar is not quite 0
 
 
+def test_diffusers_ddim_does_so_where_its_stride_is_right(make):
+    """And does not clip latents, which are no pixels."""
+    pipe = make()
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    images = pipe([1, 2], num_inference_steps=8, iterations=4, latents=3 * NOISE, output_type="latent").images
+    assert images.abs().max() > 1.5
+    pipe.scheduler = default_scheduler(pipe.diffusion)
+    expected = pipe([1, 2], num_inference_steps=8, iterations=4, latents=3 * NOISE, output_type="latent").images
+    torch.testing.assert_close(images, expected, atol=1e-2, rtol=1e-2)
+    assert not diffusers.DDPMScheduler.from_config(pipe.scheduler.config).config.clip_sample
+
+
+def test_schedulers_of_another_diffusion_are_refused(make):
+    pipe = make()
+    for scheduler, says in (
+        (diffusers.DDIMScheduler(), "other noise levels, this model needs v_prediction"),
+        (diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon"), "epsilon, this model"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "other noise levels"),
+    ):
+        pipe.scheduler = scheduler
+        with pytest.raises(ValueError, match=says):
+            pipe([1], num_inference_steps=3)
+    zero_snr = {"beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": True}
+    pipe.scheduler = diffusers.DDIMScheduler(**zero_snr, prediction_type="v_prediction", timestep_spacing="trailing")
+    assert pipe([1], num_inference_steps=4, output_type="pt").images.isfinite().all()  # the same levels, said otherwise
+
+
+def test_learned_variance_for_schedulers_that_take_it(make):
+    pipe = make()
+    learned = diffusers.DDPMScheduler.from_config(pipe.scheduler.config, variance_type="learned_range")
+    seed = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    draws = []
+    for scheduler in (learned, diffusers.DDPMScheduler.from_config(pipe.scheduler.config)):
+        pipe.scheduler = scheduler
+        draws.append(pipe([1], num_inference_steps=4, generator=seed(), output_type="latent").images)
+    assert not torch.equal(*draws)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(learned.config)  # keeps the entry, knows no such thing
+    assert pipe([1], num_inference_steps=4, output_type="latent").images.isfinite().all()
+
+
 @pytest.mark.parametrize("parametrisation", ["v", "x0", "eps"])
 def test_every_parametrisation(make, parametrisation):
     zero = parametrisation != "eps"
@@ -111,6 +151,11 @@ def test_other_schedulers_stay_within_the_budget(make, name, reuse):
         ({"budget": 60, "iterations": 0}, "iterations=0: at least 1"),
         ({"num_inference_steps": 3, "iterations": [1, 2]}, "2 of them, but the scheduler calls the model 3 times"),
         ({"budget": 60, "class_labels": [4]}, r"class_labels=\[4\]: labels of this model are 0\.\.3"),
+        ({"budget": -5}, "budget=-5: at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0: at least 1"),
+        ({"num_inference_steps": 2000}, "num_inference_steps=2000: the model knows 1000"),
+        ({"budget": 60, "reuse_weight": 7.0}, "reuse_weight=7.0: above 0"),
+        ({"budget": 60, "reuse": False, "extrapolation": 1.0}, "extrapolation=1.0 with reuse=false"),
         ({"budget": 60, "output_type": "jpg"}, "output_type='jpg'"),
         ({"budget": 60, "latents": NOISE[:1]}, "latents have shape"),
     ],
@@ -195,8 +240,27 @@ def test_saved_and_opened(make, tmp_path, vae):
     assert half.model.dtype == torch.bfloat16 and isinstance(half.scheduler, diffusers.DDPMScheduler)
 
 
+def test_a_pipeline_in_half_precision_is_saved_in_full(make, tmp_path):
+    """What is opened again is the rounded model, VAE included."""
+    pipe = make()
+    pipe.to(torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert pipe.model.dtype == torch.bfloat16
+    opened = FPDMPipeline.from_pretrained(tmp_path / "pipe")
+    assert opened.model.dtype == opened.vae.dtype == torch.float32
+    for ours, theirs in zip(pipe.model.parameters(), opened.model.parameters(), strict=True):
+        assert torch.equal(ours.float(), theirs)
+
+
+def test_numbers_of_numpy_are_numbers(make):
+    labels = np.array([1, 2])
+    assert len(make()(labels, budget=np.int64(24), iterations=np.int64(2)).images) == 2
+    assert len(make()(labels[0], num_inference_steps=np.int64(2)).images) == 1
+
+
 def test_a_pixel_model_clips_its_predictions(make):
     pipe = make(vae=False)
+    pipe.enable_vae_slicing()  # there is nothing to slice
     images = pipe([1, 2], num_inference_steps=4, output_type="latent").images
     assert float(images.abs().max()) <= 1 + 1e-5
 

@@ -31,7 +31,8 @@ class SamplingConfig:
         reuse_weight: of that solution in the start, 1 for all of it, against what a solve without reuse starts from.
         extrapolation: start this far along the line through the last two solutions: 0 at the last one,
             1 at the new timestep.
-        anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only).
+        anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only; for three
+            iterations and more).
         sampler: ddpm (with the learned variance), ddim, or of second order ab2 (Adams-Bashforth), heun (two model
             calls a step), dpm++, unipc.
         eta: randomness of ddim, 0 for none.
@@ -115,6 +116,12 @@ class SamplingConfig:
             raise ValueError(f"{name}={getattr(self, name)} with reuse=false: there is no solution to start from")
         if not 0 <= self.anderson <= 5:
             raise ValueError(f"anderson={self.anderson}: a memory of 1 to 5 updates, or 0 for plain iteration")
+        most = max(self.counts) if self.counts else self.iterations
+        if self.anderson and self.allocation == "constant" and most is not None and most < 3:
+            raise ValueError(
+                f"anderson={self.anderson} with iterations={most}: it chooses from the third update on; "
+                "ask for at least 3 iterations"
+            )
 
     def _check_counts(self) -> None:
         if not self.counts or min(self.counts) < 1:

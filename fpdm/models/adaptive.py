@@ -33,13 +33,14 @@ def iterate_until(
     while len(active):
         new = layer(h, constants)
         residual = relative_residual(new, h)
+        counts[active] += 1
+        going = ~(residual <= tolerance) & (counts[active] < at_most[active])  # also where it is not a number
         if accelerate is not None:
-            new = accelerate(h, new)
+            chosen = accelerate(h, new)
+            new = torch.where(going[:, None, None], chosen, accelerate.settled(new))
             fallbacks[active] = accelerate.fallbacks
         solution[active] = new.to(solution.dtype)
         residuals.append(torch.full((len(counts),), torch.nan, device=h.device).index_copy(0, active, residual))
-        counts[active] += 1
-        going = (residual > tolerance) & (counts[active] < at_most[active])
         h, constants, active = new[going], constants.rows(going), active[going]
         if accelerate is not None:
             accelerate.rows(going)

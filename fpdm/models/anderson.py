@@ -19,6 +19,8 @@ class Anderson:
 
     A step so chosen that leads to a larger residual, or to one that is not finite, is taken back:
     that sample goes on as plain iteration would have, from the update before it, with a new history.
+    Every step is judged by the next update, so a solve ends with `settle`, which makes none: of K
+    updates the first two and the last choose nothing, and up to two it is plain iteration.
 
     memory: M, at least 1; more than 5 seldom help. fallbacks: (B,) how many steps of each sample were taken back.
     """
@@ -33,13 +35,32 @@ class Anderson:
     @torch.no_grad()
     def __call__(self, h: Tensor, new: Tensor) -> Tensor:
         """h (B, N, D) and new = g(h) -> the next iterate (B, N, D). Does not wait for the device."""
+        worse = self._judge(h, new)
+        if not self._differences:
+            return new
+        proposal = self._combine()
+        self._accelerated = ~worse & proposal.isfinite().all(1)
+        return torch.where(self._accelerated[:, None], proposal, self._g).to(new.dtype).view_as(new)
+
+    @torch.no_grad()
+    def settle(self, h: Tensor, new: Tensor) -> Tensor:
+        """The last iterate: new = g(h), or the update before it where the step that led to h is taken back."""
+        self._judge(h, new)
+        return self.settled(new)
+
+    def settled(self, like: Tensor) -> Tensor:
+        """What `settle` would have returned for the update that was handed over last, in its type and shape."""
+        return self._g.to(like.dtype).view_as(like)
+
+    def _judge(self, h: Tensor, new: Tensor) -> Tensor:
+        """Take the update into the history; which samples' last steps are taken back, (B,)."""
         residual, g = relative_residual(new, h), new.float().flatten(1)
         f = g - h.float().flatten(1)
         if self.fallbacks is None:
             self.fallbacks = torch.zeros(len(h), dtype=torch.long, device=h.device)
             self._residual, self._f, self._g = residual, f, g
             self._accelerated = torch.zeros(len(h), dtype=torch.bool, device=h.device)
-            return new
+            return self._accelerated
 
         worse = self._accelerated & ~(residual <= self._residual)  # not a number is worse, too
         self.fallbacks += worse
@@ -51,11 +72,7 @@ class Anderson:
         ]
         self._residual = torch.where(worse, self._residual, residual)
         self._f, self._g = torch.where(row, self._f, f), torch.where(row, self._g, g)
-
-        proposal = self._combine()
-        usable = ~worse & proposal.isfinite().all(1)
-        self._accelerated = usable
-        return torch.where(usable[:, None], proposal, self._g).to(new.dtype).view_as(new)
+        return worse
 
     def rows(self, chosen: Tensor) -> None:
         """Go on with some samples alone; chosen (B,) bool."""

@@ -4,7 +4,7 @@ B batch, N tokens, D width, h the iterate, u the injection.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,15 @@ class ImplicitLayer(nn.Module):
             self.mix_u.weight.copy_(joint[:, self.mix_h.in_features :])
 
 
+class Accelerator(Protocol):
+    """What chooses the next iterate from an iterate h and its update g(h), (B, N, D) both."""
+
+    def __call__(self, h: Tensor, new: Tensor) -> Tensor: ...
+
+    def settle(self, h: Tensor, new: Tensor) -> Tensor:
+        """The same for the last one."""
+
+
 def relative_residual(new: Tensor, old: Tensor) -> Tensor:
     """||new - old|| / ||new|| of each sample: (B, N, D) twice -> (B,), in float32."""
     new, old = new.detach().float().flatten(1), old.detach().float().flatten(1)
@@ -77,18 +86,23 @@ def iterate(
     h: Tensor,
     iterations: int,
     with_residuals: bool = False,
-    accelerate: Callable[[Tensor, Tensor], Tensor] | None = None,
+    accelerate: Accelerator | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Fixed point iteration: `iterations` updates from h (B, N, D).
 
-    accelerate: chooses the next iterate from h and its update; without it, that is the update.
+    accelerate: chooses the next iterate from h and its update, and the last; without it, they are the updates.
     Returns the last iterate and, on request, each update's residual (B,), which stays on
     the device: nothing here waits for it.
     """
     residuals = []
-    for _ in range(iterations):
+    for i in range(iterations):
         new = update(h)
         if with_residuals:
             residuals.append(relative_residual(new, h))
-        h = new if accelerate is None else accelerate(h, new)
+        if accelerate is None:
+            h = new
+        elif i < iterations - 1:
+            h = accelerate(h, new)
+        else:
+            h = accelerate.settle(h, new)
     return h, residuals

@@ -75,7 +75,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
             for all or per sample (B,). For sampling alone.
         init: (B, N, D) start of the iteration, a solution of an earlier call, or what makes a start
             of the pre blocks' output (B, N, D); by default it starts from the latter itself.
-        anderson: memory of Anderson acceleration, 0 for plain iteration. For sampling alone.
+        anderson: memory of Anderson acceleration, 0 for plain iteration; makes a difference from three
+            iterations on. For sampling alone.
         drop_labels: (B,) bool, which labels to replace by the null label; without it, drawn
             at random in training mode.
         with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).

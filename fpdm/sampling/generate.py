@@ -95,7 +95,8 @@ def draw_images(
     reuse = source.iterative if config.reuse is None else config.reuse
 
     def noise(draw: int) -> Tensor:
-        return image_noise(config.seed, indices, draw, source.latent_shape).to(source.device)
+        drawn = image_noise(config.seed, indices, draw, source.latent_shape)  # on the CPU, the same for every device
+        return drawn.pin_memory().to(source.device, non_blocking=True) if source.device.type == "cuda" else drawn
 
     latents = sample(
         source.denoise,

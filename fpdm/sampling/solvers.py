@@ -39,6 +39,8 @@ def make_solver(
         raise ValueError(f"sampler={name!r}: choose one of {', '.join(SOLVERS)}")
     if step_noise is None and (name == "ddpm" or eta > 0):
         raise ValueError(f"sampler={name}, eta={eta}: needs step_noise")
+    if name in TWO_CALLS and timesteps[1::2] != timesteps[2::2]:
+        raise ValueError(f"sampler={name}: needs a plan with two calls a step, make_plan(..., two_calls=True)")
     if name in MULTISTEP:
         return _multistep(name, alphas_cumprod[timesteps], timesteps)
     if name in ("ab2", "heun"):

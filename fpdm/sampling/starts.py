@@ -6,8 +6,10 @@ B batch, N tokens, D width.
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+FARTHEST = 3.0  # times the way between the two solutions, where a scheduler's timesteps are very unevenly spaced
 Start = Tensor | Callable[[Tensor], Tensor]
 
 
@@ -41,8 +43,9 @@ class Starts:
         start = fitting(last, batch)
         if self._before is not None:
             earlier, before = self._before
-            way = self.extrapolation * (angle(alpha_bar) - then) / (then - earlier)
-            start = start + way * (start - fitting(before, batch))
+            way = min(self.extrapolation * (angle(alpha_bar) - then) / (then - earlier), FARTHEST)
+            both = min(len(last), len(before), batch)  # where guidance has just begun, the null rows have no line yet
+            start = torch.cat([start[:both] + way * (start[:both] - before[:both]), start[both:]])
         if self.weight == 1:
             return start
         return lambda x_pre: x_pre + self.weight * (start - x_pre)

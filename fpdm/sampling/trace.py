@@ -53,7 +53,7 @@ class Spent:
     def __call__(self, position: int, output, x0: Tensor) -> None:
         self.images += len(x0) if position == 0 else 0
         # Guidance doubles the batch, not the count of an image: the mean of both.
-        self.updates[position] += output.counts.double().mean().cpu() * len(x0)
+        self.updates[position] += output.counts.cpu().double().mean() * len(x0)
 
     def mean(self) -> list[float]:
         """Updates of an image in each model call."""

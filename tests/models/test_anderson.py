@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from fpdm.models import FixedPointDiT
+from fpdm.models.adaptive import iterate_until
 from fpdm.models.anderson import Anderson
-from fpdm.models.fixed_point import iterate
+from fpdm.models.fixed_point import Constants, iterate
 
 
 def linear_map(size=6, samples=3, rate=0.9):
@@ -32,13 +33,13 @@ def test_a_longer_memory_solves_a_linear_problem_faster(memory):
     plain, _ = iterate(update, start, 12)
     ours, _ = iterate(update, start, 12, accelerate=Anderson(memory, regularisation=1e-10))
     gained = distance(ours, fixed) / distance(plain, fixed)
-    assert (gained < {1: 0.99, 2: 0.4, 3: 0.1, 4: 0.01, 5: 1e-3}[memory]).all(), gained
+    assert (gained < {1: 0.99, 2: 0.5, 3: 0.15, 4: 0.02, 5: 2e-3}[memory]).all(), gained
 
 
 def test_one_dimension_is_solved_by_the_secant():
-    """In one dimension a memory of 1 is the secant method, exact on a line after two updates."""
+    """In one dimension a memory of 1 is the secant method, exact on a line after two updates; the third stays there."""
     slope, b = torch.tensor([0.5, -0.8, 0.95])[:, None, None], torch.tensor([1.0, 2.0, -1.0])[:, None, None]
-    h, _ = iterate(lambda h: slope * h + b, torch.zeros(3, 1, 1), 2, accelerate=Anderson(1, regularisation=1e-12))
+    h, _ = iterate(lambda h: slope * h + b, torch.zeros(3, 1, 1), 3, accelerate=Anderson(1, regularisation=1e-12))
     torch.testing.assert_close(h, b / (1 - slope), atol=1e-4, rtol=1e-4)
 
 
@@ -61,21 +62,42 @@ def test_samples_do_not_see_each_other():
         torch.testing.assert_close(h, together[i : i + 1])
 
 
+def kinked(h):
+    """Steep, then flat, with the fixed point 1.5: a secant through the steep part overshoots to 5."""
+    return torch.where(h < 1, 0.9 * h + 0.5, 0.2 * h + 1.2)
+
+
 def test_a_step_that_makes_it_worse_is_taken_back():
-    """|h| + a kink: a secant through both sides of it overshoots; then the plain iterate before it goes on."""
-
-    def update(h):
-        return torch.where(h < 1, 0.9 * h + 0.5, 0.2 * h + 1.2)  # fixed point 1.5, steep, then flat
-
-    solver, seen = Anderson(1, regularisation=1e-12), []
-    h, accelerate = torch.zeros(1, 1, 1), solver
+    solver, seen, h = Anderson(1, regularisation=1e-12), [], torch.zeros(1, 1, 1)
     for _ in range(3):
-        new = update(h)
+        new = kinked(h)
         seen.append((float(h), float(new)))
-        h = accelerate(h, new)
+        h = solver(h, new)
     assert seen[2][0] == pytest.approx(5, rel=1e-3)  # the line through the first two updates meets h at 5
     assert solver.fallbacks.tolist() == [1]
     assert float(h) == pytest.approx(seen[1][1])  # what plain iteration had after its second update
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_no_solve_ends_with_a_step_that_nothing_has_judged(count):
+    """Wherever it ends, the residual of the solution is no larger than the best that plain iteration had before."""
+    start = torch.zeros(1, 1, 1)
+    h, _ = iterate(kinked, start, count, accelerate=Anderson(1, regularisation=1e-4))
+    plain = [iterate(kinked, start, n)[0] for n in range(1, count + 1)]
+    assert abs(float(h) - 1.5) <= abs(float(plain[max(0, count - 3)]) - 1.5) + 1e-6
+    if count < 3:
+        assert torch.equal(h, plain[-1])
+
+
+def test_a_solve_that_meets_the_tolerance_ends_with_its_update():
+    """The residual after the second update meets it; what Anderson would try next is not returned."""
+    layer = lambda h, constants: kinked(h)  # noqa: E731
+    constants = Constants(torch.zeros(1, 1, 1), ())
+    solution, residuals, counts, fallbacks = iterate_until(
+        layer, torch.zeros(1, 1, 1), constants, 0.6, torch.tensor([40]), Anderson(1)
+    )
+    assert counts.tolist() == [2] and float(solution) == pytest.approx(0.95) and fallbacks.tolist() == [0]
+    assert residuals[0, 1] <= 0.6
 
 
 def test_what_is_not_finite_is_taken_back():
@@ -85,9 +107,14 @@ def test_what_is_not_finite_is_taken_back():
     solver = Anderson(1, regularisation=1e-12)
     h, _ = iterate(update, torch.zeros(2, 1, 1), 3, accelerate=solver)
     assert h.isfinite().all() and solver.fallbacks.tolist() == [1, 1]
-    for count in range(3, 12):  # and it goes on, further than it would have without any step
+    for count in range(3, 12):
         h, _ = iterate(update, torch.zeros(2, 1, 1), count, accelerate=Anderson(1, regularisation=1e-12))
         assert h.isfinite().all()
+    layer, constants = (lambda h, constants: update(h)), Constants(torch.zeros(1, 1, 1), ())
+    solution, _, counts, _ = iterate_until(
+        layer, torch.zeros(1, 1, 1), constants, 1e-3, torch.tensor([9]), Anderson(1, regularisation=1e-12)
+    )
+    assert counts.tolist() == [9] and solution.isfinite().all()  # it goes on after the step that was taken back
 
 
 def test_a_converged_sample_stays():
@@ -128,11 +155,11 @@ def test_the_network_is_solved_no_worse():
 
 
 @torch.no_grad()
-def test_one_update_is_plain_and_half_precision_works():
+def test_up_to_two_updates_are_plain_and_half_precision_works():
     model = small()
-    torch.testing.assert_close(
-        model(*inputs(), iterations=1, anderson=3).solution, model(*inputs(), iterations=1).solution
-    )
+    for count in (1, 2):
+        plain = model(*inputs(), iterations=count).solution
+        torch.testing.assert_close(model(*inputs(), iterations=count, anderson=3).solution, plain)
     exact = model(*inputs(), iterations=5, anderson=2)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(*inputs(), iterations=5, anderson=2)

@@ -79,3 +79,10 @@ def test_each_run_begins_afresh(sampler):
         sample(ExactDenoiser(diffusion), diffusion, plan, z, torch.zeros(4).long(), sampler=sampler) for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def test_heun_needs_a_plan_of_its_own():
+    diffusion = Diffusion(learn_sigma=False)
+    with pytest.raises(ValueError, match="needs a plan with two calls a step"):
+        sample(ExactDenoiser(diffusion), diffusion, make_plan(1, steps=3), torch.zeros(1, 1, 2, 2),
+               torch.zeros(1).long(), sampler="heun")  # fmt: skip
