@@ -15,7 +15,8 @@ from fpdm.data.codec import Codec, VAECodec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT
 from fpdm.models.card import model_card
-from fpdm.training.checkpoint import SAMPLING, WEIGHTS
+from fpdm.models.pretrained import CONFIG
+from fpdm.training.checkpoint import SAMPLING
 
 VAE = "vae"
 
@@ -33,9 +34,13 @@ def export_model(
     model.save_pretrained(folder)
     if isinstance(codec, VAECodec):
         codec.vae.save_pretrained(folder / VAE)
+        config = json.loads((folder / VAE / CONFIG).read_text())
+        config.pop("_name_or_path", None)  # where it was opened from, on this machine
+        write_atomically(folder / VAE / CONFIG, json.dumps(config, indent=1))
         facts = facts | {"codec": VAE}
     write_atomically(folder / SAMPLING, json.dumps(facts, indent=1))
-    (folder / WEIGHTS).chmod((folder / SAMPLING).stat().st_mode)
+    for weights in folder.rglob("*.safetensors"):  # which are written readable by their owner alone
+        weights.chmod((folder / SAMPLING).stat().st_mode)
     facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
     iterations = " --iterations 4" if isinstance(model, FixedPointDiT) else ""
     usage = (

@@ -2,33 +2,27 @@
 budgets of block passes, scored, and compared in results/quickstart/report.md. Started again, it goes on
 where it stopped."""
 
-import hashlib
-import json
 import logging
 import os
 import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import yaml
 
 import fpdm
 from fpdm import cli
 from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
-from fpdm.evaluation.classifier import cached_classifier
-from fpdm.evaluation.comparison import Contender, ScoreBook
+from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
-from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.tables import markdown_table
-from fpdm.loading import load_checkpoint, open_source
-from fpdm.models import forward_cost
 from fpdm.models.sizes import SIZES
+from fpdm.reproduction.contenders import Trained, load_trained
+from fpdm.reproduction.digits import prepare, reference
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import make_plan
@@ -37,7 +31,6 @@ from fpdm.training.runlog import latest_run
 
 logger = logging.getLogger("fpdm")
 MODELS = ("fpdm", "dit")
-RESOLUTION = 32
 GRID_COLUMNS = 20  # each digit twice in a row
 
 
@@ -83,18 +76,12 @@ def main() -> None:
     check_plans(settings)
     out.mkdir(parents=True, exist_ok=True)
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in ("seed", "seconds", "vae_steps")})
-    vae, latents = out / "vae", out / "latents"
-    if not (vae / "config.json").exists():
-        run_script("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
-                   "--steps", settings.vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
-                   "--out", vae)  # fmt: skip
-    if not (latents / "manifest.json").exists():
-        run_script("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
-                   "--mirror", "false", "--out", latents)  # fmt: skip
+    prepare(out, settings.vae_steps)
     arguments = {name: train_arguments(name, settings, out) for name in MODELS}
     steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
     logger.info(f"\n{settings.seconds:g} s of training are {steps['fpdm']} steps of FPDM, {steps['dit']} of DiT here")
-    models = {name: open_model(train(name, steps[name], settings, out)) for name in MODELS}
+    device = process_state().device
+    models = {name: load_trained(train(name, steps[name], settings, out), device) for name in MODELS}
     compare(settings, out, models)
     logger.info(f"quickstart: {time.perf_counter() - started:.0f} s; report in {out / 'report.md'}")
 
@@ -132,41 +119,13 @@ def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
     return latest_run(str(out / "runs"), name)
 
 
-class Trained(NamedTuple):
-    """A trained model, ready to draw from; steps and seconds: of its training."""
-
-    contender: Contender
-    parameters: int
-    steps: int
-    seconds: float
-
-
-def open_model(run_folder: Path) -> Trained:
-    model, facts, checkpoint = load_checkpoint(run_folder)
-    cost = forward_cost(model)
-    config = yaml.safe_load((run_folder / "config.yaml").read_text())
-    batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
-    for line in map(json.loads, (run_folder / "log.jsonl").read_text().splitlines()):
-        seconds, step = seconds + (line["step"] - step) * batch / line["images_per_s"], line["step"]
-    weights = (checkpoint / "ema" / "model.safetensors").read_bytes()
-    contender = Contender(
-        name=config["model"]["name"],
-        key=hashlib.blake2b(weights, digest_size=8).hexdigest(),
-        source=open_source(model, facts, device=process_state().device),
-        total_flops=cost.total_flops,
-    )
-    return Trained(contender, sum(p.numel() for p in model.parameters()), step, seconds)
-
-
 def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
     """Draw, score, plot, and write the report."""
-    images, labels, classes = load_labelled("digits", RESOLUTION)
-    classifier, key = cached_classifier(images, labels, classes, out / "features")
-    reference = torch.cat([classifier(batch) for batch in images.split(256)])
-    predicted = torch.cat([classifier.logits(batch) for batch in images.split(256)]).argmax(1)
-    floor, expected = noise_floor(reference), statistics(reference)
-    classifier.to(process_state().device)
-    book = ScoreBook(out / "scores.json", classifier, key, expected, settings.images, settings.batch_size)
+    real = reference(out / "features")
+    device = process_state().device
+    predicted = torch.cat([real.classifier.logits(b.to(device)).argmax(1).cpu() for b in real.images.split(256)])
+    floor, expected = noise_floor(real.features), statistics(real.features)
+    book = ScoreBook(out / "scores.json", real.classifier, real.key, expected, settings.images, settings.batch_size)
 
     small = SamplingConfig(budget=settings.budget, seed=settings.seed)
     large = replace(small, budget=settings.large_budget)
@@ -198,7 +157,7 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
     plot_overview([(label, images) for label, _, images in strips], GRID_COLUMNS, smoothing, out / "overview.png")
     for _, file, strip in strips:
         save_grid(strip, out / file, GRID_COLUMNS)
-    accuracy = (predicted == labels).float().mean().item()
+    accuracy = (predicted == real.labels).float().mean().item()
     report = write_report(settings, out, models, rows, smoothing, best, accuracy)
     logger.info("\n" + report)
 
@@ -220,7 +179,9 @@ def draw_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingCon
 
 def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, accuracy: float) -> str:
     """report.md; returns the part of it that is worth seeing in a terminal."""
-    trained = [[m.contender.name, f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for m in models.values()]
+    trained = [
+        [m.config["model"]["name"], f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for m in models.values()
+    ]
     scored = []
     for name, config, result in rows:
         label = f"FPDM, {best} it. per timestep, reuse" if name == "fpdm" else "DiT"

@@ -1,13 +1,10 @@
 """Which ways of sampling help, on checkpoints of several training seeds: where solves start and how they are sped
 up, solvers, allocation. Tables in report.md; started again, it goes on where it stopped."""
 
-import hashlib
 import logging
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +16,13 @@ from fpdm.config import SamplingConfig, check_at_least, check_choice
 from fpdm.data.codec import Codec
 from fpdm.devices import process_state
 from fpdm.evaluation.classifier import cached_classifier
-from fpdm.evaluation.comparison import Contender, Score, ScoreBook
+from fpdm.evaluation.comparison import Contender, ScoreBook
 from fpdm.evaluation.convergence import solve_residuals
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
+from fpdm.evaluation.seeds import difference, over_seeds, spread
 from fpdm.evaluation.tables import markdown_table
-from fpdm.loading import load_checkpoint, open_source
-from fpdm.models import forward_cost
+from fpdm.reproduction.contenders import load_contender
 from fpdm.sampling.plan import spread_evenly
 from fpdm.sampling.solvers import SOLVERS
 
@@ -91,7 +88,7 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     out = Path(settings.out)
-    models = [open_contender(path) for path in settings.ckpt]
+    models = [load_contender(path, process_state().device) for path in settings.ckpt]
     fpdms, dits = ([c for c in models if c.source.iterative is kind] for kind in (True, False))
     if not fpdms:
         raise ValueError(f"ckpt={settings.ckpt}: at least one must be of an FPDM")
@@ -127,55 +124,12 @@ def main() -> None:
     logger.info("\n" + "\n\n".join(sections) + f"\n\n-> {out / 'report.md'}")
 
 
-def open_contender(path: str) -> Contender:
-    model, facts, checkpoint = load_checkpoint(path)
-    weights = (checkpoint / "ema" if (checkpoint / "ema").is_dir() else checkpoint) / "model.safetensors"
-    source = open_source(model, facts, device=process_state().device)
-    key = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
-    return Contender(model.family, key, source, forward_cost(model).total_flops)
-
-
-class Results(NamedTuple):
-    """Scores of one way of sampling, one for each seed."""
-
-    scores: list[Score]
-
-    @property
-    def distances(self) -> np.ndarray:
-        return np.array([score.distance for score in self.scores])
-
-    @property
-    def passes(self) -> float:
-        return float(np.mean([score.block_passes for score in self.scores]))
-
-    @property
-    def gflops(self) -> float:
-        return float(np.mean([score.gflops for score in self.scores]))
-
-
-def over_seeds(book: ScoreBook, models: list[Contender], config: Callable[[int], SamplingConfig]) -> Results:
-    """config: sampling settings of a seed."""
-    return Results([book.score(model, config(seed)) for seed, model in enumerate(models)])
-
-
-def spread(values: np.ndarray) -> str:
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
-
-
-def difference(values: np.ndarray, baseline: np.ndarray) -> list[str]:
-    """The paired difference, and whether it counts."""
-    gaps = values - baseline
-    beyond = len(gaps) > 1 and abs(gaps.mean()) > gaps.std(ddof=1)
-    verdict = ("better" if gaps.mean() < 0 else "worse") if beyond else "no difference"
-    return [f"{'+' if gaps.mean() > 0 else ''}{spread(gaps)}", verdict]
-
-
 def solves_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:
     """Where solves start, how far they get, and the score, at so many iterations per timestep."""
     rows, baseline = [], None
     for label, ways in (STARTS | (SPEEDING_UP if iterations > 2 else {})).items():
         config = SamplingConfig(budget=settings.budget, iterations=iterations, **ways)
-        result = over_seeds(book, models, lambda seed, config=config: replace(config, seed=seed)).distances
+        result = over_seeds(book, models, config).distances
         residuals = [
             solve_residuals(model.source, replace(config, seed=seed), range(TRACED))
             for seed, model in enumerate(models)
@@ -199,7 +153,7 @@ def solvers_table(settings: Settings, book: ScoreBook, fpdms: list[Contender], d
             cells = []
             for budget in settings.budgets:
                 config = SamplingConfig(budget=budget, sampler=sampler, **extra)
-                cells.append(spread(over_seeds(book, models, lambda seed, c=config: replace(c, seed=seed)).distances))
+                cells.append(spread(over_seeds(book, models, config).distances))
             rows.append([label, sampler, *cells])
     return markdown_table([name, "sampler", *(f"{budget} passes" for budget in settings.budgets)], rows, 2)
 
@@ -208,21 +162,22 @@ def allocation_table(settings: Settings, book: ScoreBook, models: list[Contender
     """Each allocation against the constant plan of as many timesteps and, on average, as many updates."""
     rows = []
     config = SamplingConfig(budget=settings.budget, iterations=iterations)
-    constant = over_seeds(book, models, lambda seed: replace(config, seed=seed))
-    rows.append(["constant", f"{constant.passes:.1f}", f"{constant.gflops:.2f}", spread(constant.distances), "", ""])
+    constant = over_seeds(book, models, config)
+    rows.append(
+        ["constant", f"{constant.block_passes:.1f}", f"{constant.gflops:.2f}", spread(constant.distances), "", ""]
+    )
     calls, explicit = constant.scores[0].timesteps, models[0].source.explicit_blocks
     ways = {f"{way}, ratio 3": {"allocation": way} for way in ("decreasing", "increasing")} | {
         f"adaptive, tolerance {tolerance:g}": {"allocation": "adaptive", "tolerance": tolerance}
         for tolerance in TOLERANCES
     }
     for label, way in ways.items():
-        chosen = replace(config, **way)
-        result = over_seeds(book, models, lambda seed, chosen=chosen: replace(chosen, seed=seed))
+        result = over_seeds(book, models, replace(config, **way))
         updates = [round(score.block_passes) - explicit * calls for score in result.scores]
         equal = over_seeds(
             book, models, lambda seed, u=updates: SamplingConfig(counts=spread_evenly(u[seed], calls), seed=seed)
         )
-        rows.append([label, f"{result.passes:.1f}", f"{result.gflops:.2f}", spread(result.distances),
+        rows.append([label, f"{result.block_passes:.1f}", f"{result.gflops:.2f}", spread(result.distances),
                      *difference(result.distances, equal.distances)])  # fmt: skip
     head = [f"{calls} timesteps of {iterations} it. on average", "block passes", "GFLOPs", name,
             "difference to constant", ""]  # fmt: skip

@@ -285,6 +285,9 @@ def test_exported_folder_stands_alone(chain, tmp_path):
     succeed("sample.py", "--ckpt", run, *draw, "--out", tmp_path / "a")
     shutil.rmtree(run)
     assert {"config.json", "model.safetensors", "sampling.json", "README.md", "vae"} <= {p.name for p in out.iterdir()}
+    for path in out.rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), f"{path.name} says where on this machine it was made"
+    assert {path.stat().st_mode & 0o444 for path in out.rglob("*") if path.is_file()} == {0o444}
     card = (out / "README.md").read_text()
     assert card.startswith("---") and "training steps | 4 of 4" in card and "license: apache-2.0" in card
     succeed("sample.py", "--ckpt", out, *draw, "--out", tmp_path / "b")

@@ -19,11 +19,12 @@ DPI = 130
 
 
 class Curve(NamedTuple):
-    """Scores over iterations per timestep at a fixed budget."""
+    """Scores over iterations per timestep at a fixed budget, or over budgets; deviations over seeds, if any."""
 
     label: str
     iterations: list[int]
     scores: list[float]
+    deviations: list[float] | None = None
 
 
 class Smoothing(NamedTuple):
@@ -39,7 +40,8 @@ class Smoothing(NamedTuple):
 def draw_smoothing(axes: Axes, data: Smoothing) -> None:
     """Score over iterations per timestep; the baseline dashed, the noise floor dotted."""
     for curve, colour in zip(data.curves, FPDM_COLOURS, strict=False):
-        axes.plot(curve.iterations, curve.scores, marker="o", color=colour, label=curve.label)
+        axes.errorbar(curve.iterations, curve.scores, curve.deviations, marker="o", capsize=3, color=colour,
+                      label=curve.label)  # fmt: skip
     axes.axhline(data.baseline, linestyle="--", color=DIT_COLOUR, label="DiT")
     axes.axhline(data.floor, linestyle=":", color=DIT_COLOUR, label="noise floor: halves of the real images")
     axes.set(
@@ -59,6 +61,23 @@ def draw_smoothing(axes: Axes, data: Smoothing) -> None:
 def plot_smoothing(data: Smoothing, path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw_smoothing(figure.add_subplot(), data)
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> None:
+    """Scores over something that doubles, such as budgets."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+    for curve, shade in zip(curves, shades, strict=True):
+        axes.errorbar(curve.iterations, curve.scores, curve.deviations, marker="o", capsize=3, color=shade,
+                      label=curve.label)  # fmt: skip
+    ticks = sorted({x for curve in curves for x in curve.iterations})
+    axes.set(xlabel=xlabel, ylabel=f"{score} (lower is better)", xscale="log", ylim=(0, None))
+    axes.set_xticks(ticks, [str(x) for x in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=DPI)
 
 
@@ -95,6 +114,16 @@ def draw_strip(axes: Axes, label: str, images: Tensor, columns: int) -> None:
     axes.imshow(np.asarray(picture.permute(1, 2, 0)), interpolation="nearest")
     axes.set_title(label, fontsize=10, loc="left")
     axes.set_axis_off()
+
+
+def plot_strips(strips: list[tuple[str, Tensor]], columns: int, path: Path) -> None:
+    """Labelled strips of images, one below the other."""
+    rows = [-(-len(images) // columns) for _, images in strips]
+    figure = Figure(figsize=(10, sum(0.35 + 0.55 * count for count in rows)), layout="constrained")
+    grid = figure.add_gridspec(len(strips), 1, height_ratios=rows)
+    for row, (label, images) in enumerate(strips):
+        draw_strip(figure.add_subplot(grid[row, 0]), label, images, columns)
+    figure.savefig(path, dpi=DPI)
 
 
 def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothing, path: Path) -> None:

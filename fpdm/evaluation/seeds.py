@@ -1,0 +1,58 @@
+"""Scores over several training seeds: means, spreads, and differences that count."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fpdm.config import SamplingConfig
+from fpdm.evaluation.comparison import Contender, Score, ScoreBook
+
+
+class Results(NamedTuple):
+    """Scores of one way of sampling, one for each seed."""
+
+    scores: list[Score]
+
+    @property
+    def distances(self) -> np.ndarray:
+        return np.array([score.distance for score in self.scores])
+
+    @property
+    def block_passes(self) -> float:
+        return float(np.mean([score.block_passes for score in self.scores]))
+
+    @property
+    def gflops(self) -> float:
+        return float(np.mean([score.gflops for score in self.scores]))
+
+    @property
+    def ms_per_image(self) -> float:
+        return float(np.mean([score.ms_per_image for score in self.scores]))
+
+
+def over_seeds(
+    book: ScoreBook, models: list[Contender], config: SamplingConfig | Callable[[int], SamplingConfig]
+) -> Results:
+    """Of models alike but for the training seed; the i-th draws with sampling seed i.
+
+    config: for all, or a function of i.
+    """
+    made = config if callable(config) else lambda seed: replace(config, seed=seed)
+    return Results([book.score(model, made(seed)) for seed, model in enumerate(models)])
+
+
+def spread(values: np.ndarray, digits: int = 2) -> str:
+    """Mean ± standard deviation."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+
+def difference(values: np.ndarray, baseline: np.ndarray) -> tuple[str, str]:
+    """The difference seed by seed, and whether it counts: where its mean is beyond its standard deviation."""
+    gaps = values - baseline
+    beyond = len(gaps) > 1 and abs(gaps.mean()) > gaps.std(ddof=1)
+    verdict = ("better" if gaps.mean() < 0 else "worse") if beyond else "no difference"
+    return f"{'+' if gaps.mean() > 0 else ''}{spread(gaps)}", verdict

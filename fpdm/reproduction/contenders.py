@@ -1,0 +1,50 @@
+"""Trained models, ready to be scored, and what their training took."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+
+from fpdm.evaluation.comparison import Contender
+from fpdm.loading import load_checkpoint, open_source
+from fpdm.models import DiT, FixedPointDiT, forward_cost
+from fpdm.models.pretrained import WEIGHTS
+
+
+class Trained(NamedTuple):
+    """steps and seconds: of its training, by its log; config: the run's, as a dictionary."""
+
+    contender: Contender
+    model: DiT | FixedPointDiT
+    steps: int
+    seconds: float
+    config: dict
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+def load_contender(checkpoint: str | Path, device: torch.device | str = "cpu") -> Contender:
+    """The averaged weights of a run, a checkpoint or an exported folder, to be scored; named DiT or FPDM."""
+    return _contender(*load_checkpoint(checkpoint), device)
+
+
+def _contender(model: DiT | FixedPointDiT, facts: dict, folder: Path, device: torch.device | str) -> Contender:
+    weights = (folder / "ema" if (folder / "ema").is_dir() else folder) / WEIGHTS
+    key = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
+    source = open_source(model, facts, device=device)
+    return Contender(model.family, key, source, forward_cost(model).total_flops)
+
+
+def load_trained(run: Path, device: torch.device | str = "cpu") -> Trained:
+    """The newest checkpoint of a run."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
+    for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()):
+        seconds, step = seconds + (line["step"] - step) * batch / line["images_per_s"], line["step"]
+    model, facts, folder = load_checkpoint(run)
+    return Trained(_contender(model, facts, folder, device), model, step, seconds, config)

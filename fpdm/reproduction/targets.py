@@ -1,0 +1,247 @@
+"""The paper's tables and figures, one function each: experiments in, a section of the report out.
+
+The scores are of digits, the paper's of ImageNet: beside ours stand the paper's numbers, whose order can be
+compared, not their size. Budgets are DiT's 5, 10 and 20 timesteps, as in the paper's Tab. 1.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from fpdm.config import SamplingConfig, SJFBConfig
+from fpdm.evaluation.figures import Curve, Smoothing, plot_curves, plot_residuals, plot_smoothing, plot_strips
+from fpdm.evaluation.metrics import noise_floor, score_name
+from fpdm.evaluation.seeds import difference, spread
+from fpdm.evaluation.tables import markdown_table
+from fpdm.reproduction.experiments import Laboratory, step_flops
+from fpdm.sampling.generate import draw, draw_images, plan_for
+from fpdm.sampling.plan import spread_evenly
+from fpdm.sampling.trace import Recorder
+from fpdm.training.memory import step_memory
+from fpdm.training.sjfb import mean_iterations
+
+BUDGETS = (60, 120, 240)
+MIDDLE = BUDGETS[1]
+ITERATIONS = (1, 2, 3, 4, 6, 10, 18)
+USUAL = 2  # iterations per timestep where the paper's tables have its best
+CLASSES = list(range(10))
+ALLOCATIONS = ({"allocation": "decreasing"}, {"allocation": "increasing"},
+               {"allocation": "adaptive", "tolerance": 0.1}, {"allocation": "adaptive", "tolerance": 0.05})  # fmt: skip
+PAPER_TAB1 = {  # (sampler, budget) -> FID of DiT and FPDM, at 140, 280, 560 block passes
+    ("ddpm", 0): (148.0, 85.8), ("ddpm", 1): (80.9, 43.3), ("ddpm", 2): (37.9, 26.1),
+    ("ddim", 0): (110.0, 33.9), ("ddim", 1): (35.2, 22.4), ("ddim", 2): (16.5, 19.6),
+}  # fmt: skip
+PAPER_TAB4 = {3: 43.0, 6: 43.2, 12: 61.5, 24: 567.6}
+PAPER_TAB5 = {("jfb", 6): 567.6, ("multi-step", 6): 48.2, ("stochastic", 6): 43.2,
+              ("jfb", 12): 567.6, ("multi-step", 12): 79.9, ("stochastic", 12): 61.5}  # fmt: skip
+
+
+class Section(NamedTuple):
+    """Of the report: a title, and text with tables and pictures."""
+
+    title: str
+    text: str
+
+
+def table1(lab: Laboratory) -> Section:
+    """DiT and FPDM at three budgets, with both samplers; at equal training time, and at equal training FLOPs."""
+    rows = []
+    ways = [("DiT", "dit", {})] + [
+        (f"{label}, {k} it.", name, {"iterations": k})
+        for label, name in (("FPDM", "fpdm"), ("FPDM, equal training FLOPs", "fpdm-equal-flops"))
+        for k in (1, 2, 4)
+    ]
+    for sampler in ("ddpm", "ddim"):
+        for label, name, settings in ways:
+            cells = []
+            for position, budget in enumerate(BUDGETS):
+                result = lab.score(name, budget=budget, sampler=sampler, **settings)
+                paper = PAPER_TAB1[sampler, position][0 if name == "dit" else 1]
+                beside = f" ({paper})" if name in ("dit", "fpdm") and settings in ({}, {"iterations": USUAL}) else ""
+                cells.append(f"{spread(result.distances)}{beside}")
+            rows.append([label, sampler.upper(), *cells])
+    scores = markdown_table(["model", "sampler", *(f"{b} passes" for b in BUDGETS)], rows, 2)
+    costs = []
+    for label, name, settings in (ways[0], ways[2], ways[5]):
+        first, *_ = trained = lab.models(name)
+        m, n = (first.config["sjfb"]["grad"], first.config["sjfb"]["no_grad"]) if settings else (0, 0)
+        sizes = {"iterations": m, "iterations_no_grad": n} if settings else {}
+        memory = step_memory(first.model, first.config["optim"]["batch_size"], False, False, **sizes)
+        result = lab.score(name, budget=MIDDLE, **settings)
+        seconds = sum(t.seconds for t in trained) / len(trained)
+        costs.append([label, f"{first.parameters:,d}", f"{memory.activations / 2**20:.1f}",
+                      f"{(memory.weights + memory.gradients + memory.optimizer) / 2**20:.1f}", str(first.steps),
+                      f"{seconds:.0f}", f"{first.steps * step_flops(first) / 1e15:.2f}", f"{result.gflops:.2f}",
+                      f"{result.ms_per_image:.1f}"])  # fmt: skip
+    head = ["model", "parameters", "saved for backward, MiB", "weights, gradients, optimizer, MiB", "steps",
+            "training, s", "training, PFLOPs", f"GFLOPs/image at {MIDDLE}", "ms/image"]  # fmt: skip
+    text = f"In brackets the paper's FID at 140, 280 and 560 block passes.\n\n{scores}\n\n{markdown_table(head, costs)}"
+    return Section("Tab. 1: quality at three budgets", text)
+
+
+def table3(lab: Laboratory) -> Section:
+    """DiTs with about as many parameters."""
+    ways = [("FPDM", "fpdm", {"iterations": USUAL}, 31.5), ("DiT of 3 blocks", "dit-3-blocks", {}, 350.6),
+            ("DiT of 12 narrow blocks", "dit-narrow", {}, 55.9), ("DiT", "dit", {}, None)]  # fmt: skip
+    # As many FLOPs as the full DiT spends on the middle budget: narrow or shallow networks get more timesteps.
+    allowed = lab.score("dit", budget=MIDDLE).gflops
+    rows = []
+    for label, name, settings, paper in ways:
+        first = lab.models(name)[0]
+        each = first.contender.total_flops([settings.get("iterations", 0)]) / 1e9
+        result = lab.score(name, steps=max(2, round(allowed / each)), **settings)
+        rows.append([label, f"{first.parameters:,d}", str(result.scores[0].timesteps), f"{result.gflops:.2f}",
+                     spread(result.distances), "" if paper is None else str(paper)])  # fmt: skip
+    head = ["model", "parameters", "timesteps", "GFLOPs/image", _name(lab), "paper, FID"]
+    return Section("Tab. 3: DiTs of as many parameters", markdown_table(head, rows))
+
+
+def table4(lab: Laboratory) -> Section:
+    """Upper bounds M = N of the updates in training, for equal training time."""
+    return Section("Tab. 4: updates in training", _training_variants(
+        lab, [(f"M = N = {k}", f"stochastic-{k}", PAPER_TAB4[k]) for k in PAPER_TAB4]))  # fmt: skip
+
+
+def table5(lab: Laboratory) -> Section:
+    """JFB, multi-step and stochastic, for equal training time."""
+    return Section("Tab. 5: how the implicit layer is trained", _training_variants(
+        lab, [(f"{variant}, {k}", f"{variant}-{k}", paper) for (variant, k), paper in PAPER_TAB5.items()]))  # fmt: skip
+
+
+def figure4(lab: Laboratory) -> Section:
+    """Score over iterations per timestep at a fixed budget; increasing, decreasing and adaptive allocation."""
+    results = [lab.score("fpdm", budget=MIDDLE, iterations=k).distances for k in ITERATIONS]
+    dit = lab.score("dit", budget=MIDDLE).distances
+    curve = Curve("FPDM", list(ITERATIONS), [float(r.mean()) for r in results], [_deviation(r) for r in results])
+    floor = noise_floor(lab.real.features)
+    title = f"{MIDDLE} block passes per image, DDIM, {lab.seeds} training seeds"
+    plot_smoothing(Smoothing([curve], float(dit.mean()), floor, _name(lab), title), lab.out / "fig4.png")
+    rows = [["DiT", "", spread(dit), ""]]
+    rows += [[f"FPDM, {k} it.", "", spread(r), difference(r, dit)[1]] for k, r in zip(ITERATIONS, results, strict=True)]
+    explicit = 2
+    for k in (2, 4):
+        calls = MIDDLE // (explicit + k)
+        for way in ALLOCATIONS:
+            result = lab.score("fpdm", budget=MIDDLE, iterations=k, **way)
+            updates = round(result.block_passes) - explicit * calls
+            equal = lab.score("fpdm", counts=spread_evenly(updates, calls)).distances
+            label = f"FPDM, {k} it. on average, {', '.join(map(str, way.values()))}"
+            rows.append([label, f"{result.block_passes:.1f}", spread(result.distances),
+                         f"{' '.join(difference(result.distances, equal))} against constant"])  # fmt: skip
+    table = markdown_table(["", "block passes", _name(lab), "against DiT, or as said"], rows)
+    return Section("Fig. 3 and 4: smoothing and allocation", f"![score over iterations](fig4.png)\n\n{table}")
+
+
+def figure5(lab: Laboratory) -> Section:
+    """The same noise and labels over iterations per timestep."""
+    strips = []
+    for k in ITERATIONS:
+        images = draw(lab.models("fpdm")[0].contender.source, 20, budget=MIDDLE, iterations=k, classes=CLASSES)
+        strips.append((f"FPDM, {k} it. on {MIDDLE // (2 + k)} timesteps", images))
+    source = lab.models("dit")[0].contender.source
+    strips.append((f"DiT, {MIDDLE // 12} timesteps", draw(source, 20, budget=MIDDLE, classes=CLASSES)))
+    plot_strips(strips, 20, lab.out / "fig5.png")
+    return Section("Fig. 5: the same seeds over iterations", "![samples over iterations](fig5.png)")
+
+
+def figure6(lab: Laboratory) -> Section:
+    """Reuse: scores, and residuals by timestep and by iteration."""
+    rows, curves = [], []
+    for label, reuse in (("reuse", True), ("no reuse", False)):
+        results = [lab.score("fpdm", budget=MIDDLE, iterations=k, reuse=reuse).distances for k in ITERATIONS]
+        rows.append([label, *map(spread, results)])
+        means, deviations = [float(r.mean()) for r in results], [_deviation(r) for r in results]
+        curves.append(Curve(f"FPDM, {label}", list(ITERATIONS), means, deviations))
+        source = lab.models("fpdm")[0].contender.source
+        config = SamplingConfig(steps=10, iterations=12, reuse=reuse)
+        plan, recorder = plan_for(source, config), Recorder()
+        with torch.inference_mode():
+            draw_images(source, config, plan, range(64), recorder, with_residuals=True)
+        trace = recorder.trace(plan)
+        plot_residuals(trace.timesteps, trace.residuals, lab.out / f"fig6-{label.replace(' ', '-')}.png")
+    dit = float(lab.score("dit", budget=MIDDLE).distances.mean())
+    title = f"{MIDDLE} block passes per image, DDIM, {lab.seeds} training seeds"
+    plot_smoothing(Smoothing(curves, dit, noise_floor(lab.real.features), _name(lab), title), lab.out / "fig6a.png")
+    pictures = "![score with and without reuse](fig6a.png)\n\nResiduals with reuse, then without:\n\n" \
+               "![with reuse](fig6-reuse.png)\n\n![without](fig6-no-reuse.png)"  # fmt: skip
+    table = markdown_table([_name(lab), *(f"{k} it." for k in ITERATIONS)], rows)
+    return Section("Fig. 6: reuse", f"{pictures}\n\n{table}")
+
+
+def figure7(lab: Laboratory) -> Section:
+    """0, 1, 2 and 4 explicit blocks before and after the implicit layer, over budgets, for equal training time."""
+    rows, curves, wide = [], [], (30, *BUDGETS)
+    for blocks, name in ((0, "explicit-0"), (1, "fpdm"), (2, "explicit-2"), (4, "explicit-4")):
+        # As many timesteps as the budget holds with two updates each: more explicit blocks leave fewer of them.
+        results = [lab.score(name, budget=budget, iterations=USUAL).distances for budget in wide]
+        rows.append([f"{blocks} + {blocks}", *map(spread, results)])
+        means, deviations = [float(r.mean()) for r in results], [_deviation(r) for r in results]
+        curves.append(Curve(f"{blocks} pre and post blocks", list(wide), means, deviations))
+    plot_curves(curves, "block passes per image", _name(lab), lab.out / "fig7.png")
+    table = markdown_table(["pre + post blocks", *(f"{budget} passes" for budget in wide)], rows)
+    return Section("Fig. 7: explicit blocks", f"![score over budgets](fig7.png)\n\n{table}")
+
+
+def opponents(lab: Laboratory) -> Section:
+    """Beyond the paper: every solver for both families."""
+    rows = []
+    ways = [(f"FPDM, {k} it.", "fpdm", {"iterations": k}) for k in (1, 2)] + [("DiT", "dit", {})]
+    for label, name, settings in ways:
+        for sampler in ("ddim", "ab2", "dpm++", "unipc"):
+            cells = [spread(lab.score(name, budget=b, sampler=sampler, **settings).distances) for b in BUDGETS]
+            rows.append([label, sampler, *cells])
+    table = markdown_table(["model", "sampler", *(f"{b} passes" for b in BUDGETS)], rows, 2)
+    return Section("Beyond the paper: better solvers for both", table)
+
+
+def weighting(lab: Laboratory) -> Section:
+    """Plain error of v against the published program's p2 weighting, which is 0 at the last timestep."""
+    rows = []
+    for budget in BUDGETS:
+        ours, theirs = (lab.score(name, budget=budget, iterations=USUAL).distances for name in ("fpdm", "p2"))
+        rows.append([f"{budget} passes", spread(ours), spread(theirs), *difference(theirs, ours)])
+    table = markdown_table([_name(lab), "v", "p2", "difference", ""], rows)
+    return Section("Beyond the paper: loss weighting", table)
+
+
+def memorisation(lab: Laboratory) -> Section:
+    """Nearest training images of samples, drawn; and how near they are against real images' own neighbours."""
+    real = lab.real.images.float().flatten(1) / 255
+    gaps = torch.cdist(real, real).fill_diagonal_(torch.inf).min(1).values
+    rows, strips = [["real, to the nearest other real", f"{gaps.median():.2f}", f"{gaps.min():.2f}"]], []
+    for label, name, settings in (("FPDM", "fpdm", {"iterations": USUAL}), ("DiT", "dit", {})):
+        images = draw(lab.models(name)[0].contender.source, 200, budget=BUDGETS[-1], **settings)
+        near = torch.cdist(images.float().flatten(1) / 255, real).min(1)
+        rows.append([f"{label}, to the nearest real", f"{near.values.median():.2f}", f"{near.values.min():.2f}"])
+        closest = near.values.argsort()[:20]
+        strips += [(f"{label}: the 20 samples nearest to a training image", images[closest]),
+                   ("and these images", lab.real.images[near.indices[closest]])]  # fmt: skip
+    plot_strips(strips, 20, lab.out / "memorisation.png")
+    table = markdown_table(["distance in pixels, 0..1 each", "median", "least"], rows)
+    return Section("Beyond the paper: memorisation", f"![nearest neighbours](memorisation.png)\n\n{table}")
+
+
+TARGETS: dict[str, Callable[[Laboratory], Section]] = {
+    "tab1": table1, "tab3": table3, "tab4": table4, "tab5": table5, "fig4": figure4, "fig5": figure5, "fig6": figure6,
+    "fig7": figure7, "opponents": opponents, "weighting": weighting, "memorisation": memorisation,
+}  # fmt: skip
+
+
+def _training_variants(lab: Laboratory, ways: list[tuple[str, str, float]]) -> str:
+    rows = []
+    for label, name, paper in ways:
+        first = lab.models(name)[0]
+        n, m = mean_iterations(SJFBConfig(**first.config["sjfb"]))
+        cells = [spread(lab.score(name, budget=MIDDLE, iterations=k).distances) for k in (USUAL, 10)]
+        rows.append([label, f"{n + m:g}", str(first.steps), *cells, str(paper)])
+    head = ["", "updates a step", "steps", f"{_name(lab)}, {USUAL} it.", "10 it.", "paper, FID"]
+    return markdown_table(head, rows)
+
+
+def _name(lab: Laboratory) -> str:
+    return score_name("cnn", lab.book.images)
+
+
+def _deviation(values) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,104 @@
+"""The reproduction at tiny size: every target, in this process; one by the script, again and out of time."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpdm.reproduction import digits, experiments, targets
+from fpdm.reproduction.experiments import EXPERIMENTS, Laboratory, step_flops
+
+ROOT = Path(__file__).parents[1]
+TINY = "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1"
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory):
+    """Every experiment trained for two steps, as one seed; small budgets."""
+    out = tmp_path_factory.mktemp("laboratory")
+
+    def run_here(script, *words, deadline=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *map(str, words)])
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (digits, experiments):
+            patch.setattr(module, "run_script", run_here)
+        patch.setattr(targets, "BUDGETS", (24, 36, 48))
+        patch.setattr(targets, "MIDDLE", 36)
+        patch.setattr(targets, "ITERATIONS", (1, 4))
+        (out / "steps").mkdir()
+        for name in EXPERIMENTS:
+            (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
+        yield Laboratory(out, 1, 1, 65, 65, vae_steps=6, arguments=tuple(TINY.split()))
+
+
+FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1}
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_every_target(laboratory, target):
+    section = targets.TARGETS[target](laboratory)
+    pictures = re.findall(r"\]\(([^)]+)\)", section.text)
+    assert len(pictures) == FIGURES.get(target, 0)
+    assert all((laboratory.out / picture).stat().st_size > 1000 for picture in pictures)
+    rows = [line.split("|") for line in section.text.splitlines() if line.startswith("|")]
+    assert (len(rows) >= 4) == (target != "fig5") and len({len(row) for row in rows if len(row) == len(rows[0])}) <= 1
+    assert "nan" not in section.text
+
+
+def test_equal_flops_are_equal(laboratory):
+    """The steps that an FPDM makes of the FLOPs that the DiT's training took."""
+    (dit,), (ours,) = laboratory.models("dit"), laboratory.models("fpdm-equal-flops")
+    assert laboratory.steps_of("fpdm-equal-flops") == round(2 * step_flops(dit) / step_flops(ours)) == ours.steps > 2
+
+
+def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
+    before = laboratory.score("fpdm", budget=24, iterations=1)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("again")
+
+    monkeypatch.setattr(experiments, "run_script", fail)
+    monkeypatch.setattr(laboratory.book, "_compute", fail)
+    monkeypatch.setattr(laboratory, "_opened", {})
+    assert laboratory.score("fpdm", budget=24, iterations=1) == before
+    real = laboratory.real
+    assert real.features.shape == (1797, 64) and real.images.dtype == torch.uint8
+
+
+def reproduce(out, *words, code=0) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--out", str(out), "--seconds", "1", "--seeds",
+               "1", "--images", "65", "--vae-steps", "6", "--train", TINY, "--targets", "fig5", *words]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def test_the_script_stops_in_time_goes_on_and_does_nothing_twice(tmp_path):
+    out = tmp_path / "out"
+    said = reproduce(out, "--minutes", "0.5")
+    assert "the same command goes on" in said and not (out / "fig5.md").exists()
+    said = reproduce(out)
+    assert "[1 of 1, " in said and (out / "fig5.png").exists()
+    report = (out / "report.md").read_text()
+    assert "## Fig. 5" in report and "1 training seeds" in report and "torch" in report
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("model.safetensors")}
+    assert "$ python scripts/" not in reproduce(out)
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("model.safetensors")} == stamps
+    assert "was begun with" in reproduce(out, "--seconds", "2", code=2)
+    assert "targets='tab2': choose one of" in reproduce(out, "--targets", "tab2", code=2)
+
+
+def test_help_names_every_target():
+    settings = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))["Settings"]
+    for target in targets.TARGETS:
+        assert target in settings.__doc__
