@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 # Before torch starts its threads: CI has two cores, and tests start processes of their own.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may need the network
 os.environ.setdefault("TQDM_MININTERVAL", "30")
 
