@@ -9,29 +9,40 @@ README.md                         model card
 import json
 from pathlib import Path
 
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo, save_torch_state_dict, upload_folder
 
 from fpdm.data.codec import Codec, VAECodec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT
 from fpdm.models.card import model_card
-from fpdm.models.pretrained import CONFIG
+from fpdm.models.pretrained import CONFIG, WEIGHTS
 from fpdm.training.checkpoint import SAMPLING
 
 VAE = "vae"
+SHARD = "14MB"
 
 
 def export_model(
-    folder: str | Path, model: DiT | FixedPointDiT, facts: dict, codec: Codec | None, history: dict[str, str]
+    folder: str | Path,
+    model: DiT | FixedPointDiT,
+    facts: dict,
+    codec: Codec | None,
+    history: dict[str, str],
+    half: bool = False,
 ) -> None:
     """Write the folder. codec: to go along with the model, None to leave it where it is.
 
-    history: lines for the card's table, such as the number of training steps.
+    history: lines for the card's table, such as the number of training steps. half: weights rounded to float16,
+    in files of at most SHARD.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out={folder}: is there already and not empty; choose another folder")
     model.save_pretrained(folder)
+    if half:
+        (folder / WEIGHTS).unlink()
+        rounded = {name: value.half() for name, value in model.state_dict().items()}
+        save_torch_state_dict(rounded, folder, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD)
     if isinstance(codec, VAECodec):
         codec.vae.save_pretrained(folder / VAE)
         config = json.loads((folder / VAE / CONFIG).read_text())

@@ -26,6 +26,7 @@ class Settings:
         weights: ema or model.
         with_vae: put the VAE into the folder as well, so that it needs nothing else.
         vae: where the VAE is, if it has moved since training.
+        half: round weights to float16, in files of at most 14 MB.
         pipeline: make it a diffusers pipeline, which FPDMPipeline.from_pretrained opens; the VAE goes along.
         push_to: Hub repository to upload the folder to, as in user/name (null for none).
     """
@@ -35,6 +36,7 @@ class Settings:
     weights: str = "ema"
     with_vae: bool = False
     vae: str | None = None
+    half: bool = False
     pipeline: bool = False
     push_to: str | None = None
 
@@ -42,6 +44,8 @@ class Settings:
         for name in ("ckpt", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")
+        if self.half and self.pipeline:
+            raise ValueError("half=true with pipeline=true: a pipeline's weights stay as they are; choose one")
 
 
 def parser():
@@ -59,7 +63,7 @@ def main() -> None:
     if settings.pipeline:
         make_pipeline(model, facts, codec).save_pretrained(settings.out, trained)
     else:
-        export_model(settings.out, model, facts, codec if settings.with_vae else None, trained)
+        export_model(settings.out, model, facts, codec if settings.with_vae else None, trained, settings.half)
     logger.info(f"{checkpoint} ({facts['weights']} weights) -> {settings.out}")
     if settings.push_to:
         logger.info(f"{settings.out} -> {upload(settings.out, settings.push_to)}")

@@ -12,14 +12,15 @@ import torch
 import fpdm
 from fpdm import cli
 from fpdm.chain import OutOfTime, keep_settings
-from fpdm.config import check_at_least, check_choice
+from fpdm.config import PRECISIONS, check_at_least, check_choice
 from fpdm.devices import process_state
 from fpdm.files import write_atomically
+from fpdm.reproduction import cifar10, targets
+from fpdm.reproduction.digits import digits
 from fpdm.reproduction.experiments import Laboratory
-from fpdm.reproduction.targets import TARGETS
 
 logger = logging.getLogger("fpdm")
-DATA = ("digits",)
+DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS}
 
 
 @dataclass
@@ -27,12 +28,15 @@ class Settings:
     """What is reproduced, and how long it may take.
 
     Args:
-        data: digits.
-        out: folder of everything it makes.
-        targets: which of tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation.
+        data: digits (no download, two cores), or cifar10 (for a GPU; give --images).
+        images: of cifar10, the training images in class folders, as a folder or zip.
+        out: folder of everything it makes (results/reproduce-<data> if not given).
+        targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation; for
+            cifar10 scores, samples, release; all if not given.
         seconds: training time of each model, on this machine.
         seeds: training seeds of each model.
-        images: images drawn for each score.
+        samples: images drawn for each score.
+        precision: of drawing, no, bf16 or fp16.
         batch_size: images drawn at a time.
         minutes: stop after so many; the same command goes on (null for no limit).
         vae_steps: training steps of the VAE.
@@ -40,22 +44,28 @@ class Settings:
     """
 
     data: str = "digits"
-    out: str = "results/reproduce-digits"
-    targets: tuple[str, ...] = tuple(TARGETS)
+    images: str | None = None
+    out: str | None = None
+    targets: tuple[str, ...] = ()
     seconds: float = 90
     seeds: int = 3
-    images: int = 1000
+    samples: int = 1000
+    precision: str = "no"
     batch_size: int = 250
     minutes: float | None = None
     vae_steps: int = 800
     train: str = ""
 
     def __post_init__(self):
-        check_choice("data", self.data, DATA)
+        check_choice("data", self.data, tuple(DATA))
+        check_choice("precision", self.precision, PRECISIONS)
+        if (self.data == "cifar10") == (self.images is None):
+            raise ValueError(f"images={self.images} with data={self.data}: cifar10 needs images, digits has its own")
+        self.targets = self.targets or tuple(DATA[self.data])
         for target in self.targets:
-            check_choice("targets", target, tuple(TARGETS))
+            check_choice("targets", target, tuple(DATA[self.data]))
         check_at_least(1, seconds=self.seconds, seeds=self.seeds, batch_size=self.batch_size, vae_steps=self.vae_steps)
-        check_at_least(65, images=self.images)  # the features have 64 dimensions
+        check_at_least(65, samples=self.samples)  # the features have 64 dimensions
 
 
 def parser():
@@ -64,16 +74,17 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    started, out = time.monotonic(), Path(settings.out)
+    started, out = time.monotonic(), Path(settings.out or f"results/reproduce-{settings.data}")
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
     out.mkdir(parents=True, exist_ok=True)
-    decisive = ("data", "seconds", "seeds", "images", "vae_steps", "train")
+    decisive = ("data", "seconds", "seeds", "samples", "precision", "vae_steps", "train")
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
+    data = cifar10.cifar10(settings.images) if settings.data == "cifar10" else digits(settings.vae_steps)
     try:
-        laboratory = Laboratory(out, settings.seconds, settings.seeds, settings.images, settings.batch_size, deadline,
-                                settings.vae_steps, tuple(settings.train.split()))  # fmt: skip
+        laboratory = Laboratory(data, out, settings.seconds, settings.seeds, settings.samples, settings.batch_size,
+                                deadline, tuple(settings.train.split()), settings.precision)  # fmt: skip
         for position, target in enumerate(settings.targets, 1):
-            section = TARGETS[target](laboratory)
+            section = DATA[settings.data][target](laboratory)
             write_atomically(out / f"{target}.md", f"## {section.title}\n\n{section.text}\n")
             done = f"{position} of {len(settings.targets)}, {time.monotonic() - started:.0f} s"
             logger.info(f"\n[{done}] {section.title}\n\n{section.text}")
@@ -85,7 +96,7 @@ def main() -> None:
 
 def write_report(settings: Settings, out: Path) -> None:
     """All sections that are there."""
-    sections = [path.read_text() for target in TARGETS if (path := out / f"{target}.md").is_file()]
+    sections = [path.read_text() for target in DATA[settings.data] if (path := out / f"{target}.md").is_file()]
     device = process_state().device
     head = (
         f"# The paper's tables and figures on {settings.data}\n\n{settings.seeds} training seeds, "

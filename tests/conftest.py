@@ -4,8 +4,10 @@ import json
 import os
 from pathlib import Path
 
-# Before torch starts its threads: CI has two cores, and tests start processes of their own.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Before torch starts its threads: CI has two cores, and threads that outnumber them wait for each other without end.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # whatever the process that started this one has set
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may need the network
 os.environ.setdefault("TQDM_MININTERVAL", "30")
 

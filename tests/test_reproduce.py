@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpdm.reproduction import digits, experiments, targets
-from fpdm.reproduction.experiments import EXPERIMENTS, Laboratory, step_flops
+from fpdm.loading import load_source
+from fpdm.reproduction import cifar10, digits, experiments, targets
+from fpdm.reproduction.experiments import Laboratory, step_flops
 
 ROOT = Path(__file__).parents[1]
 TINY = "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1"
@@ -29,15 +30,15 @@ def laboratory(tmp_path_factory):
             runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (digits, experiments):
+        for module in (digits, experiments, cifar10):
             patch.setattr(module, "run_script", run_here)
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
         patch.setattr(targets, "ITERATIONS", (1, 4))
         (out / "steps").mkdir()
-        for name in EXPERIMENTS:
+        for name in digits.EXPERIMENTS:
             (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
-        yield Laboratory(out, 1, 1, 65, 65, vae_steps=6, arguments=tuple(TINY.split()))
+        yield Laboratory(digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(TINY.split()))
 
 
 FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1}
@@ -76,7 +77,7 @@ def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
 
 def reproduce(out, *words, code=0) -> str:
     command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--out", str(out), "--seconds", "1", "--seeds",
-               "1", "--images", "65", "--vae-steps", "6", "--train", TINY, "--targets", "fig5", *words]  # fmt: skip
+               "1", "--samples", "65", "--vae-steps", "6", "--train", TINY, "--targets", "fig5", *words]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
@@ -100,5 +101,34 @@ def test_the_script_stops_in_time_goes_on_and_does_nothing_twice(tmp_path):
 
 def test_help_names_every_target():
     settings = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))["Settings"]
-    for target in targets.TARGETS:
+    for target in (*targets.TARGETS, *cifar10.TARGETS):
         assert target in settings.__doc__
+
+
+def test_cifar10_is_rehearsed(tmp_path, image_folder, laboratory, monkeypatch):
+    """Every part of the GPU's run, on 24 images of three classes: slices, scores, samples, and what is released."""
+    monkeypatch.setattr(cifar10, "BUDGETS", (24, 36))
+    monkeypatch.setattr(cifar10, "CLASSES", [0, 1, 2])
+    (tmp_path / "steps").mkdir()
+    for name in cifar10.EXPERIMENTS:
+        (tmp_path / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
+    tiny = "--model.hidden_size 16 --model.num_heads 2 --optim.batch_size 4 --run.log_every 1 --data.classes 3"
+    lab = Laboratory(cifar10.cifar10(str(image_folder)), tmp_path, 1, 1, 65, 65, arguments=tuple(tiny.split()),
+                     precision="bf16")  # fmt: skip
+    for name, target in cifar10.TARGETS.items():
+        section = target(lab)
+        (tmp_path / f"{name}.md").write_text(section.text)
+    assert (tmp_path / "scores.md").read_text().count("FPDM-S/2, ") == 4
+    released = {path.name for path in (tmp_path / "release").rglob("*")}
+    assert {
+        "scores.md",
+        "samples.png",
+        "fpdm-s-2",
+        "model.safetensors",
+        "README.md",
+        "000-fpdm-seed0-log.jsonl",
+    } <= released
+    monkeypatch.setattr(cifar10, "RELEASE_LIMIT", 1000)
+    with pytest.raises(ValueError, match="at most 1,000 and 15 MB"):
+        cifar10.release(lab)
+    assert load_source(tmp_path / "release" / "fpdm-s-2", device="cpu").num_classes == 3

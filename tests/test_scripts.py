@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from fpdm.evaluation.features import Features
 from fpdm.pipeline import FPDMPipeline
 
 ROOT = Path(__file__).parents[1]
@@ -171,35 +172,64 @@ def test_reference_scores_itself_near_zero(tmp_path):
     assert score["precision"] == score["recall"] == 1
 
 
-def test_inception_scores_and_references_made_once(tmp_path, image_folder, inception_weights):
-    """On one process and two, from images and from the file of their statistics, with ADM's layout too."""
-    samples, cache = tmp_path / "samples", ["--cache", tmp_path / "cache"]
+@pytest.fixture
+def cropped(tmp_path, image_folder):
+    """A folder of samples, 12 of the images."""
+    samples = tmp_path / "samples"
     samples.mkdir()
     for i, path in enumerate(sorted(image_folder.rglob("*.png"))[:12]):
         Image.open(path).crop((0, 0, 16, 16)).save(samples / f"{i:06d}.png")
-    common = ["evaluate.py", "--samples", samples, "--inception", inception_weights]
-    said = succeed(*common, "--reference", image_folder, *cache, "--bootstrap", 3, processes=2)
-    assert "FID@12" in said and "FID-50K" not in said and "sFID@12" in said and "IS" in said
-    score = json.loads((samples / "score-inception.json").read_text())
-    assert len(score["extractor"]) == 16 and score["FID@12_std"] > 0 and score["IS"] >= 1
+    return samples
 
-    made = tmp_path / "reference.npz"
-    said = succeed("evaluate.py", "--make-reference", made, "--reference", image_folder, "--resolution", 16,
-                   "--inception", inception_weights, "--cache", tmp_path / "other")  # fmt: skip
-    assert f"24 images -> {made}" in said
-    succeed(*common, "--reference", made, *cache, "--out", tmp_path / "from-file.json")
-    again = json.loads((tmp_path / "from-file.json").read_text())
-    for name in ("FID@12", "sFID@12", "kid", "precision", "recall", "noise_floor"):
-        assert again[name] == pytest.approx(score[name], rel=1e-4, abs=1e-6), name
+
+def test_inception_scores_on_two_processes(cropped, tmp_path, image_folder, inception_weights):
+    said = succeed("evaluate.py", "--samples", cropped, "--inception", inception_weights, "--reference", image_folder,
+                   "--cache", tmp_path / "cache", processes=2)  # fmt: skip
+    assert "FID@12" in said and "FID-50K" not in said and "sFID@12" in said and "IS" in said
+    score = json.loads((cropped / "score-inception.json").read_text())
+    assert len(score["extractor"]) == 16 and score["IS"] >= 1 and score["reference_images"] == 24
+
+
+class LightInception(torch.nn.Module):
+    """Features of Inception's kinds, in few dimensions: matrices of 2048 take CI minutes."""
+
+    name = "inception"
+
+    def __init__(self, weights):
+        super().__init__()
+
+    def features(self, images):
+        means = images.float().flatten(1).unflatten(1, (12, -1)).mean(-1)
+        return Features(means, means[:, :5], means / 40)
+
+
+def test_references_made_once_score_the_same(cropped, tmp_path, image_folder, monkeypatch):
+    """From images, from the file of their statistics, and from a file as ADM makes them."""
+    monkeypatch.setattr("fpdm.evaluation.features.Inception", LightInception)
+
+    def evaluate(*words) -> dict:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words), "--out", str(tmp_path / "score.json")])
+        runpy.run_path(str(ROOT / "scripts" / "evaluate.py"), run_name="__main__")
+        return json.loads((tmp_path / "score.json").read_text()) if (tmp_path / "score.json").exists() else {}
+
+    common, made = ["--samples", cropped, "--cache", tmp_path / "cache"], tmp_path / "reference.npz"
+    assert evaluate("--make-reference", made, "--reference", image_folder, "--resolution", 16,
+                    "--cache", tmp_path / "other") == {}  # fmt: skip
+    score = evaluate(*common, "--reference", image_folder, "--bootstrap", 3)
+    assert score["FID@12_std"] > 0 and score["reference_images"] == 24
+    again = evaluate(*common, "--reference", made)
+    for name in ("FID@12", "sFID@12", "IS", "kid", "precision", "recall", "noise_floor"):
+        assert again[name] == pytest.approx(score[name], rel=1e-6, abs=1e-9), name
     with np.load(made) as file:
-        images = np.stack([np.array(Image.open(p)) for p in sorted(samples.glob("0*.png"))])
+        images = np.stack([np.array(Image.open(p)) for p in sorted(cropped.glob("0*.png"))])
         np.savez(tmp_path / "VIRTUAL.npz", arr_0=images, **{k: file[k] for k in ("mu", "sigma", "mu_s", "sigma_s")})
-    succeed(*common, "--reference", tmp_path / "VIRTUAL.npz", *cache, "--out", tmp_path / "adm.json")
-    adm = json.loads((tmp_path / "adm.json").read_text())
-    assert adm["sFID@12"] == pytest.approx(score["sFID@12"], rel=1e-4) and adm["precision"] == adm["recall"] == 1
-    assert "made with resolution 16, this is for 8" in fail(
-        "evaluate.py", "--reference", made, "--inception", inception_weights, "--resolution", 8, "--self-test"
-    )
+    adm = evaluate(*common, "--reference", tmp_path / "VIRTUAL.npz")
+    assert adm["FID@12"] == pytest.approx(score["FID@12"]) and adm["sFID@12"] == pytest.approx(score["sFID@12"])
+    assert adm["precision"] == adm["recall"] == 1  # against its images, which are the samples
+    assert "made with resolution 16, this is for 8" in fail("evaluate.py", "--reference", made, "--resolution", 8,
+                                                            "--self-test")  # fmt: skip
+    assert "holds statistics; features=cnn needs the images" in fail("evaluate.py", *common, "--reference", made,
+                                                                     "--features", "cnn")  # fmt: skip
 
 
 def test_self_test(tmp_path):

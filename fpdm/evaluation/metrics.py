@@ -35,21 +35,23 @@ def statistics(features: Tensor) -> Statistics:
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al., 2017).
 
-    The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2), whose factors
-    come from float64 eigenvalues: accurate for singular covariances too, where taking roots
-    of the product's own eigenvalues would blow rounding up from 1e-16 to 1e-8.
+    The trace of the root is the sum of the singular values of A^T B, where S_a = A A^T and S_b = B B^T
+    come from float64 eigenvalues without those that are rounding: accurate for singular
+    covariances too, where taking roots of the product's own eigenvalues would blow rounding up from
+    1e-16 to 1e-8; and quick where there are fewer images than features.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {a.mean.size} and {b.mean.size} dimensions cannot be compared")
-    product = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False)
+    product = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * product.sum()
     return float(((a.mean - b.mean) ** 2).sum() + trace)
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance (F, F)."""
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """A (F, rank) with A A^T = covariance (F, F)."""
     values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(values.clip(0)) @ vectors.T
+    real = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, real] * np.sqrt(values[real])
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
@@ -97,11 +99,11 @@ def bootstrap_deviation(features: Tensor, reference: Statistics, resamples: int,
     Of the spread alone: a resampled set repeats images, so its distance is larger than the set's.
     """
     draw, values = np.random.default_rng(seed), features.double().numpy()
-    root, trace = _root(reference.covariance), np.trace(reference.covariance)
+    factor, trace = _factor(reference.covariance), np.trace(reference.covariance)
     distances = []
     for _ in range(resamples):
         chosen = values[draw.integers(0, len(values), len(values))]
         mean, covariance = chosen.mean(0), np.atleast_2d(np.cov(chosen, rowvar=False))
-        product = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(0)).sum()
+        product = np.sqrt(np.linalg.eigvalsh(factor.T @ covariance @ factor).clip(0)).sum()
         distances.append(((mean - reference.mean) ** 2).sum() + np.trace(covariance) + trace - 2 * product)
     return float(np.std(distances, ddof=1))

@@ -13,6 +13,7 @@ from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
 
 
 def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
@@ -33,18 +34,28 @@ def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Weights of such a folder into a model, on whichever device it is.
+    """Weights of such a folder into a model, on whichever device and in whichever precision it is.
 
     ValueError where the file is damaged or does not fit the model.
     """
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}); use another checkpoint") from error
+    weights = {}
+    for path in weight_files(folder):
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); use another checkpoint") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} holds another architecture than is asked for: {error}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that it was split into."""
+    if not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    listed = json.loads((folder / INDEX).read_text())["weight_map"]
+    return [folder / name for name in sorted(set(listed.values()))]
 
 
 def resolve_folder(source: str | Path) -> Path:
@@ -57,7 +68,7 @@ def resolve_folder(source: str | Path) -> Path:
             raise FileNotFoundError(
                 f"{source}: no such folder, and not a Hub repository that can be reached"
             ) from error
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: no {name}, so not a folder that save_pretrained wrote")
+    for path in (folder / CONFIG, *weight_files(folder)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder}: no {path.name}, so not a folder that save_pretrained wrote")
     return folder

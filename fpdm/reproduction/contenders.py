@@ -11,7 +11,7 @@ import yaml
 from fpdm.evaluation.comparison import Contender
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import DiT, FixedPointDiT, forward_cost
-from fpdm.models.pretrained import WEIGHTS
+from fpdm.models.pretrained import weight_files
 
 
 class Trained(NamedTuple):
@@ -33,18 +33,21 @@ def load_contender(checkpoint: str | Path, device: torch.device | str = "cpu") -
     return _contender(*load_checkpoint(checkpoint), device)
 
 
-def _contender(model: DiT | FixedPointDiT, facts: dict, folder: Path, device: torch.device | str) -> Contender:
-    weights = (folder / "ema" if (folder / "ema").is_dir() else folder) / WEIGHTS
-    key = hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
-    source = open_source(model, facts, device=device)
-    return Contender(model.family, key, source, forward_cost(model).total_flops)
+def _contender(
+    model: DiT | FixedPointDiT, facts: dict, folder: Path, device: torch.device | str, precision: str = "no"
+) -> Contender:
+    digest = hashlib.blake2b(precision.encode() if precision != "no" else b"", digest_size=8)
+    for path in weight_files(folder / "ema" if (folder / "ema").is_dir() else folder):
+        digest.update(path.read_bytes())
+    source = open_source(model, facts, device=device, precision=precision)
+    return Contender(model.family, digest.hexdigest(), source, forward_cost(model).total_flops)
 
 
-def load_trained(run: Path, device: torch.device | str = "cpu") -> Trained:
-    """The newest checkpoint of a run."""
+def load_trained(run: Path, device: torch.device | str = "cpu", precision: str = "no") -> Trained:
+    """The newest checkpoint of a run. precision: to draw in, no, bf16 or fp16."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
     for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()):
         seconds, step = seconds + (line["step"] - step) * batch / line["images_per_s"], line["step"]
     model, facts, folder = load_checkpoint(run)
-    return Trained(_contender(model, facts, folder, device), model, step, seconds, config)
+    return Trained(_contender(model, facts, folder, device, precision), model, step, seconds, config)

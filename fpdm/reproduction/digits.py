@@ -1,15 +1,9 @@
 """scikit-learn's digits, made ready: a VAE, their latents, and the features they are scored by."""
 
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from fpdm.chain import run_script
-from fpdm.devices import process_state
-from fpdm.evaluation.classifier import Classifier, cached_classifier
-from fpdm.evaluation.samples import load_labelled
+from fpdm.reproduction.experiments import Data, Experiment, Reference, reference_of
 
 RESOLUTION = 32
 VAE_STEPS = 800
@@ -27,19 +21,33 @@ def prepare(out: Path, vae_steps: int = VAE_STEPS) -> None:
                    "--mirror", "false", "--out", latents)  # fmt: skip
 
 
-class Reference(NamedTuple):
-    """images uint8 (N, 3, R, R), labels (N,), the classifier on the device and its key, features (N, F) on the CPU."""
-
-    images: Tensor
-    labels: Tensor
-    classifier: Classifier
-    key: str
-    features: Tensor
-
-
 def reference(cache: Path) -> Reference:
     """The real digits and the classifier trained on them."""
-    images, labels, classes = load_labelled("digits", RESOLUTION)
-    classifier, key = cached_classifier(images, labels, classes, cache)
-    features = torch.cat([classifier(batch) for batch in images.split(256)])
-    return Reference(images, labels, classifier.to(process_state().device), key, features)
+    return reference_of("digits", RESOLUTION, cache)
+
+
+def _sjfb(variant: str, no_grad: int, grad: int) -> Experiment:
+    return Experiment("fpdm", ("--sjfb.variant", variant, "--sjfb.no_grad", no_grad, "--sjfb.grad", grad))
+
+
+def _explicit(blocks: int) -> Experiment:
+    return Experiment("fpdm", ("--model.pre_depth", blocks, "--model.post_depth", blocks))
+
+
+# The FPDM of configs/digits has N = 2, M = 3: at a few minutes of training few updates are best (Tab. 4).
+EXPERIMENTS = {
+    "fpdm": Experiment("fpdm"),
+    "dit": Experiment("dit"),
+    "fpdm-equal-flops": Experiment("fpdm", flops_of="dit"),
+    "dit-3-blocks": Experiment("dit", ("--model.depth", 3)),
+    "dit-narrow": Experiment("dit", ("--model.hidden_size", 68)),
+    **{f"stochastic-{k}": _sjfb("stochastic", k, k) for k in (3, 6, 12, 24)},
+    **{f"{variant}-{k}": _sjfb(variant, k, k) for variant in ("jfb", "multi-step") for k in (6, 12)},
+    **{f"explicit-{k}": _explicit(k) for k in (0, 2, 4)},
+    "p2": Experiment("fpdm", ("--diffusion.weighting", "p2")),
+}
+
+
+def digits(vae_steps: int = VAE_STEPS) -> Data:
+    """The data set, its VAE trained for so many steps."""
+    return Data("digits", EXPERIMENTS, lambda out: prepare(out, vae_steps), reference)

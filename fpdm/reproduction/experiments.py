@@ -2,51 +2,64 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from fpdm.chain import ROOT, OutOfTime, run_script, steps_for_equal_time
 from fpdm.config import SamplingConfig
 from fpdm.devices import process_state
+from fpdm.evaluation.classifier import Classifier, cached_classifier
 from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.metrics import statistics
+from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import Results, over_seeds
 from fpdm.models import forward_cost
 from fpdm.reproduction.contenders import Trained, load_trained
-from fpdm.reproduction.digits import VAE_STEPS, Reference, prepare, reference
 from fpdm.training.checkpoint import step_of
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
 
 
 class Experiment(NamedTuple):
-    """config: a file of configs/digits; arguments: of train.py besides; flops_of: train for as many FLOPs as that
-    experiment's time holds, instead of for equal time."""
+    """config: a file of the data set's configs; arguments: of train.py besides; flops_of: train for as many FLOPs as
+    that experiment's time holds, instead of for equal time."""
 
     config: str
     arguments: tuple = ()
     flops_of: str | None = None
 
 
-def _sjfb(variant: str, no_grad: int, grad: int) -> Experiment:
-    return Experiment("fpdm", ("--sjfb.variant", variant, "--sjfb.no_grad", no_grad, "--sjfb.grad", grad))
+class Reference(NamedTuple):
+    """images uint8 (N, 3, R, R), labels (N,), the classifier on the device and its key, features (N, F) on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+    classifier: Classifier
+    key: str
+    features: Tensor
 
 
-def _explicit(blocks: int) -> Experiment:
-    return Experiment("fpdm", ("--model.pre_depth", blocks, "--model.post_depth", blocks))
+def reference_of(source: str, resolution: int, cache: Path) -> Reference:
+    """Real images and the classifier trained on them; see `load_labelled`."""
+    images, labels, classes = load_labelled(source, resolution)
+    classifier, key = cached_classifier(images, labels, classes, cache)
+    device = process_state().device
+    classifier.to(device)
+    features = torch.cat([classifier(batch.to(device)).cpu() for batch in images.split(1024)])
+    return Reference(images, labels, classifier, key, features)
 
 
-# The FPDM of configs/digits has N = 2, M = 3: at a few minutes of training few updates are best (Tab. 4).
-EXPERIMENTS = {
-    "fpdm": Experiment("fpdm"),
-    "dit": Experiment("dit"),
-    "fpdm-equal-flops": Experiment("fpdm", flops_of="dit"),
-    "dit-3-blocks": Experiment("dit", ("--model.depth", 3)),
-    "dit-narrow": Experiment("dit", ("--model.hidden_size", 68)),
-    **{f"stochastic-{k}": _sjfb("stochastic", k, k) for k in (3, 6, 12, 24)},
-    **{f"{variant}-{k}": _sjfb(variant, k, k) for variant in ("jfb", "multi-step") for k in (6, 12)},
-    **{f"explicit-{k}": _explicit(k) for k in (0, 2, 4)},
-    "p2": Experiment("fpdm", ("--diffusion.weighting", "p2")),
-}
+class Data(NamedTuple):
+    """A data set: the folder of its configs, what is trained on it, how it is made ready in a folder (as latents/), and
+    what it is scored by (cached in a folder)."""
+
+    configs: str
+    experiments: dict[str, Experiment]
+    prepare: Callable[[Path], None]
+    reference: Callable[[Path], Reference]
 
 
 class Laboratory:
@@ -54,16 +67,17 @@ class Laboratory:
 
     seconds: training time of an experiment on this machine; the steps that it holds are measured once,
     before its first training. seeds: training seeds of each. deadline: on time.monotonic()'s clock.
+    arguments: of train.py, for all experiments. precision: to draw in, no, bf16 or fp16.
     """
 
     def __init__(
-        self, out: Path, seconds: float, seeds: int, images: int, batch_size: int, deadline: float | None = None,
-        vae_steps: int = VAE_STEPS, arguments: tuple = (),
+        self, data: Data, out: Path, seconds: float, seeds: int, images: int, batch_size: int,
+        deadline: float | None = None, arguments: tuple = (), precision: str = "no",
     ):  # fmt: skip
-        self.out, self.seconds, self.seeds, self.deadline = out, seconds, seeds, deadline
-        self.arguments = arguments  # of train.py, for all: a rehearsal's small sizes
-        prepare(out, vae_steps)
-        self.real: Reference = reference(out / "features")
+        self.data, self.out, self.seconds, self.seeds, self.deadline = data, out, seconds, seeds, deadline
+        self.arguments, self.precision = arguments, precision
+        data.prepare(out)
+        self.real: Reference = data.reference(out / "features")
         self.book = ScoreBook(
             out / "scores.json", self.real.classifier, self.real.key, statistics(self.real.features), images, batch_size
         )
@@ -73,7 +87,9 @@ class Laboratory:
         """One for each training seed."""
         if name not in self._opened:
             device = process_state().device
-            self._opened[name] = [load_trained(self._train(name, seed), device) for seed in range(self.seeds)]
+            self._opened[name] = [
+                load_trained(self._train(name, seed), device, self.precision) for seed in range(self.seeds)
+            ]
         return self._opened[name]
 
     def score(self, name: str, **settings) -> Results:
@@ -85,7 +101,7 @@ class Laboratory:
 
     def steps_of(self, name: str) -> int:
         """Training steps of an experiment."""
-        experiment = EXPERIMENTS[name]
+        experiment = self.data.experiments[name]
         if experiment.flops_of is None:
             path, arguments = self.out / "steps" / f"{name}.json", {name: self._train_arguments(name, 0)}
             path.parent.mkdir(exist_ok=True)
@@ -105,11 +121,18 @@ class Laboratory:
         return found[-1].parent.parent
 
     def _train_arguments(self, name: str, seed: int) -> list:
-        experiment = EXPERIMENTS[name]
-        config = Path(os.path.relpath(ROOT / "configs" / "digits" / f"{experiment.config}.yaml"))
+        experiment = self.data.experiments[name]
+        config = Path(os.path.relpath(ROOT / "configs" / self.data.configs / f"{experiment.config}.yaml"))
         return ["--config", config, "--data.latents", self.out / "latents", "--run.results", self.out / "runs",
                 "--run.name", f"{name}-seed{seed}", "--run.seed", seed, *experiment.arguments,
                 *self.arguments]  # fmt: skip
+
+
+class Section(NamedTuple):
+    """Of a report: a title, and text with tables and pictures."""
+
+    title: str
+    text: str
 
 
 def step_flops(trained: Trained) -> float:

@@ -5,7 +5,6 @@ compared, not their size. Budgets are DiT's 5, 10 and 20 timesteps, as in the pa
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -14,7 +13,7 @@ from fpdm.evaluation.figures import Curve, Smoothing, plot_curves, plot_residual
 from fpdm.evaluation.metrics import noise_floor, score_name
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
-from fpdm.reproduction.experiments import Laboratory, step_flops
+from fpdm.reproduction.experiments import Laboratory, Section, step_flops
 from fpdm.sampling.generate import draw, draw_images, plan_for
 from fpdm.sampling.plan import spread_evenly
 from fpdm.sampling.trace import Recorder
@@ -35,13 +34,6 @@ PAPER_TAB1 = {  # (sampler, budget) -> FID of DiT and FPDM, at 140, 280, 560 blo
 PAPER_TAB4 = {3: 43.0, 6: 43.2, 12: 61.5, 24: 567.6}
 PAPER_TAB5 = {("jfb", 6): 567.6, ("multi-step", 6): 48.2, ("stochastic", 6): 43.2,
               ("jfb", 12): 567.6, ("multi-step", 12): 79.9, ("stochastic", 12): 61.5}  # fmt: skip
-
-
-class Section(NamedTuple):
-    """Of the report: a title, and text with tables and pictures."""
-
-    title: str
-    text: str
 
 
 def table1(lab: Laboratory) -> Section:

@@ -83,3 +83,21 @@ def test_a_model_is_uploaded_with_its_card(monkeypatch):
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     build_model("FPDM-XS/2", input_size=8).push_to_hub("someone/fpdm")
     assert sent == {"repo": "someone/fpdm", "files": {"README.md", "config.json", "model.safetensors"}}
+
+
+def test_weights_in_half_precision_and_several_files(tmp_path):
+    from fpdm.export import SHARD, export_model
+
+    torch.manual_seed(0)
+    model = build_model("FPDM-B/2", input_size=8, num_classes=3, pre_depth=0, post_depth=0)
+    facts = {"diffusion": {"parametrisation": "v"}, "codec": "pixels"}
+    export_model(tmp_path / "out", model, facts, None, {}, half=True)
+    files = sorted((tmp_path / "out").glob("model*.safetensors"))
+    assert len(files) > 1 and all(path.stat().st_size < 15e6 for path in files) and SHARD == "14MB"
+    opened = load_pretrained(tmp_path / "out")
+    assert opened.dtype == torch.float32
+    for (name, ours), theirs in zip(model.state_dict().items(), opened.state_dict().values(), strict=True):
+        assert torch.equal(ours.half().float(), theirs), name
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=files[1].name):
+        load_pretrained(tmp_path / "out")
