@@ -62,7 +62,7 @@ def parse(settings: type[Settings], parser: ArgumentParser, argv: list[str] | No
 
 
 def _underscored(word: str) -> str:
-    if not word.startswith("--"):
+    if not re.match(r"--[\w.-]+(=|$)", word):  # a value, be it one that begins with dashes
         return word
     name, equals, value = word[2:].partition("=")
     return "--" + name.replace("-", "_") + equals + value

@@ -64,7 +64,8 @@ class Settings:
         self.targets = self.targets or tuple(DATA[self.data])
         for target in self.targets:
             check_choice("targets", target, tuple(DATA[self.data]))
-        check_at_least(1, seconds=self.seconds, seeds=self.seeds, batch_size=self.batch_size, vae_steps=self.vae_steps)
+        check_at_least(0.1, seconds=self.seconds)
+        check_at_least(1, seeds=self.seeds, batch_size=self.batch_size, vae_steps=self.vae_steps)
         check_at_least(65, samples=self.samples)  # the features have 64 dimensions
 
 

@@ -76,7 +76,9 @@ def test_scripts_use_the_active_environment_or_make_their_own(tmp_path, ready):
         )
         assert done.returncode == 0, done.stderr
     said = calls.read_text().splitlines()
-    assert [line for line in said if "pytest" in line] == [f"{'active' if ready else '.venv'} -m pytest -x"] * 2
+    assert [line for line in said if "pytest" in line] == [
+        f"{'active' if ready else '.venv'} -m pytest -n 2 --dist loadfile -x"
+    ] * 2
     assert sum("pip install" in line for line in said) == (0 if ready else 1)  # once is enough
     assert ready or any("-e .[test]" in line for line in said)
 
