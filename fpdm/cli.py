@@ -15,6 +15,14 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from fpdm.config_files import check_names, layers
 
+KINDS = {  # part of a type's name -> what a user calls it; the first that fits
+    r"(list|tuple)\[int": "a list of whole numbers, as in 0,2,5,",
+    r"(list|tuple)\[str": "a list of names, as in a,b,",
+    r"(list|tuple)\[float": "a list of numbers, as in [0.5,1],",
+    r"\bint\b": "a whole number",
+    r"\bfloat\b": "a number",
+    r"\bbool\b": "true or false",
+}
 Settings = TypeVar("Settings")
 
 
@@ -57,7 +65,8 @@ def parse(settings: type[Settings], parser: ArgumentParser, argv: list[str] | No
     try:
         values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise ValueError(f"{error}{_suggestion(str(error), parser)}; see --help") from error
+        message = _wrong_value(str(error), options) or f"{error}{_suggestion(str(error), parser)}"
+        raise ValueError(f"{message}; see --help") from error
     return settings(**{name: value for name, value in vars(values).items() if name in settings.__dataclass_fields__})
 
 
@@ -108,7 +117,20 @@ def _bracket_lists(words: list[str], options: dict[str, type]) -> list[str]:
 def _bracketed(value: str, of_texts: bool) -> str:
     if of_texts and not value.startswith("["):
         return json.dumps(value.split(","))
-    return f"[{value}]" if re.fullmatch(r"\d+(,\d+)*", value) else value
+    return f"[{value}]" if re.fullmatch(r"-?\d+(,-?\d+)*", value) else value
+
+
+def _wrong_value(message: str, options: dict[str, type]) -> str | None:
+    """One line for a value of the wrong kind, instead of the parser's account of what it tried."""
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    value = re.search(r"(?:Given|Got) value: (.*)", message)
+    if key is None or value is None or key[1] not in options:
+        return None
+    kind = str(options[key[1]])
+    for part, said in KINDS.items():
+        if re.search(part, kind):
+            return f"{key[1]}={value[1].strip()}: {said} is needed"
+    return None
 
 
 def _suggestion(message: str, parser: ArgumentParser) -> str:

@@ -62,7 +62,7 @@ def export_model(
 
 def locate_codec(folder: Path, facts: dict) -> dict:
     """The facts with a VAE that lies beside the weights found there."""
-    return facts | {"codec": str(folder / VAE)} if facts["codec"] == VAE else facts
+    return facts | {"codec": str((folder / VAE).resolve())} if facts["codec"] == VAE else facts
 
 
 def upload(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:

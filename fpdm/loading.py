@@ -32,6 +32,8 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | Fix
         raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
     if (exported := _exported(source)) is not None:
         facts = json.loads((exported / SAMPLING).read_text())
+        if weights == "model" and facts.get("weights", "model") != "model":
+            raise ValueError(f"weights=model: {source} is an export of the {facts['weights']} weights alone")
         return load_pretrained(exported), locate_codec(exported, facts), exported
     checkpoint = find_checkpoint(source)
     facts = json.loads((checkpoint / weights / SAMPLING).read_text())

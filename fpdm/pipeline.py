@@ -169,11 +169,18 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError("iterations, reuse, extrapolation, anderson: a DiT has no implicit layer; leave them out")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        if guidance_scale < 0:
+            raise ValueError(f"guidance_scale={guidance_scale}: at least 0, 1 for none")
         SamplingConfig(  # whose checks hold here as well
             steps=1, reuse=reuse, reuse_weight=reuse_weight, extrapolation=extrapolation, anderson=anderson,
-            cfg_scale=guidance_scale, cfg_channels=guidance_channels, guidance_rescale=guidance_rescale, eta=eta,
+            cfg_channels=guidance_channels, guidance_rescale=guidance_rescale, eta=eta,
+            cfg_scale=2.0 if guidance_channels or guidance_rescale else 1.0,
         )  # fmt: skip
         self._check_scheduler()
+        if isinstance(generator, list) and len(generator) != len(labels):
+            raise ValueError(f"generator: {len(generator)} of them for {len(labels)} labels; give one, or one for each")
+        if eta and "eta" not in inspect.signature(self.scheduler.step).parameters:
+            raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} has none; leave it out")
         device = self._execution_device
         counts = self._plan(budget, num_inference_steps, iterations, iterative, device)
 
@@ -241,11 +248,16 @@ class FPDMPipeline(DiffusionPipeline):
         """Set the scheduler's timesteps; returns the iterations of each model call, none for a DiT."""
         if (budget is None) == (steps is None):
             raise ValueError(f"budget={budget}, num_inference_steps={steps}: give one of the two")
+        for name, value in (("budget", budget), ("num_inference_steps", steps)):
+            if value is not None and not isinstance(value, Integral):
+                raise ValueError(f"{name}={value!r}: a whole number is needed")
         check_at_least(1, budget=budget, num_inference_steps=steps)
         if (steps or 0) > self.diffusion.timesteps:
             raise ValueError(f"num_inference_steps={steps}: the model knows {self.diffusion.timesteps} timesteps")
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if iterative else 0
-        listed = not isinstance(each, Integral)
+        listed = isinstance(each, (list, tuple))
+        if not all(isinstance(count, Integral) for count in (each if listed else [each])):
+            raise ValueError(f"iterations={iterations!r}: a whole number, or a list of them, is needed")
         if iterative and (min(each) if listed else each) < 1:
             raise ValueError(f"iterations={iterations}: at least 1")
         if budget is None:
@@ -274,6 +286,8 @@ class FPDMPipeline(DiffusionPipeline):
         name, config = type(self.scheduler).__name__, self.scheduler.config
         levels = getattr(self.scheduler, "alphas_cumprod", None)
         same = levels is not None and np.allclose(levels.cpu().numpy(), self.diffusion.alphas_cumprod, atol=1e-4)
+        if levels is None:
+            raise ValueError(f"scheduler {name}: works without the noise levels of discrete timesteps; choose another")
         if not same or config.prediction_type != wanted:
             found = config.get("prediction_type") if same else "other noise levels"
             raise ValueError(

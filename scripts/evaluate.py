@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fpdm import cli
 from fpdm.config import check_at_least, check_choice
+from fpdm.data.images import DIGITS
 from fpdm.devices import process_state
 from fpdm.evaluation.classifier import cached_classifier
 from fpdm.evaluation.extraction import Extractor, Gathered, gather
@@ -75,6 +76,18 @@ class Settings:
             raise ValueError("reference is not set; give a folder, a zip or an npz of images")
         if not self.samples and not (self.make_reference or self.self_test):
             raise ValueError("samples is not set; give a folder, a zip or an npz of images")
+        self._check_what_is_done()
+
+    def _check_what_is_done(self) -> None:
+        if self.make_reference and (self.self_test or self.samples):
+            other = "self_test" if self.self_test else f"samples={self.samples}"
+            raise ValueError(f"make_reference={self.make_reference} with {other}: one thing at a time; leave one out")
+        if self.make_reference and self.features == "cnn":
+            raise ValueError("make_reference with features=cnn: its classifier needs the images; use them as reference")
+        if self.make_reference and not self.make_reference.endswith(".npz"):
+            raise ValueError(f"make_reference={self.make_reference}: the file's name must end with .npz")
+        if self.samples and self.resolution is not None:
+            raise ValueError(f"resolution={self.resolution} with samples: theirs counts; leave it out")
         if not self.samples and self.resolution is None:
             raise ValueError("resolution is not set; without samples nothing says what the reference is cropped to")
 
@@ -86,6 +99,8 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     state = process_state()
+    for name in ("samples", "reference"):
+        check_exists(name, getattr(settings, name))
     samples = Samples(settings.samples) if settings.samples else None
     recipe = recipe_of(samples) if samples else None
     resolution = samples.resolution if samples else settings.resolution
@@ -129,6 +144,11 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(result, indent=1))
     logger.info(f"written to {out}")
+
+
+def check_exists(name: str, source: str) -> None:
+    if source and source != DIGITS and not Path(source).exists():
+        raise FileNotFoundError(f"{name} {source} does not exist; give a folder, a zip or an npz of images")
 
 
 class Measure(NamedTuple):

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from fpdm.sampling.trace import Fallbacks, Recorder, Spent, last_residuals, save
 
 logger = logging.getLogger("fpdm")
 GRID_IMAGES = 64
+ALLOCATION = "allocation.json"
 
 
 @dataclass
@@ -86,9 +87,12 @@ def main() -> None:
         compile_layers(model)
     asked = SamplingConfig(**{name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__})
     config = asked.resolved(source.iterative)
+    config = replace(config, reuse=source.iterative if config.reuse is None else config.reuse)  # said either way
     check_config(source, config)
     plan = plan_for(source, config)
     passes = forward_passes(config, plan)
+    if config.cfg_scale != 1 and max(passes) == 1:
+        raise ValueError(f"cfg_interval={config.cfg_interval}: none of the timesteps {plan.timesteps} is in it")
     flops = sum(twice * cost.flops(k) for twice, k in zip(passes, plan.iterations, strict=True))
     recipe = {
         "checkpoint": str(checkpoint),
@@ -118,6 +122,7 @@ def main() -> None:
 
     missing = [i for i in range(settings.num_samples) if not is_complete(png_path(out, i))]
     state.wait_for_everyone()  # nobody writes before everybody has looked
+    counted = counted_before(out / ALLOCATION) if adaptive else 0
     mine = missing[state.process_index :: state.num_processes]
     spent = Spent(plan) if adaptive else None
     fallbacks = Fallbacks() if config.anderson else None
@@ -133,9 +138,10 @@ def main() -> None:
         tqdm(total=len(mine), desc="sample", unit="image", disable=not state.is_main_process) as progress,
     ):
         writing = []
-        for first in range(0, len(mine), settings.batch_size):
-            indices = mine[first : first + settings.batch_size]
-            images = draw_images(source, config, plan, indices, on_step if observers else None).cpu()
+        again = [i for i in mine if i < counted]  # drawn anew: what they spend was counted the first time
+        for indices in batches(again, settings.batch_size) + batches(mine[len(again) :], settings.batch_size):
+            watched = on_step if observers and indices[0] >= counted else None
+            images = draw_images(source, config, plan, indices, watched).cpu()
             for job in writing:  # of the batch before: written while this one was drawn
                 job.result()
             writing = [
@@ -152,8 +158,8 @@ def main() -> None:
         count = min(settings.num_samples, GRID_IMAGES)
         save_grid(torch.from_numpy(load_pngs(out, range(count))).permute(0, 3, 1, 2), out / GRID)
         save_npz(out, settings.num_samples)
-        if spent and missing:
-            logger.info(write_allocation(spent_by_all, plan, cost, passes, out / "allocation.json"))
+        if spent and sum(count for count, _ in spent_by_all):
+            logger.info(write_allocation(spent_by_all, plan, cost, passes, out / ALLOCATION))
         if fallbacks and missing:
             solves, taken_back = (sum(numbers) for numbers in zip(*fallbacks_of_all, strict=True))
             logger.info(f"Anderson acceleration took back {taken_back:,d} steps in {solves:,d} solves")
@@ -161,6 +167,15 @@ def main() -> None:
             record_trace(source, config, plan, range(settings.trace), out / "trace")
         drawn = f"{len(missing)} of them drawn now, {rate:.1f} images/s" if missing else "all of them there already"
         logger.info(f"{out}: {settings.num_samples} images, {drawn}")
+
+
+def batches(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[first : first + size] for first in range(0, len(indices), size)]
+
+
+def counted_before(path: Path) -> int:
+    """How many images, from the first on, an allocation.json is of."""
+    return json.loads(path.read_text())["images"] if path.is_file() else 0
 
 
 def write_allocation(

@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -156,7 +157,15 @@ def test_a_protocol_settles_what_the_paper_settles():
         ({"steps": 3, "reuse_weight": 0.0}, "reuse_weight=0.0: above 0"),
         ({"steps": 3, "reuse": False, "extrapolation": 0.5}, "extrapolation=0.5 with reuse=false"),
         ({"steps": 3, "reuse": False, "reuse_weight": 0.5}, "reuse_weight=0.5 with reuse=false"),
-        ({"steps": 3, "extrapolation": -1.0}, "extrapolation=-1.0: at least 0"),
+        ({"steps": 3, "extrapolation": -1.0}, "extrapolation=-1.0: 0 "),
+        ({"steps": 3, "extrapolation": 1.5}, "extrapolation=1.5: 0 "),
+        ({"steps": 3, "eta": 2.0}, "eta=2.0: 0 "),
+        ({"steps": 3, "cfg_channels": 3}, "cfg_channels=3 with cfg_scale=1"),
+        ({"steps": 3, "cfg_interval": [1, 5]}, r"cfg_interval=\[1, 5\] with cfg_scale=1"),
+        ({"steps": 3, "guidance_rescale": 0.7}, "guidance_rescale=0.7 with cfg_scale=1"),
+        ({"steps": 3, "ratio": 4.0}, "ratio=4.0 with allocation=constant"),
+        ({"steps": 3, "tolerance": 0.1, "allocation": "decreasing"}, "tolerance=0.1 with allocation=decreasing"),
+        ({"steps": 3, "iterations": 1, "allocation": "decreasing"}, "iterations=1: nothing to move"),
     ],
 )
 def test_sampling_settings_that_contradict_are_refused(settings, says):
@@ -169,3 +178,23 @@ def test_samplers_of_the_config_are_the_solvers():
     from fpdm.sampling.solvers import SOLVERS
 
     assert SAMPLERS == SOLVERS
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--classes", "1,a"], "classes=1,a: a list of whole numbers, as in 0,2,5, is needed"),
+        (["--iterations", "2.5"], "iterations=2.5: a whole number is needed"),
+        (["--eta", "much"], "eta=much: a number is needed"),
+        (["--reuse", "maybe"], "reuse=maybe: true or false is needed"),
+    ],
+)
+def test_values_of_the_wrong_kind_get_one_clear_line(words, says):
+    parser = cli.make_parser(SamplingConfig, "")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        cli.parse(SamplingConfig, parser, ["--steps", "3", *words])
+
+
+def test_negative_numbers_in_lists():
+    config = cli.parse(SamplingConfig, cli.make_parser(SamplingConfig, ""), ["--steps", "3", "--classes", "-1,2"])
+    assert config.classes == [-1, 2]

@@ -85,7 +85,7 @@ def test_schedulers_of_another_diffusion_are_refused(make):
     for scheduler, says in (
         (diffusers.DDIMScheduler(), "other noise levels, this model needs v_prediction"),
         (diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon"), "epsilon, this model"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "other noise levels"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "without the noise levels of discrete timesteps; choose another"),
     ):
         pipe.scheduler = scheduler
         with pytest.raises(ValueError, match=says):
@@ -152,6 +152,11 @@ def test_other_schedulers_stay_within_the_budget(make, name, reuse):
         ({"num_inference_steps": 3, "iterations": [1, 2]}, "2 of them, but the scheduler calls the model 3 times"),
         ({"budget": 60, "class_labels": [4]}, r"class_labels=\[4\]: labels of this model are 0\.\.3"),
         ({"budget": -5}, "budget=-5: at least 1"),
+        ({"budget": 60.5}, r"budget=60\.5: a whole number"),
+        ({"budget": 60, "iterations": 2.5}, r"iterations=2\.5: a whole number"),
+        ({"budget": 60, "guidance_scale": -1.0}, r"guidance_scale=-1\.0: at least 0"),
+        ({"budget": 60, "eta": 0.5}, "EulerDiscreteScheduler has none"),
+        ({"budget": 60, "generator": [torch.Generator()]}, "generator: 1 of them for 2 labels"),
         ({"num_inference_steps": 0}, "num_inference_steps=0: at least 1"),
         ({"num_inference_steps": 2000}, "num_inference_steps=2000: the model knows 1000"),
         ({"budget": 60, "reuse_weight": 7.0}, "reuse_weight=7.0: above 0"),

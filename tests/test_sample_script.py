@@ -86,3 +86,16 @@ def test_compiled_draws_the_same(run_folder, tmp_path):
     sample("--ckpt", run_folder, "--num-samples", 4, "--steps", 3, "--compile", "--out", tmp_path)
     eager = draw(load_source(run_folder, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
     assert np.abs(load_pngs(tmp_path, range(4)).astype(int) - eager).max() <= 1
+
+
+def test_where_updates_went_is_counted_once_for_each_image(run_folder, tmp_path):
+    """Drawn, one drawn again, then more: the file speaks of as many images as there are."""
+    words = ["--ckpt", run_folder, "--budget", 30, "--allocation", "adaptive", "--tolerance", 0.2, "--out", tmp_path]
+    sample(*words, "--num-samples", 4, "--batch-size", 3)
+    first = json.loads((tmp_path / "allocation.json").read_text())
+    (tmp_path / "000001.png").unlink()
+    sample(*words, "--num-samples", 4)
+    assert json.loads((tmp_path / "allocation.json").read_text()) == first and first["images"] == 4
+    sample(*words, "--num-samples", 6)
+    assert json.loads((tmp_path / "allocation.json").read_text())["images"] == 6
+    sample(*words, "--num-samples", 6, "--reuse", "true")  # the default, said otherwise: the same recipe

@@ -323,6 +323,7 @@ def test_exported_folder_stands_alone(chain, tmp_path):
     succeed("sample.py", "--ckpt", out, *draw, "--out", tmp_path / "b")
     for i in range(2):
         assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
+    assert "weights=model: " in fail("sample.py", "--ckpt", out, *draw, "--weights", "model", "--out", tmp_path / "c")
     assert "is there already and not empty" in fail(
         "export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--out", out
     )
@@ -384,6 +385,15 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "reference is not set": ["evaluate.py", "--samples", tmp_path],
         "samples is not set": ["evaluate.py", "--reference", "digits"],
         "resolution is not set": ["evaluate.py", "--reference", "digits", "--self-test"],
+        "resolution=9 with samples": ["evaluate.py", "--reference", "digits", "--samples", tmp_path, "--resolution", 9],
+        "samples nowhere does not exist": ["evaluate.py", "--reference", "digits", "--samples", "nowhere"],
+        "make_reference with features=cnn": ["evaluate.py", "--reference", "digits", "--make-reference", "r.npz",
+                                             "--features", "cnn", "--resolution", 16],
+        "must end with .npz": ["evaluate.py", "--reference", "digits", "--make-reference", "r", "--resolution", 16],
+        "one thing at a time": ["evaluate.py", "--reference", "digits", "--make-reference", "r.npz", "--self-test",
+                                "--resolution", 16],
+        "none of the timesteps": [*draw, fpdm, "--steps", 3, "--cfg-scale", 2, "--cfg-interval", "1,2"],
+        "is a file, no checkpoint folder; for a published .pt": [*draw, bad, "--budget", 20],
         "bootstrap=1: a standard": ["evaluate.py", "--reference", "digits", "--samples", tmp_path, "--bootstrap", 1],
         "gradient norm nan": [
             *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e30", "--optim.batch_size", 4,

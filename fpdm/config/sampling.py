@@ -36,7 +36,7 @@ class SamplingConfig:
         sampler: ddpm (with the learned variance), ddim, or of second order ab2 (Adams-Bashforth), heun (two model
             calls a step), dpm++, unipc.
         eta: randomness of ddim, 0 for none.
-        cfg_scale: classifier-free guidance, 1 for none.
+        cfg_scale: classifier-free guidance, 1 for none (0 would draw without labels).
         cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
         cfg_interval: lowest and highest timestep that is guided (null for all); the others cost half.
         guidance_rescale: how far the guided prediction is brought back to the spread of the conditional one, 0 to 1.
@@ -77,16 +77,30 @@ class SamplingConfig:
         check_at_least(1, budget=self.budget, steps=self.steps, iterations=self.iterations, ratio=self.ratio)
         check_at_least(1, cfg_channels=self.cfg_channels)
         check_at_least(0, eta=self.eta, cfg_scale=self.cfg_scale, seed=self.seed)
+        if self.eta > 1:
+            raise ValueError(f"eta={self.eta}: 0 (deterministic) to 1 (as random as DDPM)")
         if self.sampler != "ddim" and self.eta:
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only ddim has an eta")
         if self.tolerance <= 0:
             raise ValueError(f"tolerance={self.tolerance}: must be positive")
+        self._check_solving()
+        self._check_guidance()
+        if self.allocation == "constant" and self.ratio != SamplingConfig.ratio:
+            raise ValueError(f"ratio={self.ratio} with allocation=constant: choose another allocation, or leave it out")
+        if self.allocation != "adaptive" and self.tolerance != SamplingConfig.tolerance:
+            raise ValueError(f"tolerance={self.tolerance} with allocation={self.allocation}: only adaptive has one")
+        if self.allocation in ("increasing", "decreasing") and self.iterations == 1:
+            raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; ask for at least 2")
+
+    def _check_guidance(self) -> None:
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={self.guidance_rescale}: 0 (not at all) to 1 (wholly)")
-        self._check_solving()
         interval = self.cfg_interval
         if interval is not None and (len(interval) != 2 or not 0 <= interval[0] <= interval[1]):
             raise ValueError(f"cfg_interval={interval}: the lowest and the highest guided timestep, as in 100,700")
+        for name in ("cfg_channels", "cfg_interval", "guidance_rescale"):
+            if getattr(self, name) and self.cfg_scale == 1:
+                raise ValueError(f"{name}={getattr(self, name)} with cfg_scale=1: nothing is guided; give a cfg_scale")
 
     def resolved(self, iterative: bool) -> "SamplingConfig":
         """The settings that a protocol stands for, for a model with (FPDM) or without (DiT) iterations."""
@@ -110,7 +124,8 @@ class SamplingConfig:
     def _check_solving(self) -> None:
         if not 0 < self.reuse_weight <= 1:
             raise ValueError(f"reuse_weight={self.reuse_weight}: above 0, at most 1; for none of it, reuse false")
-        check_at_least(0, extrapolation=self.extrapolation)
+        if not 0 <= self.extrapolation <= 1:
+            raise ValueError(f"extrapolation={self.extrapolation}: 0 (not at all) to 1 (all the way)")
         if self.reuse is False and (self.reuse_weight != 1 or self.extrapolation):
             name = "extrapolation" if self.extrapolation else "reuse_weight"
             raise ValueError(f"{name}={getattr(self, name)} with reuse=false: there is no solution to start from")

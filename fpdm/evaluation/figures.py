@@ -88,18 +88,24 @@ def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> 
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    last = last_residuals(residuals)
-    left.plot(timesteps, last.T, color=FPDM_COLOURS[0], alpha=0.25, linewidth=1)
-    left.plot(timesteps, np.median(last, axis=0), color=FPDM_COLOURS[0], marker="o", label="median over images")
-    left.set(xlabel="timestep, from noise to image", ylabel="residual of the last update", yscale="log")
-    left.invert_xaxis()
+    last, twice = last_residuals(residuals), len(set(timesteps.tolist())) < len(timesteps)
+    # Where a solver calls the model twice at a timestep, timesteps are no axis to draw over.
+    along = np.arange(1, len(timesteps) + 1) if twice else timesteps
+    faint = left.plot(along, last.T, color=FPDM_COLOURS[0], alpha=0.25, linewidth=1)
+    faint[0].set_label("each image")
+    left.plot(along, np.median(last, axis=0), color=FPDM_COLOURS[0], marker="o", label="median over images")
+    xlabel = "model call" if twice else "timestep"
+    left.set(xlabel=f"{xlabel}, from noise to image", ylabel="residual of the last update", yscale="log")
+    if not twice:
+        left.invert_xaxis()
     left.legend()
     shown = sorted({round(i * (len(timesteps) - 1) / 4) for i in range(5)})
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
     for position, shade in zip(shown, shades, strict=True):
         updates = residuals[:, position]
         median = np.nanmedian(updates[:, ~np.isnan(updates).all(0)], axis=0)  # over the images that had the update
-        right.plot(np.arange(1, len(median) + 1), median, color=shade, marker="o", label=f"t = {timesteps[position]}")
+        label = f"call {position + 1}, t = {timesteps[position]}" if twice else f"t = {timesteps[position]}"
+        right.plot(np.arange(1, len(median) + 1), median, color=shade, marker="o", label=label)
     right.set(xlabel="update", ylabel="residual, median over images", yscale="log")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fpdm.data.batches import image_batches
-from fpdm.data.images import ImageSet, open_images
-from fpdm.sampling.images import GRID
+from fpdm.data.images import ImageSet, open_files, open_images
+from fpdm.sampling.images import GRID, RECIPE
 
 ARRAY = "arr_0"
+DRAWN = "[0-9][0-9][0-9][0-9][0-9][0-9]*.png"  # as sample.py names them
 
 
 class Samples:
@@ -28,7 +29,7 @@ class Samples:
             if resolution is not None and resolution != self.resolution:
                 raise ValueError(f"{source}: images of {self.resolution} pixels, {resolution} are needed")
             return
-        self._array, self._images = None, _without_grid(open_images(source))
+        self._array, self._images = None, _open_folder(source)
         self.count = len(self._images)
         self.exact = resolution is None
         self.resolution = resolution or self._images.load(0).width
@@ -100,6 +101,16 @@ def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         lengths = np.frombuffer(file.read(4), "<u2")
     begin = info.header_offset + 30 + int(lengths.sum()) + header
     return np.memmap(path, dtype, "r", begin, shape, order="F" if fortran else "C")
+
+
+def _open_folder(source: str) -> ImageSet:
+    folder = Path(source)
+    if (folder / RECIPE).is_file():  # sample.py's, where a trace may lie beside the images
+        drawn = sorted(folder.glob(DRAWN))
+        if not drawn:
+            raise ValueError(f"{source}: a {RECIPE}, but no image beside it")
+        return open_files(drawn)
+    return _without_grid(open_images(source))
 
 
 def _without_grid(images: ImageSet) -> ImageSet:

@@ -44,6 +44,7 @@ def is_complete(path: Path) -> bool:
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
     """uint8 (B, 3, R, R) -> one picture, as near to square as B allows unless `columns` is given."""
     columns = columns or max(1, round(len(images) ** 0.5))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_png(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255), Path(path))
 
 
@@ -74,7 +75,10 @@ def open_folder(folder: Path, recipe: dict) -> None:
     """
     path = folder / RECIPE
     if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(recipe)
+        try:
+            before, now = _flat(json.loads(path.read_text())), _flat(recipe)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it, or choose another folder") from error
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
                 f"num_samples={now['num_samples']}: {folder} holds {before['num_samples']} images of this kind; "

@@ -107,7 +107,11 @@ def find_checkpoint(source: str | Path) -> Path:
         return found.resolve()
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {source} does not exist")
-    raise FileNotFoundError(f"{source} holds no checkpoint: give a run folder or one of its checkpoints/<step>")
+    if path.is_file():
+        raise FileNotFoundError(f"{source} is a file, no checkpoint folder; for a published .pt, import_checkpoint.py")
+    raise FileNotFoundError(
+        f"{source} holds no checkpoint: give a run folder, one of its checkpoints/<step>, or an exported folder"
+    )
 
 
 def has_checkpoint(run: Path) -> bool:

@@ -64,3 +64,15 @@ def test_labelled_reference(image_folder):
     assert len(load_labelled(str(image_folder), 16, most=6)[0]) == 6
     with pytest.raises(ValueError, match="an npz has no labels"):
         load_labelled("x.npz", 16)
+
+
+def test_a_trace_beside_the_images_is_none_of_them(folder):
+    (folder / "samples.json").write_text("{}")
+    (folder / "trace").mkdir()
+    save_grid(IMAGES, folder / "trace" / "filmstrip.png")
+    samples = Samples(str(folder))
+    assert samples.count == 7 and torch.equal(torch.cat(list(samples.batches(3))), IMAGES)
+    for path in folder.glob("0*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"a samples\.json, but no image beside it"):
+        Samples(str(folder))

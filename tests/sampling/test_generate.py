@@ -92,6 +92,8 @@ def test_draw_is_the_same_at_any_batch_size():
     one, many = (draw(model, 5, batch_size=size, **settings) for size in (2, 64))
     assert one.shape == (5, 3, 8, 8) and one.dtype == torch.uint8 and (one.int() - many.int()).abs().max() <= 1
     assert draw(model, 1, protocol="paper-ddim-140").shape == (1, 3, 8, 8)
+    with pytest.raises(ValueError, match="count=0: at least 1"):
+        draw(model, 0, budget=30)
 
 
 def test_compiled_sampling_is_eager_sampling_whatever_the_iterations():
@@ -144,7 +146,7 @@ def test_budget_becomes_a_plan_for_this_model():
         ({"name": "DiT-XS/2"}, {"extrapolation": 0.5}, "extrapolation=0.5: an explicit model"),
         ({"class_dropout": 0.0}, {"cfg_scale": 2.0}, "trained without label dropout"),
         ({}, {"classes": [4]}, r"classes=\[4\]: labels of this model are 0\.\.3"),
-        ({}, {"cfg_channels": 5}, "cfg_channels=5: the latent has 3"),
+        ({}, {"cfg_channels": 5, "cfg_scale": 2.0}, "cfg_channels=5: the latent has 3"),
         ({"name": "DiT-XS/2"}, {"counts": [2, 1], "steps": None}, r"counts=\[2, 1\]: an explicit model"),
     ],
 )
