@@ -1,4 +1,4 @@
-"""A checkpoint as a diffusers pipeline, so that any of diffusers' schedulers can drive it.
+"""A checkpoint as a diffusers pipeline, so that diffusers' schedulers can drive it.
 
 The folder it is saved to is that of export.py and, beside, `scheduler/` and `model_index.json`.
 """
@@ -47,7 +47,7 @@ class FPDMPipeline(DiffusionPipeline):
     """Draws images from a FixedPointDiT or a DiT with a diffusers scheduler.
 
     facts: diffusion, codec and class names, as a checkpoint's sampling.json holds them. vae: None
-    for a model of pixels. Any scheduler goes that is made by `from_config` of this one's config.
+    for a model of pixels. Schedulers over discrete timesteps go that are made by `from_config` of this one's config.
     """
 
     model_cpu_offload_seq = "model->vae"
