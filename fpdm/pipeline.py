@@ -16,7 +16,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -30,9 +30,9 @@ from fpdm.models import DiT, FixedPointDiT, count_explicit_blocks
 from fpdm.sampling.generate import DEFAULT_ITERATIONS
 from fpdm.sampling.guidance import guide
 from fpdm.sampling.starts import Starts
+from fpdm.schedulers import check_scheduler, default_scheduler, takes_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
 
 
 @dataclass
@@ -176,7 +176,7 @@ class FPDMPipeline(DiffusionPipeline):
             cfg_channels=guidance_channels, guidance_rescale=guidance_rescale, eta=eta,
             cfg_scale=2.0 if guidance_channels or guidance_rescale else 1.0,
         )  # fmt: skip
-        self._check_scheduler()
+        check_scheduler(self.scheduler, self.diffusion)
         if isinstance(generator, list) and len(generator) != len(labels):
             raise ValueError(f"generator: {len(generator)} of them for {len(labels)} labels; give one, or one for each")
         if eta and "eta" not in inspect.signature(self.scheduler.step).parameters:
@@ -231,8 +231,7 @@ class FPDMPipeline(DiffusionPipeline):
         if self.vae is None:
             x0, _ = self.diffusion.x0_and_eps(mean, x, alpha_bar)
             mean = self.diffusion.mean_of(x0.clamp(-1, 1), x, alpha_bar)
-        takes_one = "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters
-        learned = takes_one and self.scheduler.config.variance_type in ("learned", "learned_range")
+        learned = takes_variance(self.scheduler)
         return torch.cat([mean, variance], dim=1) if learned and variance is not None else mean
 
     def _labels(self, class_labels: int | Sequence[int], guidance_scale: float) -> Tensor:
@@ -280,21 +279,6 @@ class FPDMPipeline(DiffusionPipeline):
                 return
         raise ValueError(f"budget={budget} does not hold one step: raise it, or lower iterations")
 
-    def _check_scheduler(self) -> None:
-        """Refuse a scheduler of another diffusion, which would draw without a word."""
-        wanted = PREDICTION_TYPES[self.diffusion.parametrisation]
-        name, config = type(self.scheduler).__name__, self.scheduler.config
-        levels = getattr(self.scheduler, "alphas_cumprod", None)
-        same = levels is not None and np.allclose(levels.cpu().numpy(), self.diffusion.alphas_cumprod, atol=1e-4)
-        if levels is None:
-            raise ValueError(f"scheduler {name}: works without the noise levels of discrete timesteps; choose another")
-        if not same or config.prediction_type != wanted:
-            found = config.get("prediction_type") if same else "other noise levels"
-            raise ValueError(
-                f"scheduler {name}: {found}, this model needs {wanted} and the noise levels it was trained with; "
-                f"make it as {name}.from_config(pipe.scheduler.config)"
-            )
-
     def _codec(self) -> PixelCodec | VAECodec:
         return PixelCodec() if self.vae is None else VAECodec(self.vae, str(self.facts["codec"]))
 
@@ -314,25 +298,3 @@ def make_pipeline(
     """A pipeline from what `load_checkpoint` and `open_model_codec` return."""
     scheduler = scheduler or default_scheduler(Diffusion(**facts["diffusion"]))
     return FPDMPipeline(model, scheduler, codec.vae if isinstance(codec, VAECodec) else None, facts)
-
-
-def default_scheduler(diffusion: Diffusion) -> EulerDiscreteScheduler:
-    """Euler over sigma, which is DDIM, on this diffusion's own noise levels.
-
-    diffusers' DDIMScheduler would take the next timestep from a stride, which is off where the
-    number of steps does not divide that of the timesteps. Where the last timestep is pure noise, the
-    scheduler's alpha_bar is a quarter of the one before instead of 0, so that schedulers that work
-    over sigma or log-SNR take this config, too. Timesteps are trailing: every number of them
-    starts at the last.
-    """
-    alpha_bars = diffusion.alphas_cumprod.copy()
-    alpha_bars[-1] = max(alpha_bars[-1], alpha_bars[-2] / 4)
-    betas = 1 - alpha_bars / np.append(1.0, alpha_bars[:-1])
-    scheduler = EulerDiscreteScheduler(
-        num_train_timesteps=diffusion.timesteps,
-        trained_betas=betas.tolist(),
-        prediction_type=PREDICTION_TYPES[diffusion.parametrisation],
-        timestep_spacing="trailing",
-    )
-    scheduler.register_to_config(clip_sample=False)  # unknown to Euler; DDIM and DDPM would clip latents to -1..1
-    return scheduler

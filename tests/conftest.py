@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 
-from fpdm.config import EncodeConfig
+from fpdm.config import DataConfig, EncodeConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
@@ -88,6 +88,21 @@ def tiny_store(tmp_path_factory, image_folder, tiny_vae):
     config = EncodeConfig(resolution=16, batch_size=10)
     encode(open_images(image_folder), open_codec(str(tiny_vae)), folder, config, torch.device("cpu"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_store):
+    """The folder of an FPDM trained on `tiny_store` for some steps, so that its solves are not all alike."""
+    from fpdm.training.loop import train
+
+    return train(
+        ExperimentConfig(
+            model=ModelConfig(name="FPDM-XS/2", hidden_size=32, num_heads=2),
+            data=DataConfig(latents=str(tiny_store)),
+            optim=OptimConfig(steps=20, batch_size=8, lr=3e-3),
+            run=RunConfig(results=str(tmp_path_factory.mktemp("runs"))),
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ ALLOWED = {
     },
     "export": {"models", "data", "training", "files"},
     "loading": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
-    "pipeline": {"loading", "export", "models", "diffusion", "data", "config", "sampling"},
+    "schedulers": {"diffusion"},
+    "pipeline": {"schedulers", "loading", "export", "models", "diffusion", "data", "config", "sampling"},
 }
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 

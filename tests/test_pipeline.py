@@ -16,10 +16,11 @@ from fpdm.config import DiffusionConfig
 from fpdm.data.codec import VAECodec, fingerprint
 from fpdm.diffusion import Diffusion
 from fpdm.models import build_model
-from fpdm.pipeline import FPDMPipeline, default_scheduler
+from fpdm.pipeline import FPDMPipeline
 from fpdm.sampling.plan import Plan, Step
 from fpdm.sampling.sampler import sample
 from fpdm.sampling.starts import Starts
+from fpdm.schedulers import default_scheduler
 
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
-from fpdm.training.loop import train
-
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (page.name, block)
@@ -16,28 +13,16 @@ BLOCKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, tiny_store):
-    """A run of three classes of 16x16 images, trained for a step."""
-    return train(
-        ExperimentConfig(
-            model=ModelConfig(name="FPDM-XS/2", hidden_size=32, num_heads=2),
-            data=DataConfig(latents=str(tiny_store)),
-            optim=OptimConfig(steps=1, batch_size=4),
-            run=RunConfig(results=str(tmp_path_factory.mktemp("runs"))),
-        )
-    )
-
-
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)])
-def test_python_runs(page, block, run_folder, tmp_path, monkeypatch, capsys):
+def test_python_runs(page, block, tiny_run, tmp_path, monkeypatch, capsys):
     """The same lines on a small run, on the CPU, with labels that it has."""
     monkeypatch.chdir(tmp_path)
     stands_for = {
-        '"results/000-FPDM-XL-2"': f'"{run_folder}"',
+        '"results/000-FPDM-XL-2"': f'"{tiny_run}"',
         "FPDM-XL/2": "FPDM-XS/2",
         '"cuda"': '"cpu"',
         "classes=[207, 360]": "classes=[1, 2]",
+        '"classes": [207, 360]': '"classes": [1, 2]',
         "class_labels=[207, 360]": "class_labels=[1, 2]",
     }
     for theirs, ours in stands_for.items():

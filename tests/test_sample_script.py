@@ -9,26 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
 from fpdm.loading import load_source
 from fpdm.sampling.generate import draw
 from fpdm.sampling.images import load_pngs
-from fpdm.training.loop import train
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, tiny_store):
-    """An FPDM trained for some steps, so that its solves are not all alike."""
-    return train(
-        ExperimentConfig(
-            model=ModelConfig(name="FPDM-XS/2", hidden_size=32, num_heads=2),
-            data=DataConfig(latents=str(tiny_store)),
-            optim=OptimConfig(steps=20, batch_size=8, lr=3e-3),
-            run=RunConfig(results=str(tmp_path_factory.mktemp("runs"))),
-        )
-    )
 
 
 def sample(*words, processes=1, threads=1):
@@ -54,12 +39,12 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_files_do_not_depend_on_processes(run_folder, tmp_path, way):
+def test_files_do_not_depend_on_processes(tiny_run, tmp_path, way):
     """Batches of two on one and on several processes: no batch is smaller, so not a bit may differ."""
     several, settings = WAYS[way]
     for processes in (1, several):
         out = tmp_path / str(processes)
-        said = sample("--ckpt", run_folder, "--num-samples", 12, "--seed", 1, *settings, "--batch-size", 2,
+        said = sample("--ckpt", tiny_run, "--num-samples", 12, "--seed", 1, *settings, "--batch-size", 2,
                       "--out", out, processes=processes)  # fmt: skip
         assert "12 images, 12 of them drawn now" in said
         assert {p.name for p in out.glob("0*.png")} == {f"{i:06d}.png" for i in range(12)}
@@ -74,23 +59,23 @@ def test_files_do_not_depend_on_processes(run_folder, tmp_path, way):
     assert ("Anderson acceleration took back" in said) == ("Anderson" in way)
 
 
-def test_protocol_and_what_the_recipe_says(run_folder, tmp_path):
-    said = sample("--ckpt", run_folder, "--protocol", "paper", "--num-samples", 2, "--out", tmp_path / "s")
+def test_protocol_and_what_the_recipe_says(tiny_run, tmp_path):
+    said = sample("--ckpt", tiny_run, "--protocol", "paper", "--num-samples", 2, "--out", tmp_path / "s")
     assert "28 timesteps (999..0), 2 explicit blocks + 8 iterations each: 280 block passes" in said
     recipe = json.loads((tmp_path / "s" / "samples.json").read_text())
     assert recipe["sampling"]["protocol"] == "paper" and recipe["sampling"]["sampler"] == "ddpm"
     assert recipe["sampling"]["cfg_scale"] == 1 and recipe["block_passes"] == 280
 
 
-def test_compiled_draws_the_same(run_folder, tmp_path):
-    sample("--ckpt", run_folder, "--num-samples", 4, "--steps", 3, "--compile", "--out", tmp_path)
-    eager = draw(load_source(run_folder, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
+def test_compiled_draws_the_same(tiny_run, tmp_path):
+    sample("--ckpt", tiny_run, "--num-samples", 4, "--steps", 3, "--compile", "--out", tmp_path)
+    eager = draw(load_source(tiny_run, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
     assert np.abs(load_pngs(tmp_path, range(4)).astype(int) - eager).max() <= 1
 
 
-def test_where_updates_went_is_counted_once_for_each_image(run_folder, tmp_path):
+def test_where_updates_went_is_counted_once_for_each_image(tiny_run, tmp_path):
     """Drawn, one drawn again, then more: the file speaks of as many images as there are."""
-    words = ["--ckpt", run_folder, "--budget", 30, "--allocation", "adaptive", "--tolerance", 0.2, "--out", tmp_path]
+    words = ["--ckpt", tiny_run, "--budget", 30, "--allocation", "adaptive", "--tolerance", 0.2, "--out", tmp_path]
     sample(*words, "--num-samples", 4, "--batch-size", 3)
     first = json.loads((tmp_path / "allocation.json").read_text())
     (tmp_path / "000001.png").unlink()

@@ -8,6 +8,7 @@ gathered.npz    the result; the files of the ranks are removed when it is there
 """
 
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ from fpdm.evaluation.accumulate import Accumulator, random_splits
 from fpdm.evaluation.features import Features
 from fpdm.evaluation.metrics import Statistics
 from fpdm.evaluation.samples import Samples
+from fpdm.files import write_arrays
 
 KEPT, RESULT = "kept.f32", "gathered.npz"
 CHUNK = 4096  # images between savings
@@ -94,7 +96,7 @@ def _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk
                 progress.update(len(images))
             _keep(folder / KEPT, kept, first, torch.cat(rows))
             done.append(i)
-            _write(mine, {"chunks": np.array(done), **accumulator.arrays()})
+            write_arrays(mine, {"chunks": np.array(done), **accumulator.arrays()})
     state.wait_for_everyone()
     if state.is_main_process:
         _merge(folder, -(-samples.count // chunk))
@@ -129,7 +131,7 @@ def _merge(folder: Path, chunks: int) -> None:
         whole.merge(Accumulator.of(arrays))
     if len(seen) != chunks:
         raise ValueError(f"{folder}: {chunks - len(seen)} of {chunks} chunks are missing; run the same command again")
-    _write(folder / RESULT, whole.arrays())
+    write_arrays(folder / RESULT, whole.arrays())
     for path in paths:
         path.unlink()
 
@@ -147,14 +149,8 @@ def _load(folder: Path) -> Gathered:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove the folder {path.parent}, and run again") from error

@@ -5,7 +5,6 @@ ADM's files. Ours has `features` of some images and `facts` (JSON) beside; ADM's
 """
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from fpdm.evaluation.extraction import Gathered
 from fpdm.evaluation.metrics import Statistics
+from fpdm.files import write_arrays
 
 UNKNOWN_COUNT = -1  # ADM's files do not say how many images they are of
 
@@ -39,12 +39,7 @@ def save_reference(path: Path, gathered: Gathered, facts: dict) -> None:
         arrays |= {"mu_s": gathered.spatial.mean, "sigma_s": gathered.spatial.covariance}
     arrays["facts"] = np.array(json.dumps(facts | {"images": gathered.pool.count}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_arrays(path, arrays)
 
 
 def load_reference(source: str, expected: dict) -> Gathered:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fpdm.files import write_atomically
+from fpdm.files import replaced, write_atomically
 
 GRID = "grid.png"
 NPZ = "samples.npz"
@@ -25,10 +24,9 @@ def png_path(folder: Path, index: int) -> Path:
 
 
 def save_png(pixels: Tensor, path: Path) -> None:
-    """uint8 (3, R, R) -> PNG, written beside and renamed so that no half-written file has the name."""
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")
-    os.replace(partial, path)
+    """uint8 (3, R, R) -> PNG, never half-written under this name."""
+    with replaced(path, sync=False) as partial:
+        Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")
 
 
 def is_complete(path: Path) -> bool:
@@ -56,8 +54,8 @@ def load_pngs(folder: Path, indices: Sequence[int]) -> np.ndarray:
 def save_npz(folder: Path, count: int) -> None:
     """samples.npz: `arr_0` uint8 (count, R, R, 3), as ADM's evaluator reads it, one image in memory at a time."""
     first = load_pngs(folder, [0])[0]
-    partial = folder / f".{NPZ}.partial"
     with (
+        replaced(folder / NPZ, sync=False) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as out,
     ):
@@ -65,7 +63,6 @@ def save_npz(folder: Path, count: int) -> None:
         np.lib.format.write_array_header_1_0(out, header)
         for index in range(count):
             out.write(load_pngs(folder, [index])[0].tobytes())
-    os.replace(partial, folder / NPZ)
 
 
 def open_folder(folder: Path, recipe: dict) -> None:

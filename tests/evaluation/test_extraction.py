@@ -119,3 +119,13 @@ def test_inceptions_three_kinds_of_features(inception_weights):
     torch.testing.assert_close(features.spatial, out[:, :7].flatten(1))
     torch.testing.assert_close(features.spatial, inception.network.Mixed_6d.branch1x1(given)[:, :7].flatten(1))
     assert not inception.network.Mixed_6d.branch1x1._forward_hooks
+
+
+def test_damaged_files_are_named(npz, tmp_path):
+    state = PartialState(cpu=True)
+    with pytest.raises(KeyboardInterrupt):
+        gather(Samples(npz), Averages(9), tmp_path / "f", state, batch_size=4, chunk=12)
+    path = tmp_path / "f" / "rank-0000.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"rank-0000\.npz is damaged .*remove the folder"):
+        gather(Samples(npz), Averages(), tmp_path / "f", state, batch_size=4, chunk=12)

@@ -1,0 +1,41 @@
+"""Files written whole or not at all."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from fpdm.files import replaced, write_arrays, write_atomically
+
+
+def test_text_and_arrays(tmp_path):
+    write_atomically(tmp_path / "a.json", "one")
+    write_atomically(tmp_path / "a.json", "two")
+    write_arrays(tmp_path / "b.npz", {"x": np.arange(3)})
+    assert (tmp_path / "a.json").read_text() == "two"
+    with np.load(tmp_path / "b.npz") as file:
+        assert file["x"].tolist() == [0, 1, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.npz"}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_full_disk_leaves_the_old_content_and_names_the_file(tmp_path, sync):
+    path = tmp_path / "image.png"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left") as caught, replaced(path, sync) as partial:
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replaced(tmp_path / "a.npz"):
+        (tmp_path / "absent.png").read_bytes()
+    assert caught.value.filename == str(tmp_path / "absent.png")
+
+
+def test_no_folder_to_write_to(tmp_path):
+    with pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / "absent" / "a.json", "text")
+    assert caught.value.filename == str(tmp_path / "absent" / "a.json")
