@@ -47,7 +47,7 @@ class Settings:
     images: str | None = None
     out: str | None = None
     targets: tuple[str, ...] = ()
-    seconds: float = 90
+    seconds: float = 75
     seeds: int = 3
     samples: int = 1000
     precision: str = "no"

@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpdm.config import DataConfig, EncodeConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
 from fpdm.data.codec import open_codec
@@ -41,6 +42,28 @@ class Recorded(dict):
             super().__init__({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
             self.config = json.loads((file.metadata() or {}).get("config", "{}"))
         self.state = {key.removeprefix("state/"): value for key, value in self.items() if key.startswith("state/")}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations for whose result a program waits for the device, if it has one."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        lists = [part for part in args if name.startswith("index") and isinstance(part, (list, tuple))]
+        by_mask = any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for part in lists for x in part)
+        self.count += by_mask or name.startswith(self.OPERATIONS)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def host_reads():
+    return HostReads
 
 
 @pytest.fixture(scope="session")

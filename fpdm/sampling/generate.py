@@ -94,16 +94,18 @@ def draw_images(
     check_config(source, config)
     reuse = source.iterative if config.reuse is None else config.reuse
 
-    def noise(draw: int) -> Tensor:
-        drawn = image_noise(config.seed, indices, draw, source.latent_shape)  # on the CPU, the same for every device
+    def move(drawn: Tensor) -> Tensor:  # from memory of which a GPU copies by itself: nothing waits for it
         return drawn.pin_memory().to(source.device, non_blocking=True) if source.device.type == "cuda" else drawn
+
+    def noise(draw: int) -> Tensor:
+        return move(image_noise(config.seed, indices, draw, source.latent_shape))  # the CPU's, for every device
 
     latents = sample(
         source.denoise,
         source.diffusion,
         plan,
         noise(0),
-        labels_for(source, config, indices).to(source.device),
+        move(labels_for(source, config, indices)),
         step_noise=(lambda i: noise(i + 1)) if config.sampler == "ddpm" or config.eta > 0 else None,
         sampler=config.sampler,
         eta=config.eta,

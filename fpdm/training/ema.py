@@ -3,7 +3,7 @@
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -18,11 +18,12 @@ class EMA:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """After optimizer step `step` (0 the first)."""
+    def update(self, model: nn.Module, step: int, finite: Tensor) -> None:
+        """After optimizer step `step` (0 the first); not if it was skipped, for its gradients were not finite ()."""
         averages = list(self.model.parameters())
         weights = [weight.detach().float() for weight in model.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - ramped_decay(self.decay, step))
+        way = finite * (1 - ramped_decay(self.decay, step))  # on the device: nothing waits to hear whether it was
+        torch._foreach_lerp_(averages, weights, [way] * len(weights))
 
 
 def ramped_decay(decay: float, step: int) -> float:

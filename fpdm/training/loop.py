@@ -46,6 +46,7 @@ from fpdm.training.setup import (
 )
 from fpdm.training.signals import StopRequest
 from fpdm.training.sjfb import draw_iterations
+from fpdm.training.watch import Watch
 
 
 class TrainingDiverged(FloatingPointError):
@@ -94,12 +95,12 @@ def train(
     ema = EMA(network, optim.ema_decay)
     if config.run.compile:
         compile_layers(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    adamw = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "broadcast_buffers is deprecated", FutureWarning
         )  # accelerate has no other name
-        model, optimizer = accelerator.prepare(network, optimizer)
+        model, optimizer = accelerator.prepare(network, adamw)
 
     run, checkpoint = open_run(config, store, resume, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
@@ -130,16 +131,17 @@ def train(
     ):
         if is_main:
             log.say(first_screen(config, network, cost, store, run, start, ranks))
+        watch = Watch(accelerator, skipped, skipped_in_a_row)
         due = False  # a checkpoint that could not be written at its step
-        upcoming = reader.submit(read_batch, config, store, start, rows)
+        upcoming = reader.submit(read_batch, config, store, start, rows, device)
         for step in range(start, optim.steps):
             moments, labels = upcoming.result()
-            upcoming = reader.submit(read_batch, config, store, step + 1, rows)
+            upcoming = reader.submit(read_batch, config, store, step + 1, rows, device)
             draws = draw_step(
                 seed, step, optim.batch_size, rows, store.manifest.shape,
                 diffusion.timesteps, network.class_dropout, device,
             )  # fmt: skip
-            x0, y = resample(moments, draws.latent_noise), labels.to(device)
+            x0, y = resample(moments, draws.latent_noise), labels.to(device, non_blocking=True)
             x_t = diffusion.add_noise(x0, draws.noise, draws.t)
             n, m = draw_iterations(config.sjfb, seed, step) if implicit else (0, 0)
             done = step + 1
@@ -164,38 +166,39 @@ def train(
                     residual += output.residuals[:, -1].sum() / share
             norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf)
 
-            # With a scaler a non-finite step is its business: it skips it and lowers the scale.
-            finite = bool(torch.isfinite(norm))
-            if finite or accelerator.scaler is not None:
-                optimizer.step()
-            if finite:
-                ema.update(network, step)
-                meter.add(sums, norm, cost.blocks(n + m), cost.training_flops(n, m))
-                skipped_in_a_row = 0
-            else:
-                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                at_the_end = step + 1 == optim.steps and accelerator.scaler is None
-                if skipped_in_a_row >= optim.max_skipped or at_the_end:
-                    raise TrainingDiverged(
-                        f"step {step}: gradient norm {float(norm)}, non-finite step number {skipped_in_a_row} in a row "
-                        f"(optim.max_skipped={optim.max_skipped}); the last checkpoint in {run} is from before. "
-                        "Lower optim.lr or lengthen optim.warmup"
-                    )
+            # A non-finite step is skipped on the device: the host does not wait to hear of it.
+            finite = torch.isfinite(norm)
+            if accelerator.scaler is None:  # which else does the same, and lowers its scale
+                adamw.found_inf = (~finite).float()
+            optimizer.step()
+            ema.update(network, step, finite)
+            meter.add(sums, norm, finite, cost.blocks(n + m), cost.training_flops(n, m))
+            watch.post(step, finite, stop.signal is not None)
             progress.update()
 
+            due = due or done % config.run.checkpoint_every == 0 or done == optim.steps
+            known = watch.read(now=logged or due)
+            if known.asked and not due:
+                due, known = True, watch.read(now=True)
+            at_the_end = known.step + 1 == optim.steps and accelerator.scaler is None
+            if known.in_a_row >= (1 if at_the_end else optim.max_skipped):
+                raise TrainingDiverged(
+                    f"step {known.step}: gradients that are not finite, step number {known.in_a_row} in a row "
+                    f"(optim.max_skipped={optim.max_skipped}); the last checkpoint in {run} is from before. "
+                    "Lower optim.lr or lengthen optim.warmup"
+                )
+
             if logged:
-                values = meter.finish(accelerator) | {"lr": rate, "skipped": skipped}
+                values = meter.finish(accelerator) | {"lr": rate, "skipped": known.skipped}
                 if implicit:
                     values |= {"n": n, "m": m}
-                    values |= {"residual": float(accelerator.reduce(residual, "mean"))} if finite else {}
+                    values |= {"residual": float(accelerator.reduce(residual, "mean"))} if known.in_a_row == 0 else {}
                 if accelerator.scaler is not None:
                     values["loss_scale"] = accelerator.scaler.get_scale()
                 log.record(done, values, status_line(done, optim.steps, values))
                 accelerator.log(values, step=done)
             # Weights that give non-finite gradients are not kept (under a scaler it is the scale that was too high).
-            trusted = skipped_in_a_row == 0 or accelerator.scaler is not None
-            stopping = stop.agreed(accelerator)
-            due = due or stopping or done % config.run.checkpoint_every == 0 or done == optim.steps
+            trusted = known.in_a_row == 0 or accelerator.scaler is not None
             if due and trusted:
                 due = False
                 states, interval = random_states(), meter.state(accelerator)
@@ -203,8 +206,8 @@ def train(
                     if is_main:
                         trainer = {
                             "step": done,
-                            "skipped": skipped,
-                            "skipped_in_a_row": skipped_in_a_row,
+                            "skipped": known.skipped,
+                            "skipped_in_a_row": known.in_a_row,
                             "optimizer": optimizer.state_dict(),
                             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                             "meter": interval,
@@ -213,7 +216,7 @@ def train(
                         save_checkpoint(run, done, network, ema.model, trainer, sampling_facts(config, store.manifest))
                         prune_checkpoints(run, done, config.run.keep_last, config.run.keep_every)
                     accelerator.wait_for_everyone()
-                if stopping and done < optim.steps:
+                if known.asked and done < optim.steps:
                     log.say(
                         f"stopped by {stop.signal or 'a signal to another process'} after step {done} of "
                         f"{optim.steps}, checkpoint written; go on with --resume {run}"
@@ -228,12 +231,17 @@ def train(
     return run
 
 
-def read_batch(config: ExperimentConfig, store: LatentStore, step: int, rows: slice) -> tuple[Moments, Tensor]:
-    """This rank's latent moments and labels of one step."""
+def read_batch(
+    config: ExperimentConfig, store: LatentStore, step: int, rows: slice, device: torch.device
+) -> tuple[Moments, Tensor]:
+    """This rank's latent moments and labels of one step, on the CPU; in memory from which `device` copies by itself."""
     seed, size = config.run.seed, config.optim.batch_size
     indices = batch_indices(seed, step, size, len(store))[rows]
     mirrored = draw_mirrored(seed, step, size)[rows] if config.data.mirror else np.zeros(len(indices), bool)
-    return store.read(indices, mirrored)
+    moments, labels = store.read(indices, mirrored)
+    if device.type != "cuda":
+        return moments, labels
+    return Moments(*(None if part is None else part.pin_memory() for part in moments)), labels.pin_memory()
 
 
 def resample(moments: Moments, noise: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fpdm.devices import peak_memory
 from fpdm.diffusion import Losses
 
 QUARTERS = 4
+KEPT = ("steps", "sums", "norm", "norm_max")
 
 
 def loss_sums(losses: Losses, t: Tensor, timesteps: int) -> Tensor:
@@ -28,7 +29,7 @@ def loss_sums(losses: Losses, t: Tensor, timesteps: int) -> Tensor:
 
 
 class Meter:
-    """Sums over the finite steps of one logging interval, kept on the device until it ends.
+    """Sums over the finite steps of one logging interval, kept on the device until it ends; rates over all its steps.
 
     peak_tflops: of one device, where it is known.
     """
@@ -36,13 +37,13 @@ class Meter:
     def __init__(self, device: torch.device, batch_size: int, peak_tflops: float | None):
         self.device, self.batch_size, self.peak_tflops = device, batch_size, peak_tflops
         self.sums = torch.zeros(3 + 2 * QUARTERS, device=device)
-        self.norm, self.norm_max = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.norm, self.norm_max, self.steps = (torch.zeros((), device=device) for _ in range(3))
         self.reset()
 
     def reset(self) -> None:
-        for total in (self.sums, self.norm, self.norm_max):
+        for total in (self.sums, self.norm, self.norm_max, self.steps):
             total.zero_()
-        self.steps = self.timed = self.passes = self.flops = 0
+        self.timed = self.passes = self.flops = 0
         self.started = time.perf_counter()
 
     @contextmanager
@@ -52,37 +53,39 @@ class Meter:
         yield
         self.started += time.perf_counter() - began
 
-    def add(self, sums: Tensor, norm: Tensor, passes: int, flops: int) -> None:
+    def add(self, sums: Tensor, norm: Tensor, finite: Tensor, passes: int, flops: int) -> None:
         """One step: `loss_sums` over this rank's share of the batch, divided by its size; the
-        gradient norm; block passes and FLOPs per image."""
-        self.sums += sums
+        gradient norm and whether it was finite (); block passes and FLOPs per image."""
+        self.sums += torch.where(finite, sums, 0)
+        norm = torch.where(finite, norm, 0)
         self.norm += norm
         torch.maximum(self.norm_max, norm, out=self.norm_max)
-        self.steps, self.timed = self.steps + 1, self.timed + 1
+        self.steps += finite
+        self.timed += 1
         self.passes, self.flops = self.passes + passes, self.flops + flops
 
-    def state(self, accelerator: Accelerator) -> dict[str, Tensor | int]:
+    def state(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """What a resumed run needs to log the means that it would have logged; called on every rank."""
-        tensors = {"sums": accelerator.reduce(self.sums, "mean"), "norm": self.norm, "norm_max": self.norm_max}
-        return {"steps": self.steps} | {name: value.clone().cpu() for name, value in tensors.items()}
+        tensors = {name: getattr(self, name) for name in KEPT}
+        tensors["sums"] = accelerator.reduce(self.sums, "mean")
+        return {name: value.clone().cpu() for name, value in tensors.items()}
 
-    def load(self, state: dict[str, Tensor | int]) -> None:
+    def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state`; the rates are those of the time from here on."""
-        for name in ("sums", "norm", "norm_max"):
-            getattr(self, name).copy_(state[name])
-        self.steps = state["steps"]
+        for name in KEPT:
+            getattr(self, name).copy_(torch.as_tensor(state[name]))
 
     def finish(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and ranks, rates over all ranks, TFLOP/s of one device; starts the next interval."""
         sums = accelerator.reduce(self.sums, "mean").tolist()
         per_second = self.batch_size / (time.perf_counter() - self.started)
-        values = {}
-        if self.steps:  # without a finite step there is no loss to speak of
-            values = {name: value / self.steps for name, value in zip(("loss", "mse", "vb"), sums, strict=False)}
+        values, steps = {}, int(self.steps)
+        if steps:  # without a finite step there is no loss to speak of
+            values = {name: value / steps for name, value in zip(("loss", "mse", "vb"), sums, strict=False)}
             for q, (total, count) in enumerate(zip(sums[3 : 3 + QUARTERS], sums[3 + QUARTERS :], strict=True), 1):
                 if count > 0:
                     values[f"loss_t{q}"] = total / count
-            values |= {"grad_norm": float(self.norm) / self.steps, "grad_norm_max": float(self.norm_max)}
+            values |= {"grad_norm": float(self.norm) / steps, "grad_norm_max": float(self.norm_max)}
         tflops = self.flops * per_second / accelerator.num_processes / 1e12
         values |= {"images_per_s": self.timed * per_second, "block_passes_per_s": self.passes * per_second}
         values |= {"tflops": tflops} | ({"peak_share": tflops / self.peak_tflops} if self.peak_tflops else {})

@@ -4,9 +4,6 @@ import signal
 import threading
 from types import FrameType
 
-import torch
-from accelerate import Accelerator
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine away
 
 
@@ -31,10 +28,3 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop: the same answer on all of them, so that all stop at the same step."""
-        if accelerator.num_processes == 1:
-            return self.signal is not None
-        asked = torch.tensor(float(self.signal is not None), device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum") > 0)

@@ -111,6 +111,64 @@ def test_images_are_those_of_the_cpu(name):
     assert (images.int() - expected.int()).abs().float().mean() < 1
 
 
+@pytest.fixture
+def no_waiting():
+    """What lets any wait of the host for the device raise, from its call on; taken back in the end."""
+    yield lambda on=True: torch.cuda.set_sync_debug_mode("error" if on else "default")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+WAYS = [
+    {"sampler": "ddpm"},
+    {"sampler": "ddim"},
+    {"sampler": "ab2", "anderson": 2},
+    {"sampler": "heun"},
+    {"sampler": "dpm++"},
+]
+
+
+@pytest.mark.parametrize("settings", [*WAYS, {"cfg_scale": 2.0, "extrapolation": 0.5}], ids=str)
+def test_host_does_not_wait_while_sampling(no_waiting, settings):
+    source = make_source(model().eval(), Diffusion(), PixelCodec())
+    config = SamplingConfig(steps=4, iterations=3, **settings)
+    with torch.inference_mode():
+        draw_images(source, config, plan_for(source, config), range(4))  # makes tables and workspaces
+        no_waiting()
+        images = draw_images(source, config, plan_for(source, config), range(4))
+        no_waiting(False)
+    assert images.shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_host_does_not_wait_while_training(pixel_store, tmp_path, monkeypatch, no_waiting, precision):
+    """From the third step to the seventh, of which none is logged."""
+    from accelerate.state import AcceleratorState
+
+    from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
+    from fpdm.training.ema import EMA
+    from fpdm.training.loop import train
+
+    update, calls = EMA.update, []
+
+    def counted(self, *args):
+        update(self, *args)
+        calls.append(1)
+        no_waiting(2 <= len(calls) < 7)
+
+    monkeypatch.setattr(EMA, "update", counted)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(
+        ExperimentConfig(
+            model=ModelConfig("FPDM-XS/2"),
+            data=DataConfig(str(pixel_store)),
+            optim=OptimConfig(steps=8, batch_size=8),
+            run=RunConfig(results=str(tmp_path), mixed_precision=precision, log_every=8),
+        )
+    )
+    assert len(calls) == 8
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_training_runs_in_every_precision(pixel_store, tmp_path, precision, compiled):

@@ -60,6 +60,19 @@ def test_ways_to_solve_change_the_path_and_not_what_an_image_depends_on(settings
     assert not torch.equal(whole, draw_images(model, plain, plan_for(model, plain), range(5)))
 
 
+UNGUIDED = [{"sampler": name} for name in ("ddpm", "ddim", "dpm++", "unipc")]
+
+
+@pytest.mark.parametrize("settings", [*UNGUIDED, {"eta": 0.5}, *SOLVING[:-1]], ids=str)
+def test_host_does_not_wait_for_the_device_between_timesteps(settings, host_reads):
+    """Adaptive allocation alone does: it must know which samples are done. (Copies to a device are seen on one alone.)"""
+    model = source()
+    with host_reads() as counter, torch.inference_mode():
+        config = SamplingConfig(steps=6, iterations=3, **settings)
+        draw_images(model, config, plan_for(model, config), range(3))
+    assert counter.count == 0
+
+
 def test_every_way_to_solve_ends_at_the_fixed_point():
     """With iterations enough for the solution, it does not matter where a solve starts or how it gets there."""
     model = source()

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import shutil
@@ -174,7 +175,7 @@ def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, monke
     assert all(value.isfinite().all() for value in weights.values())
 
     calls.clear()
-    with pytest.raises(TrainingDiverged, match=r"non-finite step number 3 in a row.*Lower optim\.lr"):
+    with pytest.raises(TrainingDiverged, match=r"not finite, step number 3 in a row.*Lower optim\.lr"):
         train(experiment(optim={"steps": 20, "max_skipped": 3}, run={"checkpoint_every": 1}))
     last = find_checkpoint(run.with_name(run.name.replace("000-", "001-", 1)))
     assert last.name == "0000004"  # the last good one
@@ -350,3 +351,39 @@ def test_learning_rate_is_a_function_of_the_step():
     assert learning_rate(optim, 60) == pytest.approx(0.5)
     optim.lr_schedule = "constant"
     assert learning_rate(optim, 109) == 1
+
+
+@pytest.mark.parametrize("model", [{}, {"name": "DiT-XS/4", "depth": 2}], ids=["FPDM", "DiT"])
+def test_host_does_not_wait_for_the_device_between_log_lines(experiment, model, host_reads):
+    """However many steps a run has, it reads as many numbers from the device."""
+    reads = []
+    for steps in (4, 12):
+        with host_reads() as counter:
+            train(experiment(model=model, optim={"steps": steps, "warmup": 0}, run={"log_every": steps}))
+        reads.append(counter.count)
+    assert reads[0] == reads[1] > 0
+
+
+def test_skipped_step_changes_nothing(experiment, monkeypatch):
+    """Not the weights, not their average, not the optimizer's count of steps."""
+    from fpdm.diffusion import Diffusion
+    from fpdm.training.ema import EMA
+
+    losses, update, calls, weights = Diffusion.losses, EMA.update, [], []
+
+    def poisoned(self, *args):
+        calls.append(1)
+        result = losses(self, *args)
+        return result._replace(total=result.total * math.inf) if len(calls) == 4 else result
+
+    def watched(self, model, *args):
+        update(self, model, *args)
+        weights.append([p.detach().clone() for m in (model, self.model) for p in m.parameters()])
+
+    monkeypatch.setattr(Diffusion, "losses", poisoned)
+    monkeypatch.setattr(EMA, "update", watched)
+    run = train(experiment(optim={"steps": 5}))
+    same = [all(map(torch.equal, a, b)) for a, b in itertools.pairwise(weights)]
+    assert same == [False, False, True, False]
+    states = load_trainer(find_checkpoint(run))["optimizer"]["state"].values()
+    assert {float(state["step"]) for state in states} == {4}

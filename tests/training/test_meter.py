@@ -13,7 +13,13 @@ def test_losses_are_averaged_in_all_and_by_quarter_of_t():
     for scale in (1.0, 3.0):
         total = scale * torch.tensor([1.0, 2.0, 3.0, 4.0])
         losses = Losses(total, total / 2, total / 4)
-        meter.add(loss_sums(losses, torch.tensor([0, 249, 250, 999]), 1000) / 4, torch.tensor(scale), 10, 1000)
+        meter.add(
+            loss_sums(losses, torch.tensor([0, 249, 250, 999]), 1000) / 4,
+            torch.tensor(scale),
+            torch.tensor(True),
+            10,
+            1000,
+        )
     values = meter.finish(accelerator)
     assert values["loss"] == pytest.approx(5.0) and values["mse"] == pytest.approx(2.5)
     assert values["vb"] == pytest.approx(1.25)
@@ -30,7 +36,7 @@ def test_losses_are_averaged_in_all_and_by_quarter_of_t():
 def test_share_of_the_peak():
     accelerator = Accelerator(cpu=True)
     meter = Meter(accelerator.device, batch_size=4, peak_tflops=100.0)
-    meter.add(torch.zeros(11), torch.tensor(1.0), 10, 10**9)
+    meter.add(torch.zeros(11), torch.tensor(1.0), torch.tensor(True), 10, 10**9)
     values = meter.finish(accelerator)
     assert values["peak_share"] == pytest.approx(values["tflops"] / 100)
 

@@ -1,0 +1,55 @@
+"""What the host must know of each step: non-finite gradients, requests to stop. Nothing here waits for the device
+unless it is asked to, so that the device always has work queued."""
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Report(NamedTuple):
+    """Of one step (0 the first). asked: whether any process was asked to stop; skipped: non-finite steps so far;
+    in_a_row: how many of them end with this one."""
+
+    step: int
+    asked: bool
+    skipped: int
+    in_a_row: int
+
+
+class Watch:
+    """Counts on the device, copied to the host behind each step's work and read one step later, when they are there.
+
+    The same on every process, for all have the same gradients and the requests are summed up: whatever they
+    decide by it, they decide at the same step.
+    """
+
+    def __init__(self, accelerator: Accelerator, skipped: int = 0, in_a_row: int = 0):
+        self.accelerator = accelerator
+        self._counts = torch.tensor([skipped, in_a_row], dtype=torch.float64, device=accelerator.device)
+        self._posted: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque(maxlen=2)
+
+    def post(self, step: int, finite: Tensor, asked: bool) -> None:
+        """finite (): whether the step's gradients were, on the device."""
+        bad = (~finite).to(self._counts.dtype)
+        self._counts += bad
+        self._counts[1] *= bad
+        requests = torch.full((1,), float(asked), dtype=self._counts.dtype, device=self._counts.device)
+        values = torch.cat([self.accelerator.reduce(requests, "sum"), self._counts])
+        if values.device.type != "cuda":
+            self._posted.append((step, values, None))
+            return
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._posted.append((step, host, arrived))
+
+    def read(self, now: bool) -> Report:
+        """Of the step posted last if it must be `now`, which waits for it; else of the one before."""
+        step, values, arrived = self._posted[-1 if now else 0]
+        if arrived is not None:
+            arrived.synchronize()
+        asked, skipped, in_a_row = values.tolist()
+        return Report(step, asked > 0, int(skipped), int(in_a_row))
