@@ -8,7 +8,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +38,6 @@ PROGRESS = {
     "train_vae.py": "train vae",
     "encode_latents.py": "encode",
     "import_latents.py": "import",
-    "benchmark_reading.py": "write",
     "train.py": "train",
     "sample.py": "sample",
 }
@@ -286,25 +284,6 @@ def test_imported_latents_are_trained_on(chain, tmp_path):
             "--optim.batch_size", 4)  # fmt: skip
 
 
-def test_benchmark_of_reading(tmp_path):
-    said = succeed("benchmark_reading.py", "--records", 700, "--shape", "3,8,8", "--shard", 300, "--batch-size", 16,
-                   "--seconds", 0.1, "--folder", tmp_path, "--out", tmp_path / "speed.json")  # fmt: skip
-    assert "700 records of 1,544 bytes in 3 files" in said and "| 16 |" in said
-    facts = json.loads((tmp_path / "speed.json").read_text())
-    assert facts["results"][0]["records_per_second"] > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
-
-
-def test_benchmark_of_sampling(tmp_path):
-    small = ["--models", "FPDM-XS/8,DiT-XS/8", "--budgets", "12,24", "--iterations", 2, "--batch-size", 2]
-    said = run_script("benchmark_sampling.py", *small, "--repeats", 2, "--out", tmp_path / "speed.json")
-    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
-    expected = product(("FPDM-XS/8", "DiT-XS/8"), ("eager", "compiled"), (12, 24))
-    assert [(row["model"], row["mode"], row["block_passes"]) for row in rows] == list(expected)
-    assert all(row["images_per_second"] > 0 and row["tflops_per_second"] > 0 for row in rows)
-    assert "| FPDM-XS/8 | compiled | 24 | 6 |" in said
-
-
 def test_exported_folder_stands_alone(chain, tmp_path):
     run = tmp_path / "gone" / "run"
     shutil.copytree(chain / "runs" / "000-FPDM-XS-2", run, symlinks=True)
@@ -372,7 +351,9 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "precision=fp16 needs a GPU; on": ["encode_latents.py", "--vae", "pixels", "--precision", "fp16"],
         "source is not set": ["import_latents.py"],
         "neither <name>_features and": ["import_latents.py", "--source", tmp_path / "empty"],
-        "batch_size=[0]: positive numbers": ["benchmark_reading.py", "--batch-size", 0],
+        "batch_sizes=(0,): at least one number": ["benchmark.py", "--batch-sizes", 0],
+        "questions='speed': choose one of updates": ["benchmark.py", "--questions", "speed"],
+        "the usual one has 4 latent channels, not 3": ["benchmark.py", "--latent", "3,32,32", "--out", tmp_path / "b"],
         "does not exist": ["encode_latents.py", "--images", tmp_path / "absent", "--vae", "pixels"],
         "no image in it": ["encode_latents.py", "--images", tmp_path / "empty", "--vae", "pixels"],
         "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],

@@ -140,3 +140,19 @@ def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothin
         draw_strip(figure.add_subplot(grid[row, 0]), label, images, columns)
     draw_smoothing(figure.add_subplot(grid[:, 1]), data)
     figure.savefig(path, dpi=DPI)
+
+
+def plot_shares(rows: dict[str, dict[str, float]], path: Path) -> None:
+    """One bar for each row, cut into the shares of its parts; parts of the same name have the same colour."""
+    names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
+    figure = Figure(figsize=(10, 1.6 + 0.6 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    begun = np.zeros(len(rows))
+    for name, colour in zip(names, matplotlib.colormaps["tab20"](np.linspace(0, 1, len(names))), strict=True):
+        widths = np.array([parts.get(name, 0.0) for parts in rows.values()])
+        axes.barh(list(rows), widths, left=begun, color=colour, label=name)
+        begun += widths
+    axes.set(xlim=(0, 1), xlabel="share of the time")
+    axes.invert_yaxis()
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9, frameon=False)
+    figure.savefig(path, dpi=DPI)

@@ -50,7 +50,7 @@ def scores(lab: Laboratory) -> Section:
 
 
 def samples(lab: Laboratory) -> Section:
-    """The same noise and labels through both models."""
+    """The same noise and labels through both models, and how they were trained."""
     strips = []
     for label, name, settings in (("FPDM-S/2, 2 it.", "fpdm", {"iterations": 2}), ("DiT-S/2", "dit", {})):
         for budget in BUDGETS:
@@ -58,7 +58,10 @@ def samples(lab: Laboratory) -> Section:
             images = draw(source, 40, budget=budget, sampler="ab2", classes=CLASSES, **settings)
             strips.append((f"{label}, {budget} block passes", images))
     plot_strips(strips, 20, lab.out / "samples.png")
-    return Section("Samples", "![the same seeds through both](samples.png)")
+    runs = ",".join(str(path.parent) for path in sorted((lab.out / "runs").glob("*-seed0/log.jsonl")))
+    run_script("plot_run.py", "--runs", runs, "--x", "hours", "--out", lab.out / "curves.png")
+    pictures = "![the same seeds through both](samples.png)\n\n![losses over training time](curves.png)"
+    return Section("Samples and training", pictures)
 
 
 def release(lab: Laboratory) -> Section:
@@ -68,7 +71,7 @@ def release(lab: Laboratory) -> Section:
     folder.mkdir()
     run = next((lab.out / "runs").glob("*-fpdm-seed0"))
     run_script("export.py", "--ckpt", run, "--out", folder / "fpdm-s-2", "--half")
-    for name in ("scores.json", "settings.json", "samples.png", "scores.md", "samples.md"):
+    for name in ("scores.json", "settings.json", "samples.png", "curves.png", "scores.md", "samples.md"):
         if (lab.out / name).is_file():
             shutil.copy(lab.out / name, folder / name)
     for path in (lab.out / "runs").glob("*/"):

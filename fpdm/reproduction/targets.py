@@ -61,10 +61,10 @@ def table1(lab: Laboratory) -> Section:
         seconds = sum(t.seconds for t in trained) / len(trained)
         costs.append([label, f"{first.parameters:,d}", f"{memory.activations / 2**20:.1f}",
                       f"{(memory.weights + memory.gradients + memory.optimizer) / 2**20:.1f}", str(first.steps),
-                      f"{seconds:.0f}", f"{first.steps * step_flops(first) / 1e15:.2f}", f"{result.gflops:.2f}",
+                      f"{seconds:.0f}", f"{first.steps * step_flops(first) / 1e12:,.0f}", f"{result.gflops:.2f}",
                       f"{result.ms_per_image:.1f}"])  # fmt: skip
     head = ["model", "parameters", "saved for backward, MiB", "weights, gradients, optimizer, MiB", "steps",
-            "training, s", "training, PFLOPs", f"GFLOPs/image at {MIDDLE}", "ms/image"]  # fmt: skip
+            "training, s", "training, TFLOPs", f"GFLOPs/image at {MIDDLE}", "ms/image"]  # fmt: skip
     text = f"In brackets the paper's FID at 140, 280 and 560 block passes.\n\n{scores}\n\n{markdown_table(head, costs)}"
     return Section("Tab. 1: quality at three budgets", text)
 

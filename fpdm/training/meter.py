@@ -90,6 +90,8 @@ class Meter:
         values |= {"images_per_s": self.timed * per_second, "block_passes_per_s": self.passes * per_second}
         values |= {"tflops": tflops} | ({"peak_share": tflops / self.peak_tflops} if self.peak_tflops else {})
         values |= {"peak_memory_gib": peak_memory(self.device) / 2**30}
+        if self.device.type == "cuda":
+            values["peak_reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         self.reset()
         return values
 

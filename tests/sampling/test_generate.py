@@ -65,7 +65,7 @@ UNGUIDED = [{"sampler": name} for name in ("ddpm", "ddim", "dpm++", "unipc")]
 
 @pytest.mark.parametrize("settings", [*UNGUIDED, {"eta": 0.5}, *SOLVING[:-1]], ids=str)
 def test_host_does_not_wait_for_the_device_between_timesteps(settings, host_reads):
-    """Adaptive allocation alone does: it must know which samples are done. (Copies to a device are seen on one alone.)"""
+    """Adaptive allocation alone does: it must know which samples are done."""
     model = source()
     with host_reads() as counter, torch.inference_mode():
         config = SamplingConfig(steps=6, iterations=3, **settings)

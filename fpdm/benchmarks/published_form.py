@@ -1,0 +1,95 @@
+"""What hoisting and a true no-grad phase bring: the same network in the published form, training and sampling."""
+
+import math
+from copy import deepcopy
+
+import torch
+
+from fpdm.benchmarks.memory import GIB
+from fpdm.benchmarks.naive import naive_form
+from fpdm.benchmarks.timing import Bench, Question, alternate
+from fpdm.benchmarks.workloads import network, sampling_run, training_step
+from fpdm.devices import peak_memory
+from fpdm.evaluation.tables import markdown_table
+from fpdm.models import compile_layers
+from fpdm.sampling.plan import make_plan
+from fpdm.training.memory import step_memory
+from fpdm.training.sjfb import SJFBConfig, mean_iterations
+
+
+def published_form(
+    model: str, latent: tuple[int, int, int], batch: int, updates: tuple[int, int], compiled: bool, budget: int,
+    iterations: int,
+) -> Question:  # fmt: skip
+    """updates: S-JFB's N and M; budget and iterations: of the sampling run."""
+    common = {"model": model, "latent": list(latent), "batch": batch}
+    cases = [
+        common | {"work": "training", "updates": list(updates), "compiled": compiled},
+        common | {"work": "sampling", "budget": budget, "iterations": iterations, "compiled": compiled},
+    ]
+    return Question("Against the published form of the same network", cases, measure, table)
+
+
+def measure(
+    bench: Bench, model: str, latent: list[int], batch: int, work: str, compiled: bool,
+    updates: list[int] | None = None, budget: int = 0, iterations: int = 0,
+) -> dict:  # fmt: skip
+    torch.compiler.reset()
+    ours = network(bench, model, latent)
+    forms = {"ours": ours, "published": naive_form(deepcopy(ours))} | ({"compiled": deepcopy(ours)} if compiled else {})
+    if compiled:
+        compile_layers(forms["compiled"])
+    row = {}
+    if work == "sampling":
+        plan = make_plan(2, budget=budget, iterations=iterations)
+        works = {name: sampling_run(bench, form, latent, batch, plan) for name, form in forms.items()}
+    else:
+        n, m = updates
+        pairs = average_steps(n, m)
+        single = {name: training_step(bench, form, latent, batch, pairs) for name, form in forms.items()}
+        works = {name: _all_of(step, len(pairs)) for name, step in single.items()}
+        for name in ("ours", "published"):
+            counted = step_memory(
+                forms[name], batch, bench.precision != "no", False, iterations=m, iterations_no_grad=n
+            )
+            row[f"{name}_counted_gib"] = counted.peak / GIB
+    if bench.device.type == "cuda":
+        for name, step in works.items():
+            torch.cuda.reset_peak_memory_stats(bench.device)
+            step()
+            row[f"{name}_peak_gib"] = peak_memory(bench.device) / GIB
+    times = alternate(bench, works)
+    images = batch * (len(pairs) if work == "training" else 1)
+    return row | {f"{name}_images_per_s": images / seconds.median for name, seconds in times.items()}
+
+
+def average_steps(n: int, m: int) -> list[tuple[int, int]]:
+    """(n, m) of steps that cost, on average, what those of S-JFB with N = n and M = m do: it is linear in both."""
+    mean_n, mean_m = mean_iterations(SJFBConfig(no_grad=n, grad=m))
+    return sorted({(math.floor(mean_n), math.floor(mean_m)), (math.ceil(mean_n), math.ceil(mean_m))})
+
+
+def _all_of(step, count: int):
+    def run():
+        for _ in range(count):
+            step()
+
+    return run
+
+
+def table(rows: list[dict]) -> str:
+    head = ["", "", "published form, images/s", "ours, images/s", "ours / published", "compiled / published",
+            "published form, counted GiB", "ours, counted GiB"]  # fmt: skip
+    body = []
+    for row in rows:
+        published, ours = row["published_images_per_s"], row["ours_images_per_s"]
+        what = f"N = {row['updates'][0]}, M = {row['updates'][1]}" if row["work"] == "training" else \
+            f"{row['budget']} passes, {row['iterations']} it."  # fmt: skip
+        counted = [f"{row[f'{name}_counted_gib']:.2f}" if f"{name}_counted_gib" in row else ""
+                   for name in ("published", "ours")]  # fmt: skip
+        with_compiler = f"{row['compiled_images_per_s'] / published:.2f}" if "compiled_images_per_s" in row else ""
+        label = f"{row['model']}, batch {row['batch']}, {row['work']}"
+        body.append(
+            [label, what, f"{published:.4g}", f"{ours:.4g}", f"{ours / published:.2f}", with_compiler, *counted]
+        )
+    return f"Memory is that of the largest step, n = N and m = M.\n\n{markdown_table(head, body, 2)}"

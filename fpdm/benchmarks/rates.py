@@ -1,0 +1,76 @@
+"""Data in and out: latents read, images encoded and decoded, PNGs written."""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fpdm.benchmarks.timing import Bench, Question, alternate
+from fpdm.data.codec import Codec
+from fpdm.data.latents import LatentStore
+from fpdm.data.synthetic import write_random_store
+from fpdm.evaluation.tables import markdown_table
+from fpdm.sampling.images import png_path, save_png
+
+
+def rates(
+    records: int,
+    latent: tuple[int, int, int],
+    batches: tuple[int, ...],
+    image_batch: int,
+    resolution: int,
+    codec: Codec,
+) -> Question:
+    """records: of the latent store that is read, at each of `batches`; images of R x R pixels, so many at a time."""
+    images = {"batch": image_batch, "resolution": resolution}
+    cases = [{"what": "reading latents", "batch": b, "latent": list(latent), "records": records} for b in batches]
+    cases += [{"what": what, **images} for what in ("encoding", "decoding", "writing PNG")]
+    return Question("Data in and out", cases, lambda bench, **case: measure(bench, codec, **case), table)
+
+
+def measure(
+    bench: Bench,
+    codec: Codec,
+    what: str,
+    batch: int,
+    resolution: int = 0,
+    records: int = 0,
+    latent: list[int] | None = None,
+) -> dict:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as writer:
+        if what == "reading latents":
+            write_random_store(folder, records, latent)
+            store, draw = LatentStore(folder), np.random.default_rng(0)
+
+            def work():
+                store.read(draw.integers(0, len(store), batch), draw.random(batch) < 0.5)
+
+        elif what == "writing PNG":
+            pixels = torch.randint(0, 256, (batch, 3, resolution, resolution), dtype=torch.uint8)
+            smooth = torch.nn.functional.avg_pool2d(pixels.float(), 9, 1, 4).to(torch.uint8)  # noise alone packs badly
+
+            def work():
+                list(writer.map(lambda i: save_png(smooth[i], png_path(Path(folder), i)), range(batch)))
+
+        else:
+            images = torch.rand(batch, 3, resolution, resolution, device=bench.device) * 2 - 1
+            side = resolution // codec.downsampling
+            latents = torch.randn(batch, codec.channels, side, side, device=bench.device)
+
+            def work():
+                with torch.inference_mode():
+                    return codec.encode(images) if what == "encoding" else codec.decode(latents)
+
+        seconds = alternate(bench, {what: work})[what]
+    return {"per_s": batch / seconds.median, "least_per_s": batch / seconds.most, "most_per_s": batch / seconds.least}
+
+
+def table(rows: list[dict]) -> str:
+    body = [
+        [row["what"], f"{row['records']:,d} of {'x'.join(map(str, row['latent']))}" if row["what"] == "reading latents"
+         else f"{row['resolution']}x{row['resolution']}", str(row["batch"]), f"{row['per_s']:,.4g}",
+         f"{row['least_per_s']:,.4g} to {row['most_per_s']:,.4g}"] for row in rows
+    ]  # fmt: skip
+    return markdown_table(["", "", "batch", "a second", "from ... to"], body, 2)

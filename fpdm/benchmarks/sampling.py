@@ -1,0 +1,98 @@
+"""How fast images are drawn, from noise to PNG files, and what of that is not block passes."""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, product
+from pathlib import Path
+
+import torch
+
+from fpdm.benchmarks.timing import Bench, Question, alternate, matrix_product
+from fpdm.benchmarks.workloads import blocks_alone, network, sampling_run
+from fpdm.config import SamplingConfig
+from fpdm.data.codec import Codec
+from fpdm.devices import peak_memory
+from fpdm.diffusion import Diffusion
+from fpdm.evaluation.tables import markdown_table
+from fpdm.loading import make_source
+from fpdm.models import FixedPointDiT, compile_layers, forward_cost
+from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.sampling.images import png_path, save_png
+
+MODES = ("eager", "compiled")
+
+
+def sampling(
+    models: tuple[str, ...], latent: tuple[int, int, int], batch: int, modes: tuple[str, ...], budgets: tuple[int, ...],
+    iterations: int, codec: Codec,
+) -> Question:  # fmt: skip
+    """iterations: per timestep, of FPDMs. codec: decodes the latents, with whatever weights."""
+    common = {"latent": list(latent), "batch": batch, "iterations": iterations}
+    cases = [common | {"model": m, "mode": mode, "budget": b} for m, mode, b in product(models, modes, budgets)]
+    return Question("Sampling", cases, lambda bench, **case: measure(bench, codec, **case), table)
+
+
+def measure(
+    bench: Bench, codec: Codec, latent: list[int], batch: int, iterations: int, model: str, mode: str, budget: int
+) -> dict:
+    torch.compiler.reset()
+    drawn = network(bench, model, latent).eval().requires_grad_(False)
+    cost = forward_cost(drawn)
+    if mode == "compiled":
+        compile_layers(drawn)
+    source = make_source(drawn, Diffusion(), codec, bench.precision)
+    config = SamplingConfig(budget=budget, iterations=iterations if isinstance(drawn, FixedPointDiT) else None)
+    plan = plan_for(source, config)
+    batches = count()
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as writer:
+
+        def images():
+            """As sample.py does it: the files of one batch are written while the next is drawn."""
+            first = next(batches) * batch
+            with torch.inference_mode():
+                pixels = draw_images(source, config, plan, range(first, first + batch)).cpu()
+            return [writer.submit(save_png, p, png_path(Path(folder), first + i)) for i, p in enumerate(pixels)]
+
+        def decode():
+            with torch.inference_mode():
+                return codec.decode(torch.zeros(batch, *latent, device=bench.device))
+
+        multiply, flops = matrix_product(bench)
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
+        works = {"whole": images, "latents": sampling_run(bench, drawn, latent, batch, plan), "decoding": decode,
+                 "blocks": blocks_alone(bench, drawn, batch, plan), "peak": multiply}  # fmt: skip
+        times = alternate(bench, works)
+    spent = cost.total_flops(plan.iterations) * batch
+    return {
+        "timesteps": len(plan.steps),
+        "block_passes": plan.block_passes,
+        "images_per_s": batch / times["whole"].median,
+        "latents_per_s": batch / times["latents"].median,
+        "blocks_s": times["blocks"].median / batch,
+        "decoding_s": times["decoding"].median / batch,
+        "tflops": spent / times["latents"].median / 1e12,
+        "peak_tflops": flops / times["peak"].median / 1e12,
+        "peak_gib": peak_memory(bench.device) / 2**30,
+        "first_s": times["whole"].first,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    head = ["", "mode", "block passes", "timesteps", "images/s", "latents/s", "TFLOP/s", "of matrix-product peak",
+            "not block passes", "without decoding", "first batch, s", "peak GiB"]  # fmt: skip
+    body = [
+        [
+            row["model"], row["mode"], str(row["block_passes"]), str(row["timesteps"]), f"{row['images_per_s']:.3g}",
+            f"{row['latents_per_s']:.3g}", f"{row['tflops']:.3g}", f"{row['tflops'] / row['peak_tflops']:.0%}",
+            f"{1 - row['blocks_s'] * row['images_per_s']:.1%}", f"{1 - row['blocks_s'] * row['latents_per_s']:.1%}",
+            f"{row['first_s']:.1f}", f"{row['peak_gib']:.2f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return (
+        f"DDIM, solutions reused, {rows[0]['iterations']} iterations a timestep for FPDM, batch {rows[0]['batch']}, "
+        f"latents {rows[0]['latent']}. Images are decoded and written as PNG; latents are not. What is not block "
+        f"passes is all time beyond that of the same block passes by themselves.\n\n{markdown_table(head, body, 2)}"
+    )

@@ -1,0 +1,82 @@
+"""Times of alternatives, measured in turn, so that a machine that slows down slows all of them."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+LEAST = 0.1  # seconds of one measurement; shorter work is repeated within it
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Bench(NamedTuple):
+    """Where and how is measured. precision: no, bf16 or fp16; repeats: measurements, of which the median counts."""
+
+    device: torch.device
+    precision: str
+    repeats: int
+
+    def autocast(self) -> AbstractContextManager:
+        half = self.precision != "no"
+        return torch.autocast(self.device.type, DTYPES[self.precision]) if half else nullcontext()
+
+
+class Question(NamedTuple):
+    """cases: each measured by itself, as measure(bench, **case) -> its numbers; table: of rows that are cases with
+    their numbers, in Markdown."""
+
+    title: str
+    cases: list[dict]
+    measure: Callable[..., dict]
+    table: Callable[[list[dict]], str]
+
+
+class Times(NamedTuple):
+    """Seconds. first: of the first call, with compilation and set-up; the others of one call after that."""
+
+    first: float
+    median: float
+    least: float
+    most: float
+
+
+def alternate(bench: Bench, works: dict[str, Callable[[], Any]]) -> dict[str, Times]:
+    """Each piece of work `repeats` times, in turn, every other round backwards.
+
+    Once all are warm nothing may be compiled again: a work that would is an error.
+    """
+    firsts = {name: _seconds(bench.device, work, 1) for name, work in works.items()}
+    calls = {name: max(1, math.ceil(LEAST / _seconds(bench.device, work, 1))) for name, work in works.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for repeat in range(bench.repeats):
+            for name in list(works)[:: -1 if repeat % 2 else 1]:
+                seconds[name].append(_seconds(bench.device, works[name], calls[name]) / calls[name])
+    return {name: Times(firsts[name], statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+
+
+def _seconds(device: torch.device, work: Callable[[], Any], calls: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(calls):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def matrix_product(bench: Bench) -> tuple[Callable[[], Any], int]:
+    """A large product in the bench's precision and its FLOPs: what the machine can do at best."""
+    size = 8192 if bench.device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=bench.device, dtype=DTYPES[bench.precision]) for _ in range(2))
+    return lambda: a @ b, 2 * size**3
+
+
+def copying(bench: Bench) -> tuple[Callable[[], Any], int]:
+    """A large copy and the bytes it reads and writes."""
+    source = torch.empty(2**29 if bench.device.type == "cuda" else 2**26, dtype=torch.float32, device=bench.device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2 * source.nbytes

@@ -1,0 +1,138 @@
+"""What one update of the implicit layer costs against one DiT block: operations, bytes and time."""
+
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from fpdm.benchmarks.naive import NaiveImplicitLayer
+from fpdm.benchmarks.timing import Bench, Question, alternate, copying, matrix_product
+from fpdm.evaluation.tables import markdown_table
+from fpdm.models.blocks import DiTBlock
+from fpdm.models.fixed_point import ImplicitLayer
+from fpdm.models.sizes import SIZES
+
+TOKENS = 256  # of a latent of 32x32 with patch 2
+MODES = ("eager", "compiled")
+
+
+class Work(NamedTuple):
+    """Of one call: FLOPs of matrix products and attention, bytes that these read and write, bytes of all other
+    operations."""
+
+    flops: int
+    product_bytes: int
+    other_bytes: int
+
+
+def updates(sizes: tuple[str, ...], batches: tuple[int, ...], modes: tuple[str, ...] = MODES) -> Question:
+    cases = [{"size": s, "batch": b, "mode": m} for s, b, m in product(sizes, batches, modes)]
+    return Question("One update of the implicit layer against one DiT block", cases, measure, table)
+
+
+def measure(bench: Bench, size: str, batch: int, mode: str) -> dict:
+    torch.compiler.reset()
+    width, heads, _ = SIZES[size]
+    with bench.device:
+        h, c, x_pre = torch.randn(batch, TOKENS, width), torch.randn(batch, width), torch.randn(batch, TOKENS, width)
+        block, layer = DiTBlock(width, heads), ImplicitLayer(width, heads)
+        naive = NaiveImplicitLayer(ImplicitLayer(width, heads))
+    layers = (block, layer, naive)
+    for part in layers:
+        part.requires_grad_(False)  # or autocast would keep the casts of one call for the next
+    with bench.autocast():
+        constants, inputs = layer.constants(x_pre, c), naive.constants(x_pre, c)
+    works = {
+        "block": lambda: block(h, block.modulation(c)),
+        "update": lambda: layer(h, constants),
+        "naive": lambda: naive(h, inputs),
+    }
+    counted = {name: count_work(work) for name, work in works.items()}
+    if mode == "compiled":
+        for part in layers:
+            part.compile()
+
+    def under_autocast(work):
+        def run():
+            with torch.no_grad(), bench.autocast():
+                return work()
+
+        return run
+
+    multiply, product_flops = matrix_product(bench)
+    copy, copied = copying(bench)
+    times = alternate(
+        bench, {name: under_autocast(work) for name, work in works.items()} | {"peak": multiply, "copy": copy}
+    )
+    rate, bandwidth = product_flops / times["peak"].median, copied / times["copy"].median
+    row = {"peak_tflops": rate / 1e12, "copy_gb_s": bandwidth / 1e9, "first_s": times["update"].first}
+    for name, work in counted.items():
+        row |= {f"{name}_{fact}": value for fact, value in work._asdict().items()}
+        row[f"{name}_ms"] = 1e3 * times[name].median
+        row[f"{name}_floor_ms"] = 1e3 * max(work.flops / rate, work.product_bytes / bandwidth)
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    head = ["size", "mode", "batch", "block, ms", "update, ms", "published form, ms", "update / block", "by FLOPs",
+            "published / block", "by FLOPs", "update's share of matrix-product peak", "first call, s"]  # fmt: skip
+    body = [
+        [
+            row["size"], row["mode"], str(row["batch"]), f"{row['block_ms']:.3g}", f"{row['update_ms']:.3g}",
+            f"{row['naive_ms']:.3g}", f"{row['update_ms'] / row['block_ms']:.2f}",
+            f"{row['update_flops'] / row['block_flops']:.2f}", f"{row['naive_ms'] / row['block_ms']:.2f}",
+            f"{row['naive_flops'] / row['block_flops']:.2f}",
+            f"{row['update_flops'] / row['update_ms'] / 1e9 / row['peak_tflops']:.0%}",
+            f"{row['first_s']:.2g}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    floors = [
+        [
+            row["size"], str(row["batch"]), f"{row['update_flops'] / 1e9:.4g}",
+            f"{row['update_product_bytes'] / 1e6:.4g}", f"{row['update_other_bytes'] / 1e6:.4g}",
+            f"{row['peak_tflops']:.3g}", f"{row['copy_gb_s']:.3g}",
+            f"{row['update_floor_ms']:.3g}", f"{row['update_other_bytes'] / row['copy_gb_s'] / 1e6:.3g}",
+            f"{row['update_ms']:.3g}",
+        ]
+        for row in rows if row["mode"] == "eager"
+    ]  # fmt: skip
+    roofline = ["size", "batch", "GFLOPs", "matrix products, MB", "other operations, MB", "TFLOP/s of a matrix product",
+                "GB/s of a copy", "floor, ms", "other operations by bytes, ms", "measured, ms"]  # fmt: skip
+    return (
+        f"{markdown_table(head, body, 2)}\n\nThe floor of an update: its matrix products at the rate of a large one, "
+        f"or their bytes at that of a copy. Run one by one, the other operations cost their bytes besides.\n\n"
+        f"{markdown_table(roofline, floors)}"
+    )
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, views aside: of matrix products and attention, and of all others."""
+
+    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "linear")
+
+    def __init__(self):
+        super().__init__()
+        self.products = self.others = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        if not func.is_view:
+            moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            if func._schema.name.removeprefix("aten::").startswith(self.PRODUCTS):
+                self.products += moved
+            else:
+                self.others += moved
+        return result
+
+
+def count_work(work) -> Work:
+    """Of one call, which runs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        work()
+    return Work(flops.get_total_flops(), traffic.products, traffic.others)

@@ -1,0 +1,103 @@
+"""Training steps and sampling runs as pieces of work to be timed, on random numbers.
+
+Random weights: those that a new network sets to 0 would leave its blocks without effect.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import cycle
+
+import torch
+from torch import Tensor, nn
+
+from fpdm.benchmarks.timing import Bench
+from fpdm.diffusion import Diffusion
+from fpdm.loading import denoiser
+from fpdm.models import DiT, FixedPointDiT, build_model
+from fpdm.sampling.plan import Plan
+from fpdm.sampling.sampler import sample
+from fpdm.sampling.starts import Starts
+from fpdm.training.draws import draw_step
+from fpdm.training.ema import EMA
+
+Shape = tuple[int, int, int]
+
+
+def network(bench: Bench, name: str, latent: Shape, **overrides) -> DiT | FixedPointDiT:
+    """A network by name for latents (C, h, h), on the bench's device."""
+    torch.manual_seed(0)
+    with bench.device:
+        model = build_model(name, in_channels=latent[0], input_size=latent[1], **overrides)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def training_step(
+    bench: Bench, model: nn.Module, latent: Shape, batch: int, iterations: Iterable[tuple[int, int]] = ()
+) -> Callable[[], None]:
+    """One step on the device: draws, forward, loss, backward, clipping, AdamW, EMA; data is there already.
+
+    iterations: (n, m) of an FPDM's steps, taken in turn.
+    """
+    diffusion, ema = Diffusion(), EMA(model, 0.9999)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    x0 = torch.randn(batch, *latent, device=bench.device)
+    y = torch.arange(batch, device=bench.device) % model.num_classes
+    finite, turns = torch.ones((), dtype=torch.bool, device=bench.device), cycle(list(iterations) or [(0, 0)])
+    model.train()
+
+    def step() -> None:
+        draws = draw_step(0, 0, batch, slice(0, batch), latent, diffusion.timesteps, 0.1, bench.device)
+        n, m = next(turns)
+        forward = {"iterations": m, "iterations_no_grad": n} if m else {}
+        optimizer.zero_grad()
+        with bench.autocast():
+            output = model(diffusion.add_noise(x0, draws.noise, draws.t), draws.t, y, drop_labels=draws.drop_labels,
+                           **forward)  # fmt: skip
+        diffusion.losses(output.prediction, x0, draws.noise, draws.t).total.mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update(model, 1, finite)
+
+    return step
+
+
+def sampling_run(
+    bench: Bench, model: DiT | FixedPointDiT, latent: Shape, batch: int, plan: Plan
+) -> Callable[[], Tensor]:
+    """Latents of one batch, DDIM, solutions reused; without decoding."""
+    noise = torch.randn(batch, *latent, device=bench.device)
+    labels = torch.arange(batch, device=bench.device) % model.num_classes
+    denoise, diffusion = denoiser(model.eval(), bench.precision), Diffusion()
+
+    def run() -> Tensor:
+        starts = Starts() if isinstance(model, FixedPointDiT) else None
+        with torch.inference_mode():
+            return sample(denoise, diffusion, plan, noise, labels, starts=starts)
+
+    return run
+
+
+def blocks_alone(bench: Bench, model: DiT | FixedPointDiT, batch: int, plan: Plan) -> Callable[[], Tensor]:
+    """The block passes of a sampling run and nothing else: no embedding, no head, no schedule."""
+    tokens = torch.randn(batch, *model.pos_embed.shape[1:], device=bench.device)
+    c = torch.randn(batch, tokens.shape[-1], device=bench.device)
+    implicit = isinstance(model, FixedPointDiT)
+    before, after = (model.pre_blocks, model.post_blocks) if implicit else (model.blocks, [])
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            for step in plan.steps:
+                h = tokens
+                with bench.autocast():  # once a timestep, as weights are cast once a call
+                    for block in before:
+                        h = block(h, block.modulation(c))
+                    if implicit:
+                        constants = model.implicit.constants(h, c)
+                        for _ in range(step.iterations):
+                            h = model.implicit(h, constants)
+                    for block in after:
+                        h = block(h, block.modulation(c))
+        return h
+
+    return run

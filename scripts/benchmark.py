@@ -1,0 +1,214 @@
+"""What things cost on this machine, one table for each question: an update against a block, training steps, memory,
+the published form of the network, sampling, draws of (n, m), data in and out, and where the time goes. Started again,
+it goes on where it stopped."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+import fpdm
+from fpdm import cli
+from fpdm.benchmarks.memory import memory
+from fpdm.benchmarks.profiles import profiles, shares
+from fpdm.benchmarks.published_form import published_form
+from fpdm.benchmarks.ranks import ranks
+from fpdm.benchmarks.rates import rates
+from fpdm.benchmarks.sampling import sampling
+from fpdm.benchmarks.steps import steps
+from fpdm.benchmarks.timing import Bench, Question
+from fpdm.benchmarks.updates import updates
+from fpdm.chain import keep_settings
+from fpdm.config import PRECISIONS, check_at_least, check_choice
+from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
+from fpdm.devices import check_precision, process_state
+from fpdm.evaluation.figures import plot_shares
+from fpdm.files import write_atomically
+from fpdm.models.sizes import SIZES
+
+logger = logging.getLogger("fpdm")
+QUESTIONS = ("updates", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles")
+SD_VAE = {  # the usual VAE of latent diffusion, 8 times smaller
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+
+
+@dataclass
+class Settings:
+    """What is measured, and at which size.
+
+    Args:
+        out: folder of the tables, the numbers behind them as JSON, and the profile's picture and traces.
+        questions: updates, memory, steps, published, sampling, ranks, rates, profiles; all if not given.
+        size: of the networks, XS, S, B, L or XL; with the patch as in FPDM-XL/2.
+        patch: latent pixels of a token, in each direction.
+        latent: channels, height and width of the latents.
+        batch_size: of training steps and sampling.
+        memory_batch_size: of the memory that is counted, without running it.
+        updates: M = N of S-JFB, each of which is measured at the mean and at the largest step.
+        sizes: of the networks whose update is held against their block.
+        batch_sizes: there.
+        modes: eager, compiled and checkpointing, which of them to measure.
+        budgets: block passes of the sampling runs.
+        iterations: per timestep, there.
+        vae: folder or Hub id of the VAE that decodes, pixels for none (null for the usual one with random weights).
+        records: latents of the store that is read.
+        processes: numbers of processes of which independent draws are simulated.
+        precision: of the arithmetic, no, bf16 or fp16.
+        repeats: measurements, of which the median counts.
+        steps: training steps of a measurement.
+        threads: of torch's arithmetic (null for its own choice).
+        minutes: stop after so many, between two measurements; the same command goes on (null for no limit).
+    """
+
+    out: str = "results/benchmark"
+    questions: tuple[str, ...] = ()
+    size: str = "XL"
+    patch: int = 2
+    latent: tuple[int, int, int] = (4, 32, 32)
+    batch_size: int = 64
+    memory_batch_size: int = 64
+    updates: tuple[int, ...] = (3, 6, 12)
+    sizes: tuple[str, ...] = ("S", "B", "XL")
+    batch_sizes: tuple[int, ...] = (1, 8, 64)
+    modes: tuple[str, ...] = ("eager", "compiled", "checkpointing")
+    budgets: tuple[int, ...] = (140, 280, 560)
+    iterations: int = 8
+    vae: str | None = None
+    records: int = 100_000
+    processes: tuple[int, ...] = (2, 8, 64)
+    precision: str = "no"
+    repeats: int = 5
+    steps: int = 10
+    threads: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self):
+        self.questions = self.questions or QUESTIONS
+        for name in self.questions:
+            check_choice("questions", name, QUESTIONS)
+        for mode in self.modes:
+            check_choice("modes", mode, ("eager", "compiled", "checkpointing"))
+        check_choice("precision", self.precision, PRECISIONS)
+        for size in (self.size, *self.sizes):
+            check_choice("size", size, tuple(SIZES))
+        lists = {"updates": self.updates, "batch_sizes": self.batch_sizes, "budgets": self.budgets,
+                 "processes": self.processes, "latent": self.latent, "modes": self.modes}  # fmt: skip
+        for name, values in lists.items():
+            if not values or any(isinstance(value, int) and value < 1 for value in values):
+                raise ValueError(f"{name}={values}: at least one number, and each at least 1")
+        check_at_least(
+            1, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size, iterations=self.iterations,
+            records=self.records, repeats=self.repeats, steps=self.steps, threads=self.threads,
+        )  # fmt: skip
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    device, out = process_state().device, Path(settings.out)
+    check_precision("precision", settings.precision, device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    codec = open_decoder(settings, device)
+    out.mkdir(parents=True, exist_ok=True)
+    keep_settings(out / "settings.json", {"machine": machine(device), "precision": settings.precision,
+                                          "repeats": settings.repeats, "vae": settings.vae})  # fmt: skip
+    bench = Bench(device, settings.precision, settings.repeats)
+    for name in settings.questions:
+        question = ask(name, settings, codec, out)
+        if not answer(bench, question, name, out, deadline):
+            logger.info("the time is over; the same command goes on")
+            break
+    write_report(settings, device, out)
+    logger.info(f"report in {out / 'report.md'}")
+
+
+def open_decoder(settings: Settings, device: torch.device) -> Codec:
+    """The VAE that was asked for, or one of the usual size whose weights are random: it takes as long."""
+    if settings.vae == PIXELS:
+        return PixelCodec()
+    if settings.vae is not None:
+        return open_codec(settings.vae, device)
+    if settings.latent[0] != SD_VAE["latent_channels"]:
+        raise ValueError(f"vae is not set, and the usual one has {SD_VAE['latent_channels']} latent channels, not "
+                         f"{settings.latent[0]}; give a VAE, or vae=pixels")  # fmt: skip
+    with device:
+        return VAECodec(AutoencoderKL(**SD_VAE), "random weights")
+
+
+def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
+    """A question at the sizes that the settings say."""
+    fpdm_name, dit_name, compiled = f"FPDM-{s.size}/{s.patch}", f"DiT-{s.size}/{s.patch}", "compiled" in s.modes
+    modes = tuple(mode for mode in s.modes if mode != "checkpointing")
+    largest = (s.updates[-1], s.updates[-1])
+    ways: dict[str, Callable[[], Question]] = {
+        "updates": lambda: updates(s.sizes, s.batch_sizes, modes),
+        "memory": lambda: memory(s.size, s.patch, s.memory_batch_size, s.updates),
+        "steps": lambda: steps(s.size, s.patch, s.latent, s.batch_size, s.updates, s.modes, s.steps),
+        "published": lambda: published_form(
+            fpdm_name, s.latent, s.batch_size, largest, compiled, s.budgets[0], s.iterations
+        ),
+        "sampling": lambda: sampling(
+            (fpdm_name, dit_name), s.latent, s.batch_size, modes, s.budgets, s.iterations, codec
+        ),
+        "ranks": lambda: ranks(fpdm_name, s.latent, s.batch_size, s.updates, s.processes),
+        "rates": lambda: rates(
+            s.records, s.latent, s.batch_sizes[-2:], s.batch_size, s.latent[1] * codec.downsampling, codec
+        ),
+        "profiles": lambda: profiles(
+            (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, compiled, out
+        ),
+    }  # fmt: skip
+    return ways[name]()
+
+
+def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None) -> bool:
+    """Measure the cases that are not in <name>.json yet and write the table; False where the time is over before."""
+    path = out / f"{name}.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    for case in question.cases:
+        case = json.loads(json.dumps(case))  # as it will be read
+        if any(all(row.get(key) == value for key, value in case.items()) for row in rows):
+            continue
+        if deadline is not None and time.monotonic() > deadline:
+            return False
+        logger.info(f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}")
+        rows.append(case | question.measure(bench, **case))
+        write_atomically(path, json.dumps(rows, indent=1))
+        write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
+    if name == "profiles":
+        plot_shares(shares(rows), out / "profiles.png")
+    logger.info(f"\n{(out / f'{name}.md').read_text()}")
+    return True
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.processor() or platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def write_report(settings: Settings, device: torch.device, out: Path) -> None:
+    """All tables that are there."""
+    sections = [path.read_text() for name in QUESTIONS if (path := out / f"{name}.md").is_file()]
+    foot = (
+        f"{machine(device)}, precision {settings.precision}, medians of {settings.repeats}; fpdm {fpdm.__version__}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}.\n"
+    )
+    write_atomically(out / "report.md", "\n\n".join(["# Measured costs\n", *sections, foot]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

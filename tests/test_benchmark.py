@@ -1,0 +1,72 @@
+"""scripts/benchmark.py at tiny size: every question measured, stopped, gone on with, reported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fpdm.benchmarks import updates
+from fpdm.benchmarks.timing import Bench
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--size", "XS", "--patch", 2, "--latent", "4,8,8", "--batch-size", 2, "--memory-batch-size", 4, "--updates", 2,
+        "--sizes", "XS", "--batch-sizes", "1,2", "--modes", "eager", "--budgets", "12,24", "--iterations", 2,
+        "--repeats", 2, "--records", 300, "--processes", "2,8", "--steps", 2,
+        "--vae", "assets/fpdm-digits/vae"]  # fmt: skip
+ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 5, "profiles": 4}
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*words) -> str:
+        command = [sys.executable, "scripts/benchmark.py", "--out", tmp_path / "out", *TINY, *words]
+        done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
+    out = tmp_path / "out"
+    assert "the same command goes on" in benchmark("--minutes", 0)
+    said = benchmark()
+    for name, count in ROWS.items():
+        rows = json.loads((out / f"{name}.json").read_text())
+        assert len(rows) == count, name
+        numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
+        assert all(0 <= number < 1e16 for number in numbers) and (numbers or name in ("memory", "profiles")), name
+        table = (out / f"{name}.md").read_text()
+        assert table in said and table in (out / "report.md").read_text()
+        heads = {line.count("|") for line in table.splitlines() if line.startswith("|")}
+        assert len(heads) <= 2, f"{name}: a row that does not fit its table"
+    profiles = json.loads((out / "profiles.json").read_text())
+    assert all(row["seconds"]["matrix products"] > 0 for row in profiles)
+    assert (out / "profiles.png").stat().st_size > 10_000 and len(list(out.glob("profile-*.json.gz"))) == 4
+    before = (out / "steps.json").read_text()
+    assert "steps: " not in benchmark("--questions", "steps")  # it is there already
+    assert (out / "steps.json").read_text() == before
+
+
+def test_an_update_costs_what_its_arithmetic_says_against_a_block():
+    """At XL: 1.32 times a block's FLOPs, and 1.48 in the published form."""
+    width, tokens = 1152, 256
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width + 2 * 6 * width**2
+    update = block - 2 * 6 * width**2 + 2 * tokens * 4 * width**2
+    naive = block + 2 * tokens * 6 * width**2
+    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XL", batch=1, mode="eager")
+    assert (row["block_flops"], row["update_flops"], row["naive_flops"]) == (block, update, naive)
+    assert round(update / block, 2) == 1.32 and round(naive / block, 2) == 1.48
+    assert all(row[f"{name}_ms"] > 0 for name in ("block", "update", "naive"))
+
+
+def test_compiled_layers_are_measured_without_compiling_again():
+    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XS", batch=1, mode="compiled")
+    assert row["first_s"] > row["update_ms"] / 1e3 and "XS | compiled | 1" in updates.table([row | {
+        "size": "XS", "mode": "compiled", "batch": 1}])  # fmt: skip
