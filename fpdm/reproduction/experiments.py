@@ -24,12 +24,13 @@ from fpdm.training.sjfb import SJFBConfig, mean_iterations
 
 
 class Experiment(NamedTuple):
-    """config: a file of the data set's configs; arguments: of train.py besides; flops_of: train for as many FLOPs as
-    that experiment's time holds, instead of for equal time."""
+    """config: a file of the data set's configs; arguments: of train.py besides; flops_of, steps_as: train for as many
+    FLOPs, or steps, as that experiment does, instead of for equal time."""
 
     config: str
     arguments: tuple = ()
     flops_of: str | None = None
+    steps_as: str | None = None
 
 
 class Reference(NamedTuple):
@@ -102,6 +103,8 @@ class Laboratory:
     def steps_of(self, name: str) -> int:
         """Training steps of an experiment."""
         experiment = self.data.experiments[name]
+        if experiment.steps_as is not None:
+            return self.steps_of(experiment.steps_as)
         if experiment.flops_of is None:
             path, arguments = self.out / "steps" / f"{name}.json", {name: self._train_arguments(name, 0)}
             path.parent.mkdir(exist_ok=True)

@@ -70,9 +70,11 @@ def table1(lab: Laboratory) -> Section:
 
 
 def table3(lab: Laboratory) -> Section:
-    """DiTs with about as many parameters."""
-    ways = [("FPDM", "fpdm", {"iterations": USUAL}, 31.5), ("DiT of 3 blocks", "dit-3-blocks", {}, 350.6),
-            ("DiT of 12 narrow blocks", "dit-narrow", {}, 55.9), ("DiT", "dit", {}, None)]  # fmt: skip
+    """DiTs with about as many parameters, trained for equal time, and for as many steps as the full one."""
+    kinds = [("FPDM", "fpdm", {"iterations": USUAL}, 31.5), ("DiT of 3 blocks", "dit-3-blocks", {}, 350.6),
+             ("DiT of 12 narrow blocks", "dit-narrow", {}, 55.9)]  # fmt: skip
+    ways = [*kinds, ("DiT", "dit", {}, None)]
+    ways += [(f"{label}, as many steps", f"{name}-equal-steps", how, None) for label, name, how, _ in kinds]
     # As many FLOPs as the full DiT spends on the middle budget: narrow or shallow networks get more timesteps.
     allowed = lab.score("dit", budget=MIDDLE).gflops
     rows = []
@@ -80,9 +82,9 @@ def table3(lab: Laboratory) -> Section:
         first = lab.models(name)[0]
         each = first.contender.total_flops([settings.get("iterations", 0)]) / 1e9
         result = lab.score(name, steps=max(2, round(allowed / each)), **settings)
-        rows.append([label, f"{first.parameters:,d}", str(result.scores[0].timesteps), f"{result.gflops:.2f}",
-                     spread(result.distances), "" if paper is None else str(paper)])  # fmt: skip
-    head = ["model", "parameters", "timesteps", "GFLOPs/image", _name(lab), "paper, FID"]
+        rows.append([label, f"{first.parameters:,d}", str(first.steps), str(result.scores[0].timesteps),
+                     f"{result.gflops:.2f}", spread(result.distances), "" if paper is None else str(paper)])  # fmt: skip
+    head = ["model", "parameters", "steps", "timesteps", "GFLOPs/image", _name(lab), "paper, FID"]
     return Section("Tab. 3: DiTs of as many parameters", markdown_table(head, rows))
 
 

@@ -107,13 +107,14 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, proc
 
 
 def test_torchrun_passes_sigterm_on(experiment, tmp_path):
-    config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
+    """Between log lines, where the processes hear of it a step later."""
+    config = experiment(optim={"steps": 100_000}, run={"log_every": 23, "results": str(tmp_path / "runs")})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(ROOT / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
-    run = wait_for_steps(tmp_path / "runs", 3, process)
+    run = wait_for_steps(tmp_path / "runs", 1, process)
     process.terminate()
     said, _ = process.communicate(timeout=120)  # torchrun itself reports the signal and a status of its own
     assert "checkpoint written" in said
-    assert find_checkpoint(run).name == f"{log(run)[-1]['step']:07d}"
+    assert log(run)[-1]["step"] <= int(find_checkpoint(run).name) < log(run)[-1]["step"] + 23
