@@ -82,8 +82,8 @@ def table3(lab: Laboratory) -> Section:
         first = lab.models(name)[0]
         each = first.contender.total_flops([settings.get("iterations", 0)]) / 1e9
         result = lab.score(name, steps=max(2, round(allowed / each)), **settings)
-        rows.append([label, f"{first.parameters:,d}", str(first.steps), str(result.scores[0].timesteps),
-                     f"{result.gflops:.2f}", spread(result.distances), "" if paper is None else str(paper)])  # fmt: skip
+        sizes = [f"{first.parameters:,d}", str(first.steps), str(result.scores[0].timesteps), f"{result.gflops:.2f}"]
+        rows.append([label, *sizes, spread(result.distances), "" if paper is None else str(paper)])
     head = ["model", "parameters", "steps", "timesteps", "GFLOPs/image", _name(lab), "paper, FID"]
     return Section("Tab. 3: DiTs of as many parameters", markdown_table(head, rows))
 
