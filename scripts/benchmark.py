@@ -178,18 +178,21 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
 
 
 def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None) -> bool:
-    """Measure the cases that are not in <name>.json yet and write the table; False where the time is over before."""
+    """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone;
+    False where the time is over before."""
     path = out / f"{name}.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    for case in question.cases:
-        case = json.loads(json.dumps(case))  # as it will be read
-        if any(all(row.get(key) == value for key, value in case.items()) for row in rows):
-            continue
-        if deadline is not None and time.monotonic() > deadline:
-            return False
-        logger.info(f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}")
-        rows.append(case | question.measure(bench, **case))
-        write_atomically(path, json.dumps(rows, indent=1))
+    kept = json.loads(path.read_text()) if path.is_file() else []
+    rows = []
+    for case in json.loads(json.dumps(question.cases)):  # as they will be read
+        row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
+        if row is None:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            logger.info(f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}")
+            row = case | question.measure(bench, **case)
+            kept.append(row)
+            write_atomically(path, json.dumps(kept, indent=1))
+        rows.append(row)
         write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
     if name == "profiles":
         plot_shares(shares(rows), out / "profiles.png")

@@ -26,8 +26,9 @@ def reference(cache: Path) -> Reference:
     return reference_of("digits", RESOLUTION, cache)
 
 
-def _sjfb(variant: str, no_grad: int, grad: int) -> Experiment:
-    return Experiment("fpdm", ("--sjfb.variant", variant, "--sjfb.no_grad", no_grad, "--sjfb.grad", grad))
+def _sjfb(variant: str, no_grad: int, grad: int, steps_as: str | None = None) -> Experiment:
+    words = ("--sjfb.variant", variant, "--sjfb.no_grad", no_grad, "--sjfb.grad", grad)
+    return Experiment("fpdm", words, steps_as=steps_as)
 
 
 def _explicit(blocks: int) -> Experiment:
@@ -46,6 +47,7 @@ EXPERIMENTS = {
     "dit-narrow-equal-steps": Experiment("dit", ("--model.hidden_size", 68), steps_as="dit"),
     **{f"stochastic-{k}": _sjfb("stochastic", k, k) for k in (3, 6, 12, 24)},
     **{f"{variant}-{k}": _sjfb(variant, k, k) for variant in ("jfb", "multi-step") for k in (6, 12)},
+    **{f"jfb-{k}-equal-steps": _sjfb("jfb", k, k, steps_as=f"stochastic-{k}") for k in (6, 12)},
     **{f"explicit-{k}": _explicit(k) for k in (0, 2, 4)},
     "p2": Experiment("fpdm", ("--diffusion.weighting", "p2")),
 }
