@@ -2,8 +2,10 @@
 the published form of the network, sampling, draws of (n, m), data in and out, and where the time goes. Started again,
 it goes on where it stopped."""
 
+import gc
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,10 +26,10 @@ from fpdm.benchmarks.sampling import sampling
 from fpdm.benchmarks.steps import steps
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.updates import updates
-from fpdm.chain import keep_settings
+from fpdm.chain import OutOfTime, keep_settings
 from fpdm.config import PRECISIONS, check_at_least, check_choice
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
-from fpdm.devices import check_precision, process_state
+from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.figures import plot_shares
 from fpdm.files import write_atomically
 from fpdm.models.sizes import SIZES
@@ -49,7 +51,7 @@ class Settings:
         questions: updates, memory, steps, published, sampling, ranks, rates, profiles; all if not given.
         size: of the networks, XS, S, B, L or XL; with the patch as in FPDM-XL/2.
         patch: latent pixels of a token, in each direction.
-        latent: channels, height and width of the latents.
+        latent: channels, height and width (which are equal) of the latents.
         batch_size: of training steps and sampling.
         memory_batch_size: of the memory that is counted, without running it.
         updates: M = N of S-JFB, each of which is measured at the mean and at the largest step.
@@ -102,14 +104,19 @@ class Settings:
         check_choice("precision", self.precision, PRECISIONS)
         for size in (self.size, *self.sizes):
             check_choice("size", size, tuple(SIZES))
-        lists = {"updates": self.updates, "batch_sizes": self.batch_sizes, "budgets": self.budgets,
-                 "processes": self.processes, "latent": self.latent, "modes": self.modes}  # fmt: skip
+        lists = {"updates": self.updates, "sizes": self.sizes, "batch_sizes": self.batch_sizes, "modes": self.modes,
+                 "budgets": self.budgets, "processes": self.processes, "latent": self.latent}  # fmt: skip
         for name, values in lists.items():
             if not values or any(isinstance(value, int) and value < 1 for value in values):
                 raise ValueError(f"{name}={values}: at least one number, and each at least 1")
+        if self.latent[1] != self.latent[2] or self.latent[1] % self.patch:
+            raise ValueError(
+                f"latent={self.latent}: height and width must be equal, and multiples of patch={self.patch}"
+            )
         check_at_least(
-            1, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size, iterations=self.iterations,
-            records=self.records, repeats=self.repeats, steps=self.steps, threads=self.threads,
+            1, patch=self.patch, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size,
+            iterations=self.iterations, records=self.records, repeats=self.repeats, steps=self.steps,
+            threads=self.threads,
         )  # fmt: skip
 
 
@@ -124,26 +131,33 @@ def main() -> None:
     check_precision("precision", settings.precision, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    codec = open_decoder(settings, device)
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # of train.py, too
+    allow_tf32(True)  # as train.py does unless it is told otherwise
+    codec = open_decoder(settings, device) if {"sampling", "rates"} & set(settings.questions) else PixelCodec()
     out.mkdir(parents=True, exist_ok=True)
-    keep_settings(out / "settings.json", {"machine": machine(device), "precision": settings.precision,
-                                          "repeats": settings.repeats, "vae": settings.vae})  # fmt: skip
-    bench = Bench(device, settings.precision, settings.repeats)
-    for name in settings.questions:
-        question = ask(name, settings, codec, out)
-        if not answer(bench, question, name, out, deadline):
-            logger.info("the time is over; the same command goes on")
-            break
+    keep_settings(out / "settings.json", {
+        "machine": machine(device), "fpdm": fpdm.__version__, "torch": torch.__version__, "vae": settings.vae,
+        "precision": settings.precision, "repeats": settings.repeats,
+    })  # fmt: skip
+    bench, failed = Bench(device, settings.precision, settings.repeats), []
+    try:
+        for name in settings.questions:
+            failed += answer(bench, ask(name, settings, codec, out), name, out, deadline)
+    except OutOfTime as stopped:
+        logger.info(f"{stopped}")
     write_report(settings, device, out)
     logger.info(f"report in {out / 'report.md'}")
+    if failed:
+        raise ValueError("left out: " + "; ".join(failed))
 
 
 def open_decoder(settings: Settings, device: torch.device) -> Codec:
     """The VAE that was asked for, or one of the usual size whose weights are random: it takes as long."""
-    if settings.vae == PIXELS:
-        return PixelCodec()
     if settings.vae is not None:
-        return open_codec(settings.vae, device)
+        codec = PixelCodec() if settings.vae == PIXELS else open_codec(settings.vae, device)
+        if codec.channels != settings.latent[0]:
+            raise ValueError(f"latent={settings.latent}: vae {settings.vae} has {codec.channels} latent channels")
+        return codec
     if settings.latent[0] != SD_VAE["latent_channels"]:
         raise ValueError(f"vae is not set, and the usual one has {SD_VAE['latent_channels']} latent channels, not "
                          f"{settings.latent[0]}; give a VAE, or vae=pixels")  # fmt: skip
@@ -154,11 +168,12 @@ def open_decoder(settings: Settings, device: torch.device) -> Codec:
 def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
     """A question at the sizes that the settings say."""
     fpdm_name, dit_name, compiled = f"FPDM-{s.size}/{s.patch}", f"DiT-{s.size}/{s.patch}", "compiled" in s.modes
+    tokens = (s.latent[1] // s.patch) ** 2
     modes = tuple(mode for mode in s.modes if mode != "checkpointing")
-    largest = (s.updates[-1], s.updates[-1])
+    largest = (max(s.updates), max(s.updates))
     ways: dict[str, Callable[[], Question]] = {
-        "updates": lambda: updates(s.sizes, s.batch_sizes, modes),
-        "memory": lambda: memory(s.size, s.patch, s.memory_batch_size, s.updates),
+        "updates": lambda: updates(s.sizes, s.batch_sizes, tokens, modes),
+        "memory": lambda: memory(s.size, s.patch, s.latent, s.memory_batch_size, s.updates),
         "steps": lambda: steps(s.size, s.patch, s.latent, s.batch_size, s.updates, s.modes, s.steps),
         "published": lambda: published_form(
             fpdm_name, s.latent, s.batch_size, s.published_updates or largest, compiled, s.budgets[0], s.iterations
@@ -171,33 +186,42 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
             s.records, s.latent, s.batch_sizes[-2:], s.batch_size, s.latent[1] * codec.downsampling, codec
         ),
         "profiles": lambda: profiles(
-            (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, compiled, out
+            (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, modes, out
         ),
     }  # fmt: skip
     return ways[name]()
 
 
-def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None) -> bool:
-    """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone;
-    False where the time is over before."""
+def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None) -> list[str]:
+    """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone.
+    Returns those that could not be measured, and why; OutOfTime where the time is over before the last."""
     path = out / f"{name}.json"
     kept = json.loads(path.read_text()) if path.is_file() else []
-    rows = []
+    rows, failed = [], []
     for case in json.loads(json.dumps(question.cases)):  # as they will be read
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
         if row is None:
             if deadline is not None and time.monotonic() > deadline:
-                return False
-            logger.info(f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}")
-            row = case | question.measure(bench, **case)
+                raise OutOfTime("the time is over; the same command goes on")
+            described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
+            logger.info(described)
+            gc.collect()
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            try:
+                row = case | question.measure(bench, **case)
+            except (torch.OutOfMemoryError, ValueError) as error:  # the latter of train.py, which has said why
+                failed.append(f"{described} ({error})")
+                continue
             kept.append(row)
             write_atomically(path, json.dumps(kept, indent=1))
         rows.append(row)
         write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
-    if name == "profiles":
-        plot_shares(shares(rows), out / "profiles.png")
-    logger.info(f"\n{(out / f'{name}.md').read_text()}")
-    return True
+    if rows:
+        if name == "profiles":
+            plot_shares(shares(rows), out / "profiles.png")
+        logger.info(f"\n{(out / f'{name}.md').read_text()}")
+    return failed
 
 
 def machine(device: torch.device) -> str:

@@ -101,7 +101,8 @@ def write_report(settings: Settings, out: Path) -> None:
     device = process_state().device
     head = (
         f"# The paper's tables and figures on {settings.data}\n\n{settings.seeds} training seeds, "
-        f"{settings.seconds:g} s of training each; sampling seed i for the i-th; mean ± standard deviation.\n"
+        f"{settings.seconds:g} s of training each unless said otherwise; sampling seed i for the i-th; mean ± standard "
+        "deviation.\n"
     )
     foot = (
         f"fpdm {fpdm.__version__}, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "

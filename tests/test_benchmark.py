@@ -60,13 +60,13 @@ def test_an_update_costs_what_its_arithmetic_says_against_a_block():
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width + 2 * 6 * width**2
     update = block - 2 * 6 * width**2 + 2 * tokens * 4 * width**2
     naive = block + 2 * tokens * 6 * width**2
-    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XL", batch=1, mode="eager")
+    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XL", batch=1, tokens=tokens, mode="eager")
     assert (row["block_flops"], row["update_flops"], row["naive_flops"]) == (block, update, naive)
     assert round(update / block, 2) == 1.32 and round(naive / block, 2) == 1.48
     assert all(row[f"{name}_ms"] > 0 for name in ("block", "update", "naive"))
 
 
 def test_compiled_layers_are_measured_without_compiling_again():
-    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XS", batch=1, mode="compiled")
+    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XS", batch=1, tokens=16, mode="compiled")
     assert row["first_s"] > row["update_ms"] / 1e3 and "XS | compiled | 1" in updates.table([row | {
-        "size": "XS", "mode": "compiled", "batch": 1}])  # fmt: skip
+        "size": "XS", "mode": "compiled", "batch": 1, "tokens": 16}])  # fmt: skip

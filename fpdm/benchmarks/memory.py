@@ -9,28 +9,30 @@ from fpdm.training.memory import step_memory
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
 
 GIB = 2**30
+MEAN, LARGEST = STEPS = ("mean, rounded up", "largest")
 PAPER = {"DiT": 25.2, "FPDM": 10.2}  # GB, Tab. 1 of the paper
 
 
-def memory(size: str, patch: int, batch: int, updates: tuple[int, ...]) -> Question:
+def memory(size: str, patch: int, latent: tuple[int, int, int], batch: int, updates: tuple[int, ...]) -> Question:
     """updates: M = N."""
     steps = [{"family": "DiT"}]
-    steps += [{"family": "FPDM", "updates": k, "step": step} for k in updates for step in ("mean", "largest")]
-    common = {"size": size, "patch": patch, "batch": batch}
+    steps += [{"family": "FPDM", "updates": k, "step": step} for k in updates for step in STEPS]
+    common = {"size": size, "patch": patch, "latent": list(latent), "batch": batch}
     cases = [common | step | {"recompute": recompute} for recompute in (False, True) for step in steps]
     return Question("Memory of a training step, counted", cases, measure, table)
 
 
 def iterations_of(updates: int, step: str) -> tuple[int, int]:
     """(n, m) of a step with M = N = updates: the mean, rounded up, or the largest."""
-    n, m = mean_iterations(SJFBConfig(no_grad=updates, grad=updates)) if step == "mean" else (updates, updates)
+    n, m = (updates, updates) if step == LARGEST else mean_iterations(SJFBConfig(no_grad=updates, grad=updates))
     return math.ceil(n), math.ceil(m)
 
 
 def measure(
-    bench: Bench, size: str, patch: int, batch: int, family: str, recompute: bool, updates: int = 0, step: str = ""
-) -> dict:
-    model = meta_twin(build_model(f"{family}-{size}/{patch}"))
+    bench: Bench, size: str, patch: int, latent: list[int], batch: int, family: str, recompute: bool, updates: int = 0,
+    step: str = "",
+) -> dict:  # fmt: skip
+    model = meta_twin(build_model(f"{family}-{size}/{patch}", in_channels=latent[0], input_size=latent[1]))
     n, m = iterations_of(updates, step) if updates else (0, 0)
     sizes = {"iterations": m, "iterations_no_grad": n} if updates else {}
     return step_memory(model, batch, bench.precision != "no", recompute, **sizes)._asdict()
@@ -65,6 +67,7 @@ def table(rows: list[dict]) -> str:
         body.append([label_of(row), row.get("step", ""), "yes" if row["recompute"] else "no", *parts, share])
     share = PAPER["FPDM"] / PAPER["DiT"]
     return (
-        f"Batch {rows[0]['batch']}. The paper has {PAPER['FPDM']} GB for FPDM against {PAPER['DiT']} GB for DiT, "
-        f"{share:.0%}. Activations are those at the end of the forward pass.\n\n{markdown_table(head, body, 3)}"
+        f"Batch {rows[0]['batch']}, latents {rows[0]['latent']}. The paper has {PAPER['FPDM']} GB for FPDM against "
+        f"{PAPER['DiT']} GB for DiT, {share:.0%}. Activations are those at the end of the forward pass.\n\n"
+        f"{markdown_table(head, body, 3)}"
     )

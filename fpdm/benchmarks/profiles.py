@@ -1,7 +1,10 @@
 """Where the time of a training step and of a sampling run goes, by kind of operation: a table, a picture, a trace."""
 
+from itertools import product
 from pathlib import Path
 
+import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fpdm.benchmarks.timing import Bench, Question
@@ -12,13 +15,13 @@ from fpdm.sampling.plan import make_plan
 
 # The first kind of which a part of an operation's or kernel's name is told wins.
 KINDS = {
+    "fused by the compiler": ("triton", "cpp_fused", "graph_"),
+    "normalisation": ("layer_norm", "gammabeta", "rowwisemoments"),
     "attention": ("scaled_dot_product", "flash", "fmha", "sdpa"),
     "matrix products": ("mm", "linear", "gemm", "convolution", "xmma", "cutlass", "nvjet"),
     "optimizer, average, clipping": ("adam", "_foreach", "multi_tensor", "lerp"),
-    "normalisation": ("layer_norm",),
     "GELU, SiLU": ("gelu", "silu"),
     "copies and casts": ("copy", "cat", "memcpy", "memset", "fill", "zero"),
-    "fused by the compiler": ("triton", "graph_", "compiled", "cpp_fused"),
     "sums": ("sum", "reduce"),
     "other elementwise": ("add", "mul", "sub", "div", "elementwise", "where", "pow"),
 }
@@ -27,24 +30,25 @@ OTHER = "everything else"
 
 def profiles(
     models: tuple[str, ...], latent: tuple[int, int, int], batch: int, updates: tuple[int, int], budget: int,
-    iterations: int, compiled: bool, folder: Path,
+    iterations: int, modes: tuple[str, ...], folder: Path,
 ) -> Question:  # fmt: skip
     """updates: n and m of the step that is profiled. folder: where the traces go."""
-    common = {"latent": list(latent), "batch": batch, "compiled": compiled}
     cases = []
-    for model in models:
-        cases.append({"model": model, "work": "training step", "updates": list(updates), **common})
-        cases.append({"model": model, "work": "sampling", "budget": budget, "iterations": iterations, **common})
+    for mode, model in product(modes, models):
+        common = {"model": model, "mode": mode, "latent": list(latent), "batch": batch}
+        cases.append({**common, "work": "training step", "updates": list(updates)})
+        cases.append({**common, "work": "sampling", "budget": budget, "iterations": iterations})
     return Question("Where the time goes", cases, lambda bench, **case: measure(bench, folder, **case), table)
 
 
 def measure(
-    bench: Bench, folder: Path, model: str, work: str, latent: list[int], batch: int, compiled: bool,
+    bench: Bench, folder: Path, model: str, mode: str, work: str, latent: list[int], batch: int,
     updates: list[int] | None = None, budget: int = 0, iterations: int = 0,
 ) -> dict:  # fmt: skip
+    torch.compiler.reset()
     profiled = network(bench, model, latent)
     implicit = model.startswith("FPDM")
-    if compiled:
+    if mode == "compiled":
         compile_layers(profiled)
     if work == "sampling":
         explicit = 2 if implicit else len(profiled.blocks)
@@ -52,16 +56,23 @@ def measure(
         run = sampling_run(bench, profiled, latent, batch, plan)
     else:
         run = training_step(bench, profiled, latent, batch, [updates] if implicit else [])
-    run()
     gpu = bench.device.type == "cuda"
+    for _ in range(2):  # set-up and compilation
+        run()
+    if gpu:
+        torch.cuda.synchronize(bench.device)
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as profiler:
         run()
-    name = f"{model}-{work}".replace("/", "-").replace(" ", "-")
+        if gpu:
+            torch.cuda.synchronize(bench.device)
+    name = f"{model}-{work}-{mode}".replace("/", "-").replace(" ", "-")
     profiler.export_chrome_trace(str(folder / f"profile-{name}.json.gz"))
     seconds = dict.fromkeys([*KINDS, OTHER], 0.0)
     for event in profiler.key_averages():
-        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
-        seconds[kind_of(event.key)] += spent / 1e6
+        if not gpu:
+            seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:  # the kernels alone
+            seconds[kind_of(event.key)] += event.self_device_time_total / 1e6
     return {"seconds": {kind: value for kind, value in seconds.items() if value}}
 
 
@@ -71,8 +82,12 @@ def kind_of(name: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
 
 
+def label_of(row: dict) -> str:
+    return f"{row['model']}, {row['work']}, {row['mode']}"
+
+
 def table(rows: list[dict]) -> str:
-    labels = [f"{row['model']}, {row['work']}" for row in rows]
+    labels = [label_of(row) for row in rows]
     body = []
     for kind in [*KINDS, OTHER]:
         shares = [row["seconds"].get(kind, 0) / sum(row["seconds"].values()) for row in rows]
@@ -83,7 +98,4 @@ def table(rows: list[dict]) -> str:
 
 def shares(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Of each case, the share of each kind of operation."""
-    return {
-        f"{row['model']}, {row['work']}": {k: s / sum(row["seconds"].values()) for k, s in row["seconds"].items()}
-        for row in rows
-    }
+    return {label_of(row): {k: s / sum(row["seconds"].values()) for k, s in row["seconds"].items()} for row in rows}

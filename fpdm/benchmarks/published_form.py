@@ -11,7 +11,7 @@ from fpdm.benchmarks.timing import Bench, Question, alternate
 from fpdm.benchmarks.workloads import network, sampling_run, training_step
 from fpdm.devices import peak_memory
 from fpdm.evaluation.tables import markdown_table
-from fpdm.models import compile_layers
+from fpdm.models import FixedPointDiT, compile_layers
 from fpdm.sampling.plan import make_plan
 from fpdm.training.memory import step_memory
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
@@ -36,31 +36,39 @@ def measure(
 ) -> dict:  # fmt: skip
     torch.compiler.reset()
     ours = network(bench, model, latent)
-    forms = {"ours": ours, "published": naive_form(deepcopy(ours))} | ({"compiled": deepcopy(ours)} if compiled else {})
+    forms = {"ours": ours, "published": naive_form(deepcopy(ours))}
+    row = memory_of(bench, forms, latent, batch, *updates) if work == "training" else {}
     if compiled:
+        forms["compiled"] = deepcopy(ours)
         compile_layers(forms["compiled"])
-    row = {}
-    if work == "sampling":
+    if work == "training":
+        pairs = average_steps(*updates)
+        steps = {name: training_step(bench, form, latent, batch, pairs) for name, form in forms.items()}
+        works, images = {name: _all_of(step, len(pairs)) for name, step in steps.items()}, batch * len(pairs)
+    else:
         plan = make_plan(2, budget=budget, iterations=iterations)
         works = {name: sampling_run(bench, form, latent, batch, plan) for name, form in forms.items()}
-    else:
-        n, m = updates
-        pairs = average_steps(n, m)
-        single = {name: training_step(bench, form, latent, batch, pairs) for name, form in forms.items()}
-        works = {name: _all_of(step, len(pairs)) for name, step in single.items()}
-        for name in ("ours", "published"):
-            counted = step_memory(
-                forms[name], batch, bench.precision != "no", False, iterations=m, iterations_no_grad=n
-            )
-            row[f"{name}_counted_gib"] = counted.peak / GIB
-    if bench.device.type == "cuda":
-        for name, step in works.items():
+        images = batch
+    times = alternate(bench, works)
+    return row | {f"{name}_images_per_s": images / seconds.median for name, seconds in times.items()}
+
+
+def memory_of(bench: Bench, forms: dict[str, FixedPointDiT], latent: list[int], batch: int, n: int, m: int) -> dict:
+    """Of a training step with n and m updates: counted and, on a GPU, at its peak, one form after the other."""
+    row = {}
+    for name, form in forms.items():
+        counted = step_memory(form, batch, bench.precision != "no", False, iterations=m, iterations_no_grad=n)
+        row[f"{name}_counted_gib"] = counted.peak / GIB
+        if bench.device.type == "cuda":
+            others = torch.cuda.memory_allocated(bench.device) - sum(p.nbytes for p in form.parameters())
+            step = training_step(bench, form, latent, batch, [(n, m)])
+            step()  # makes the optimizer's state
             torch.cuda.reset_peak_memory_stats(bench.device)
             step()
-            row[f"{name}_peak_gib"] = peak_memory(bench.device) / GIB
-    times = alternate(bench, works)
-    images = batch * (len(pairs) if work == "training" else 1)
-    return row | {f"{name}_images_per_s": images / seconds.median for name, seconds in times.items()}
+            row[f"{name}_peak_gib"] = (peak_memory(bench.device) - others) / GIB
+            form.zero_grad()
+            del step
+    return row
 
 
 def average_steps(n: int, m: int) -> list[tuple[int, int]]:
@@ -78,18 +86,19 @@ def _all_of(step, count: int):
 
 
 def table(rows: list[dict]) -> str:
-    head = ["", "", "published form, images/s", "ours, images/s", "ours / published", "compiled / published",
-            "published form, counted GiB", "ours, counted GiB"]  # fmt: skip
+    head = ["", "", "published form, images/s", "ours, images/s", "ours / published", "compiled / published"]
+    head += [f"{name}, {kind} GiB" for kind in ("counted", "peak") for name in ("published form", "ours")]
     body = []
     for row in rows:
         published, ours = row["published_images_per_s"], row["ours_images_per_s"]
-        what = f"N = {row['updates'][0]}, M = {row['updates'][1]}" if row["work"] == "training" else \
-            f"{row['budget']} passes, {row['iterations']} it."  # fmt: skip
-        counted = [f"{row[f'{name}_counted_gib']:.2f}" if f"{name}_counted_gib" in row else ""
-                   for name in ("published", "ours")]  # fmt: skip
+        if row["work"] == "training":
+            what = f"N = {row['updates'][0]}, M = {row['updates'][1]}"
+        else:
+            what = f"{row['budget']} passes, {row['iterations']} it."
+        keys = [f"{name}_{kind}_gib" for kind in ("counted", "peak") for name in ("published", "ours")]
+        memory = [f"{row[key]:.2f}" if key in row else "" for key in keys]
         with_compiler = f"{row['compiled_images_per_s'] / published:.2f}" if "compiled_images_per_s" in row else ""
         label = f"{row['model']}, batch {row['batch']}, {row['work']}"
-        body.append(
-            [label, what, f"{published:.4g}", f"{ours:.4g}", f"{ours / published:.2f}", with_compiler, *counted]
-        )
+        speeds = [f"{published:.4g}", f"{ours:.4g}", f"{ours / published:.2f}", with_compiler]
+        body.append([label, what, *speeds, *memory])
     return f"Memory is that of the largest step, n = N and m = M.\n\n{markdown_table(head, body, 2)}"

@@ -22,12 +22,10 @@ def ranks(
 
 def measure(bench: Bench, model: str, latent: list[int], batch: int, updates: int, processes: list[int]) -> dict:
     trained = network(bench, model, latent)
-    works = {
-        f"{n}, {m}": training_step(bench, trained, latent, batch, [(n, m)])
-        for n, m in ((0, 1), (updates, 1), (0, updates))
-    }
+    steps = {"base": (0, 1), "no_grad": (updates, 1), "grad": (0, updates)}
+    works = {name: training_step(bench, trained, latent, batch, [pair]) for name, pair in steps.items()}
     times = alternate(bench, works)
-    base, no_grad, grad = (times[name].median for name in works)
+    base, no_grad, grad = (times[name].median for name in steps)
     costs = {
         "base_s": base,
         "no_grad_update_s": max(no_grad - base, 0) / updates,

@@ -2,7 +2,7 @@
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import png_path, save_png
 
 MODES = ("eager", "compiled")
+BATCHES = 2  # drawn in one measurement
 
 
 def sampling(
@@ -36,31 +37,40 @@ def measure(
     bench: Bench, codec: Codec, latent: list[int], batch: int, iterations: int, model: str, mode: str, budget: int
 ) -> dict:
     torch.compiler.reset()
-    drawn = network(bench, model, latent).eval().requires_grad_(False)
+    drawn = network(bench, model, latent).eval()
     cost = forward_cost(drawn)
     if mode == "compiled":
         compile_layers(drawn)
     source = make_source(drawn, Diffusion(), codec, bench.precision)
     config = SamplingConfig(budget=budget, iterations=iterations if isinstance(drawn, FixedPointDiT) else None)
     plan = plan_for(source, config)
-    batches = count()
 
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as writer:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as writers:
 
         def images():
-            """As sample.py does it: the files of one batch are written while the next is drawn."""
-            first = next(batches) * batch
-            with torch.inference_mode():
-                pixels = draw_images(source, config, plan, range(first, first + batch)).cpu()
-            return [writer.submit(save_png, p, png_path(Path(folder), first + i)) for i, p in enumerate(pixels)]
+            """As sample.py does it: the files of a batch are written while the next is drawn. Here of BATCHES."""
+            writing = []
+            for first in range(0, BATCHES * batch, batch):
+                with torch.inference_mode():
+                    pixels = draw_images(source, config, plan, range(first, first + batch)).cpu()
+                for job in writing:
+                    job.result()
+                writing = [
+                    writers.submit(save_png, image, png_path(Path(folder), first + i)) for i, image in enumerate(pixels)
+                ]
+            for job in writing:
+                job.result()
 
         def decode():
             with torch.inference_mode():
                 return codec.decode(torch.zeros(batch, *latent, device=bench.device))
 
-        multiply, flops = matrix_product(bench)
+        peak = None
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
+            images()
+            peak = peak_memory(bench.device) / 2**30
+        multiply, flops = matrix_product(bench)
         works = {"whole": images, "latents": sampling_run(bench, drawn, latent, batch, plan), "decoding": decode,
                  "blocks": blocks_alone(bench, drawn, batch, plan), "peak": multiply}  # fmt: skip
         times = alternate(bench, works)
@@ -68,26 +78,26 @@ def measure(
     return {
         "timesteps": len(plan.steps),
         "block_passes": plan.block_passes,
-        "images_per_s": batch / times["whole"].median,
+        "images_per_s": BATCHES * batch / times["whole"].median,
         "latents_per_s": batch / times["latents"].median,
         "blocks_s": times["blocks"].median / batch,
         "decoding_s": times["decoding"].median / batch,
         "tflops": spent / times["latents"].median / 1e12,
         "peak_tflops": flops / times["peak"].median / 1e12,
-        "peak_gib": peak_memory(bench.device) / 2**30,
+        "peak_gib": peak,
         "first_s": times["whole"].first,
     }
 
 
 def table(rows: list[dict]) -> str:
     head = ["", "mode", "block passes", "timesteps", "images/s", "latents/s", "TFLOP/s", "of matrix-product peak",
-            "not block passes", "without decoding", "first batch, s", "peak GiB"]  # fmt: skip
+            "not block passes", "without decoding", "first run, s", "peak GiB"]  # fmt: skip
     body = [
         [
             row["model"], row["mode"], str(row["block_passes"]), str(row["timesteps"]), f"{row['images_per_s']:.3g}",
             f"{row['latents_per_s']:.3g}", f"{row['tflops']:.3g}", f"{row['tflops'] / row['peak_tflops']:.0%}",
             f"{1 - row['blocks_s'] * row['images_per_s']:.1%}", f"{1 - row['blocks_s'] * row['latents_per_s']:.1%}",
-            f"{row['first_s']:.1f}", f"{row['peak_gib']:.2f}",
+            f"{row['first_s']:.1f}", "" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
         ]
         for row in rows
     ]  # fmt: skip

@@ -44,18 +44,26 @@ class Times(NamedTuple):
     most: float
 
 
-def alternate(bench: Bench, works: dict[str, Callable[[], Any]]) -> dict[str, Times]:
+def alternate(
+    bench: Bench, works: dict[str, Callable[[], Any]], around: Callable[[], AbstractContextManager] = nullcontext
+) -> dict[str, Times]:
     """Each piece of work `repeats` times, in turn, every other round backwards.
 
-    Once all are warm nothing may be compiled again: a work that would is an error.
+    around: entered once for the calls of a measurement. Once all are warm nothing may be compiled
+    again: a work that would is an error.
     """
-    firsts = {name: _seconds(bench.device, work, 1) for name, work in works.items()}
-    calls = {name: max(1, math.ceil(LEAST / _seconds(bench.device, work, 1))) for name, work in works.items()}
+
+    def timed(work: Callable[[], Any], calls: int) -> float:
+        with around():
+            return _seconds(bench.device, work, calls)
+
+    firsts = {name: timed(work, 1) for name, work in works.items()}
+    calls = {name: max(1, math.ceil(LEAST / timed(work, 1))) for name, work in works.items()}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     with torch.compiler.set_stance("fail_on_recompile"):
         for repeat in range(bench.repeats):
             for name in list(works)[:: -1 if repeat % 2 else 1]:
-                seconds[name].append(_seconds(bench.device, works[name], calls[name]) / calls[name])
+                seconds[name].append(timed(works[name], calls[name]) / calls[name])
     return {name: Times(firsts[name], statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
 
 

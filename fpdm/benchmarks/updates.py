@@ -1,5 +1,6 @@
 """What one update of the implicit layer costs against one DiT block: operations, bytes and time."""
 
+from contextlib import contextmanager
 from itertools import product
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ from fpdm.models.blocks import DiTBlock
 from fpdm.models.fixed_point import ImplicitLayer
 from fpdm.models.sizes import SIZES
 
-TOKENS = 256  # of a latent of 32x32 with patch 2
 MODES = ("eager", "compiled")
 
 
@@ -29,45 +29,40 @@ class Work(NamedTuple):
     other_bytes: int
 
 
-def updates(sizes: tuple[str, ...], batches: tuple[int, ...], modes: tuple[str, ...] = MODES) -> Question:
-    cases = [{"size": s, "batch": b, "mode": m} for s, b, m in product(sizes, batches, modes)]
+def updates(sizes: tuple[str, ...], batches: tuple[int, ...], tokens: int, modes: tuple[str, ...] = MODES) -> Question:
+    """tokens: of an image, 256 for a latent of 32x32 with patch 2."""
+    cases = [{"size": s, "batch": b, "tokens": tokens, "mode": m} for s, b, m in product(sizes, batches, modes)]
     return Question("One update of the implicit layer against one DiT block", cases, measure, table)
 
 
-def measure(bench: Bench, size: str, batch: int, mode: str) -> dict:
+def measure(bench: Bench, size: str, batch: int, tokens: int, mode: str) -> dict:
     torch.compiler.reset()
     width, heads, _ = SIZES[size]
     with bench.device:
-        h, c, x_pre = torch.randn(batch, TOKENS, width), torch.randn(batch, width), torch.randn(batch, TOKENS, width)
+        h, c, x_pre = torch.randn(batch, tokens, width), torch.randn(batch, width), torch.randn(batch, tokens, width)
         block, layer = DiTBlock(width, heads), ImplicitLayer(width, heads)
         naive = NaiveImplicitLayer(ImplicitLayer(width, heads))
-    layers = (block, layer, naive)
-    for part in layers:
-        part.requires_grad_(False)  # or autocast would keep the casts of one call for the next
-    with bench.autocast():
+    with torch.no_grad(), bench.autocast():
         constants, inputs = layer.constants(x_pre, c), naive.constants(x_pre, c)
     works = {
         "block": lambda: block(h, block.modulation(c)),
         "update": lambda: layer(h, constants),
         "naive": lambda: naive(h, inputs),
     }
-    counted = {name: count_work(work) for name, work in works.items()}
+
+    @contextmanager
+    def one_timestep():  # under which weights are cast once for all updates
+        with torch.no_grad(), bench.autocast():
+            yield
+
+    with one_timestep():
+        counted = {name: count_work(work) for name, work in works.items()}
     if mode == "compiled":
-        for part in layers:
+        for part in (block, layer, naive):
             part.compile()
-
-    def under_autocast(work):
-        def run():
-            with torch.no_grad(), bench.autocast():
-                return work()
-
-        return run
-
     multiply, product_flops = matrix_product(bench)
     copy, copied = copying(bench)
-    times = alternate(
-        bench, {name: under_autocast(work) for name, work in works.items()} | {"peak": multiply, "copy": copy}
-    )
+    times = alternate(bench, works | {"peak": multiply, "copy": copy}, one_timestep)
     rate, bandwidth = product_flops / times["peak"].median, copied / times["copy"].median
     row = {"peak_tflops": rate / 1e12, "copy_gb_s": bandwidth / 1e9, "first_s": times["update"].first}
     for name, work in counted.items():
@@ -79,7 +74,7 @@ def measure(bench: Bench, size: str, batch: int, mode: str) -> dict:
 
 def table(rows: list[dict]) -> str:
     head = ["size", "mode", "batch", "block, ms", "update, ms", "published form, ms", "update / block", "by FLOPs",
-            "published / block", "by FLOPs", "update's share of matrix-product peak", "first call, s"]  # fmt: skip
+            "published / block", "by FLOPs", "update's share of product peak", "update's first call, s"]  # fmt: skip
     body = [
         [
             row["size"], row["mode"], str(row["batch"]), f"{row['block_ms']:.3g}", f"{row['update_ms']:.3g}",
@@ -103,9 +98,12 @@ def table(rows: list[dict]) -> str:
     ]  # fmt: skip
     roofline = ["size", "batch", "GFLOPs", "matrix products, MB", "other operations, MB", "TFLOP/s of a matrix product",
                 "GB/s of a copy", "floor, ms", "other operations by bytes, ms", "measured, ms"]  # fmt: skip
+    answer = f"{rows[0]['tokens']} tokens an image.\n\n{markdown_table(head, body, 2)}"
+    if not floors:
+        return answer
     return (
-        f"{markdown_table(head, body, 2)}\n\nThe floor of an update: its matrix products at the rate of a large one, "
-        f"or their bytes at that of a copy. Run one by one, the other operations cost their bytes besides.\n\n"
+        f"{answer}\n\nThe floor of an update: its matrix products at the rate of a large one, or their bytes at that "
+        "of a copy. Run one by one, the other operations cost their bytes besides.\n\n"
         f"{markdown_table(roofline, floors)}"
     )
 
@@ -113,6 +111,7 @@ def table(rows: list[dict]) -> str:
 class Traffic(TorchDispatchMode):
     """Bytes that operations read and write, views aside: of matrix products and attention, and of all others."""
 
+    FREE = ("_unsafe_view", "_reshape_alias", "alias", "detach", "empty", "new_empty")
     PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "linear")
 
     def __init__(self):
@@ -122,9 +121,10 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        if not func.is_view:
+        name = func._schema.name.removeprefix("aten::")
+        if not func.is_view and not name.startswith(self.FREE):
             moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            if func._schema.name.removeprefix("aten::").startswith(self.PRODUCTS):
+            if name.startswith(self.PRODUCTS):
                 self.products += moved
             else:
                 self.others += moved
@@ -132,7 +132,8 @@ class Traffic(TorchDispatchMode):
 
 
 def count_work(work) -> Work:
-    """Of one call, which runs."""
-    with torch.no_grad(), FlopCounterMode(display=False) as flops, Traffic() as traffic:
+    """Of one call after another, so that what is done once is not in it."""
+    work()
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
         work()
     return Work(flops.get_total_flops(), traffic.products, traffic.others)

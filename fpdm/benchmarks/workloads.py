@@ -43,7 +43,7 @@ def training_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     x0 = torch.randn(batch, *latent, device=bench.device)
     y = torch.arange(batch, device=bench.device) % model.num_classes
-    finite, turns = torch.ones((), dtype=torch.bool, device=bench.device), cycle(list(iterations) or [(0, 0)])
+    turns = cycle(list(iterations) or [(0, 0)])
     model.train()
 
     def step() -> None:
@@ -57,7 +57,7 @@ def training_step(
         diffusion.losses(output.prediction, x0, draws.noise, draws.t).total.mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        ema.update(model, 1, finite)
+        ema.update(model, 1)
 
     return step
 

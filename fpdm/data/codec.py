@@ -97,7 +97,8 @@ class VAECodec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        raw = latents * self._std.to(latents.device) / self.scale + self._mean.to(latents.device)
+        self._mean, self._std = self._mean.to(latents.device), self._std.to(latents.device)  # once: a GPU would wait
+        raw = latents * self._std / self.scale + self._mean
         return self.vae.decode(raw.to(self.vae.dtype)).sample.float()
 
 

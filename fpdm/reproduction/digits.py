@@ -49,7 +49,7 @@ EXPERIMENTS = {
     **{f"{variant}-{k}": _sjfb(variant, k, k) for variant in ("jfb", "multi-step") for k in (6, 12)},
     **{f"jfb-{k}-equal-steps": _sjfb("jfb", k, k, steps_as=f"stochastic-{k}") for k in (6, 12)},
     **{f"explicit-{k}": _explicit(k) for k in (0, 2, 4)},
-    "p2": Experiment("fpdm", ("--diffusion.weighting", "p2")),
+    "p2": Experiment("fpdm", ("--diffusion.weighting", "p2"), steps_as="fpdm"),  # the same work
 }
 
 

@@ -3,7 +3,7 @@
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class EMA:
@@ -18,12 +18,11 @@ class EMA:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int, finite: Tensor) -> None:
-        """After optimizer step `step` (0 the first); not if it was skipped, for its gradients were not finite ()."""
+    def update(self, model: nn.Module, step: int) -> None:
+        """After optimizer step `step` (0 the first), also one that was skipped: its weights are those from before."""
         averages = list(self.model.parameters())
         weights = [weight.detach().float() for weight in model.parameters()]
-        way = finite * (1 - ramped_decay(self.decay, step))  # on the device: nothing waits to hear whether it was
-        torch._foreach_lerp_(averages, weights, [way] * len(weights))
+        torch._foreach_lerp_(averages, weights, 1 - ramped_decay(self.decay, step))
 
 
 def ramped_decay(decay: float, step: int) -> float:

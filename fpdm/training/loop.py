@@ -171,7 +171,7 @@ def train(
             if accelerator.scaler is None:  # which else does the same, and lowers its scale
                 adamw.found_inf = (~finite).float()
             optimizer.step()
-            ema.update(network, step, finite)
+            ema.update(network, step)
             meter.add(sums, norm, finite, cost.blocks(n + m), cost.training_flops(n, m))
             watch.post(step, finite, stop.signal is not None)
             progress.update()
@@ -180,12 +180,12 @@ def train(
             known = watch.read(now=logged or due)
             if known.asked and not due:
                 due, known = True, watch.read(now=True)
-            at_the_end = known.step + 1 == optim.steps and accelerator.scaler is None
-            if known.in_a_row >= (1 if at_the_end else optim.max_skipped):
+            ended_badly = done == optim.steps and known.in_a_row > 0 and accelerator.scaler is None
+            if known.longest >= optim.max_skipped or ended_badly:
+                what = "the last step" if ended_badly else f"{known.longest} steps in a row, until step {known.step},"
                 raise TrainingDiverged(
-                    f"step {known.step}: gradients that are not finite, step number {known.in_a_row} in a row "
-                    f"(optim.max_skipped={optim.max_skipped}); the last checkpoint in {run} is from before. "
-                    "Lower optim.lr or lengthen optim.warmup"
+                    f"{what} had gradients that are not finite (optim.max_skipped={optim.max_skipped}); the last "
+                    f"checkpoint in {run} is from before. Lower optim.lr or lengthen optim.warmup"
                 )
 
             if logged:
@@ -223,6 +223,7 @@ def train(
                     )
                     break
             if config.run.preview_every and done % config.run.preview_every == 0:
+                watch.read(now=True)  # or the steps that are still queued would not count in the rates
                 with meter.paused():
                     if is_main and on_preview is not None:
                         on_preview(run, done, ema.model)

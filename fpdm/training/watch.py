@@ -11,12 +11,13 @@ from torch import Tensor
 
 class Report(NamedTuple):
     """Of one step (0 the first). asked: whether any process was asked to stop; skipped: non-finite steps so far;
-    in_a_row: how many of them end with this one."""
+    in_a_row: how many of them end with this one; longest: the most that ever came in a row."""
 
     step: int
     asked: bool
     skipped: int
     in_a_row: int
+    longest: int
 
 
 class Watch:
@@ -28,14 +29,15 @@ class Watch:
 
     def __init__(self, accelerator: Accelerator, skipped: int = 0, in_a_row: int = 0):
         self.accelerator = accelerator
-        self._counts = torch.tensor([skipped, in_a_row], dtype=torch.float64, device=accelerator.device)
+        self._counts = torch.tensor([skipped, in_a_row, in_a_row], dtype=torch.float32, device=accelerator.device)
         self._posted: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque(maxlen=2)
 
     def post(self, step: int, finite: Tensor, asked: bool) -> None:
         """finite (): whether the step's gradients were, on the device."""
         bad = (~finite).to(self._counts.dtype)
-        self._counts += bad
+        self._counts[:2] += bad
         self._counts[1] *= bad
+        self._counts[2] = torch.maximum(self._counts[2], self._counts[1])
         requests = torch.full((1,), float(asked), dtype=self._counts.dtype, device=self._counts.device)
         values = torch.cat([self.accelerator.reduce(requests, "sum"), self._counts])
         if values.device.type != "cuda":
@@ -51,5 +53,5 @@ class Watch:
         step, values, arrived = self._posted[-1 if now else 0]
         if arrived is not None:
             arrived.synchronize()
-        asked, skipped, in_a_row = values.tolist()
-        return Report(step, asked > 0, int(skipped), int(in_a_row))
+        asked, *counts = values.tolist()
+        return Report(step, asked > 0, *map(int, counts))

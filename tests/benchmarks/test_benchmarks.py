@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fpdm.benchmarks.memory import iterations_of
+from fpdm.benchmarks.memory import LARGEST, MEAN, iterations_of
 from fpdm.benchmarks.naive import naive_form
 from fpdm.benchmarks.profiles import OTHER, kind_of
 from fpdm.benchmarks.published_form import average_steps
@@ -56,11 +56,11 @@ def test_published_form_pays_for_updates_without_gradient():
 
 
 def test_operations_and_bytes_of_a_linear_layer():
-    layer, x = nn.Linear(20, 30, bias=False), torch.randn(10, 20)
+    layer, x = nn.Linear(20, 30, bias=False), torch.randn(2, 5, 20)
     work = count_work(lambda: torch.tanh(layer(x)))
     assert work.flops == 2 * 10 * 20 * 30
     assert work.product_bytes == 4 * (10 * 20 + 20 * 30 + 10 * 30)
-    assert work.other_bytes == 4 * 2 * 10 * 30  # tanh reads and writes the result; the transposed view is free
+    assert work.other_bytes == 4 * 2 * 10 * 30  # tanh reads and writes the result; views are free
 
 
 def test_alternatives_are_measured_in_turn():
@@ -98,7 +98,8 @@ def test_slowdown_of_independent_draws():
         ("aten::gelu", "GELU, SiLU"),
         ("aten::_fused_adamw_", "optimizer, average, clipping"),
         ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>", "matrix products"),
-        ("triton_poi_fused_add_mul_3", "fused by the compiler"),
+        ("triton_poi_fused_addmm_gelu_3", "fused by the compiler"),
+        ("void cuComputeGradGammaBeta<float>", "normalisation"),
         ("aten::mul", "other elementwise"),
         ("autograd::engine", OTHER),
     ],
@@ -108,7 +109,7 @@ def test_kinds_of_operations(name, kind):
 
 
 def test_steps_with_gradient_and_without():
-    assert iterations_of(12, "mean") == (6, 7) and iterations_of(12, "largest") == (12, 12)
+    assert iterations_of(12, MEAN) == (6, 7) and iterations_of(12, LARGEST) == (12, 12)
     assert average_steps(12, 12) == [(6, 6), (6, 7)] and average_steps(2, 3) == [(1, 2)]
     assert average_steps(3, 3) == [(1, 2), (2, 2)]
 

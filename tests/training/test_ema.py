@@ -17,7 +17,7 @@ def test_average_is_the_recursion():
     for step in range(5):
         with torch.no_grad():
             model.weight.add_(1)
-        ema.update(model, step, torch.tensor(True))
+        ema.update(model, step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(ema.model.weight.detach(), expected)
@@ -30,17 +30,6 @@ def test_average_of_half_precision_weights_moves():
     ema = EMA(model, 0.9999)
     nn.init.constant_(model.weight, 2.0)
     for _ in range(1000):
-        ema.update(model, 10**6, torch.tensor(True))
+        ema.update(model, 10**6)
     assert ema.model.weight.dtype == torch.float32
     assert 1.09 < float(ema.model.weight) < 1.1
-
-
-def test_skipped_step_leaves_the_average():
-    model = nn.Linear(3, 2)
-    ema = EMA(model, 0.5)
-    before = ema.model.weight.clone()
-    nn.init.ones_(model.weight)
-    ema.update(model, 3, torch.tensor(False))
-    assert torch.equal(ema.model.weight, before)
-    ema.update(model, 3, torch.tensor(True))
-    assert not torch.equal(ema.model.weight, before)
