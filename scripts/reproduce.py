@@ -31,8 +31,8 @@ class Settings:
         data: digits (no download, two cores), or cifar10 (for a GPU; give --images).
         images: of cifar10, the training images in class folders, as a folder or zip.
         out: folder of everything it makes (results/reproduce-<data> if not given).
-        targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation; for
-            cifar10 scores, samples, release; all if not given.
+        targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
+            length; for cifar10 scores, samples, release; all if not given.
         seconds: training time of each model, on this machine.
         seeds: training seeds of each model.
         samples: images drawn for each score.

@@ -41,7 +41,7 @@ def laboratory(tmp_path_factory):
         yield Laboratory(digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(TINY.split()))
 
 
-FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1}
+FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1}
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)

@@ -81,6 +81,33 @@ def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> Non
     figure.savefig(path, dpi=DPI)
 
 
+class Point(NamedTuple):
+    """x, and a score with its deviation over seeds; explicit: of a DiT."""
+
+    label: str
+    x: float
+    score: float
+    deviation: float
+    explicit: bool
+
+
+def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> None:
+    """Scores over something, each with its label."""
+    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for family, explicit, colour in (("FPDM", False, FPDM_COLOURS[0]), ("DiT", True, DIT_COLOUR)):
+        of_it = [point for point in points if point.explicit == explicit]
+        axes.errorbar([p.x for p in of_it], [p.score for p in of_it], [p.deviation for p in of_it], fmt="o", capsize=3,
+                      color=colour, label=family)  # fmt: skip
+    for point in points:
+        axes.annotate(point.label, (point.x, point.score), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    axes.set(xlabel=xlabel, ylabel=f"{score} (lower is better)", ylim=(0, None))
+    axes.margins(x=0.12)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=DPI)
+
+
 def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> None:
     """Of a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all of some timesteps' updates.
 

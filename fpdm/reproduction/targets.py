@@ -9,7 +9,16 @@ from collections.abc import Callable
 import torch
 
 from fpdm.config import SamplingConfig, SJFBConfig
-from fpdm.evaluation.figures import Curve, Smoothing, plot_curves, plot_residuals, plot_smoothing, plot_strips
+from fpdm.evaluation.figures import (
+    Curve,
+    Point,
+    Smoothing,
+    plot_curves,
+    plot_points,
+    plot_residuals,
+    plot_smoothing,
+    plot_strips,
+)
 from fpdm.evaluation.metrics import noise_floor, score_name
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
@@ -179,11 +188,11 @@ def figure7(lab: Laboratory) -> Section:
 
 
 def opponents(lab: Laboratory) -> Section:
-    """Beyond the paper: every solver for both families."""
+    """Beyond the paper: second-order solvers for both families."""
     rows = []
     ways = [(f"FPDM, {k} it.", "fpdm", {"iterations": k}) for k in (1, 2)] + [("DiT", "dit", {})]
     for label, name, settings in ways:
-        for sampler in ("ddim", "ab2", "dpm++", "unipc"):
+        for sampler in ("ddim", "ab2", "dpm++"):
             cells = [spread(lab.score(name, budget=b, sampler=sampler, **settings).distances) for b in BUDGETS]
             rows.append([label, sampler, *cells])
     table = markdown_table(["model", "sampler", *(f"{b} passes" for b in BUDGETS)], rows, 2)
@@ -217,9 +226,24 @@ def memorisation(lab: Laboratory) -> Section:
     return Section("Beyond the paper: memorisation", f"![nearest neighbours](memorisation.png)\n\n{table}")
 
 
+def length(lab: Laboratory) -> Section:
+    """Score of every experiment over the training steps that it made: what equal time leaves unequal."""
+    points = []
+    for name in lab.data.experiments:
+        models = lab.models(name)
+        implicit = models[0].contender.source.iterative
+        distances = lab.score(name, budget=MIDDLE, **({"iterations": USUAL} if implicit else {})).distances
+        points.append(Point(name, models[0].steps, float(distances.mean()), _deviation(distances), not implicit))
+    points.sort(key=lambda point: point.x)
+    plot_points(points, "training steps", f"{_name(lab)} at {MIDDLE} passes", lab.out / "length.png")
+    rows = [[p.label, "DiT" if p.explicit else "FPDM", f"{p.x}", f"{p.score:.2f} ± {p.deviation:.2f}"] for p in points]
+    table = markdown_table(["experiment", "", "steps", _name(lab)], rows, 2)
+    return Section("Beyond the paper: how far training got", f"![score over training steps](length.png)\n\n{table}")
+
+
 TARGETS: dict[str, Callable[[Laboratory], Section]] = {
     "tab1": table1, "tab3": table3, "tab4": table4, "tab5": table5, "fig4": figure4, "fig5": figure5, "fig6": figure6,
-    "fig7": figure7, "opponents": opponents, "weighting": weighting, "memorisation": memorisation,
+    "fig7": figure7, "opponents": opponents, "weighting": weighting, "memorisation": memorisation, "length": length,
 }  # fmt: skip
 
 
