@@ -77,8 +77,8 @@ def table(rows: list[dict]) -> str:
             "published / block", "by FLOPs", "update's share of product peak", "update's first call, s"]  # fmt: skip
     body = [
         [
-            row["size"], row["mode"], str(row["batch"]), f"{row['block_ms']:.3g}", f"{row['update_ms']:.3g}",
-            f"{row['naive_ms']:.3g}", f"{row['update_ms'] / row['block_ms']:.2f}",
+            row["size"], row["mode"], str(row["batch"]), f"{row['block_ms']:.4g}", f"{row['update_ms']:.4g}",
+            f"{row['naive_ms']:.4g}", f"{row['update_ms'] / row['block_ms']:.2f}",
             f"{row['update_flops'] / row['block_flops']:.2f}", f"{row['naive_ms'] / row['block_ms']:.2f}",
             f"{row['naive_flops'] / row['block_flops']:.2f}",
             f"{row['update_flops'] / row['update_ms'] / 1e9 / row['peak_tflops']:.0%}",
@@ -91,8 +91,8 @@ def table(rows: list[dict]) -> str:
             row["size"], str(row["batch"]), f"{row['update_flops'] / 1e9:.4g}",
             f"{row['update_product_bytes'] / 1e6:.4g}", f"{row['update_other_bytes'] / 1e6:.4g}",
             f"{row['peak_tflops']:.3g}", f"{row['copy_gb_s']:.3g}",
-            f"{row['update_floor_ms']:.3g}", f"{row['update_other_bytes'] / row['copy_gb_s'] / 1e6:.3g}",
-            f"{row['update_ms']:.3g}",
+            f"{row['update_floor_ms']:.4g}", f"{row['update_other_bytes'] / row['copy_gb_s'] / 1e6:.3g}",
+            f"{row['update_ms']:.4g}",
         ]
         for row in rows if row["mode"] == "eager"
     ]  # fmt: skip
