@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from fpdm.files import write_atomically
+from fpdm.files import read_json, write_atomically
 
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ def last_record(run: Path) -> dict:
 def keep_settings(path: Path, decisive: dict) -> None:
     """Note in `path` what a folder is made with; ValueError where it was begun with other settings."""
     decisive = json.loads(json.dumps(decisive))  # as it will be read
-    before = json.loads(path.read_text()) if path.exists() else decisive
+    before = read_json(path) if path.exists() else decisive
     if before != decisive:
         changed = ", ".join(f"{name} {before.get(name)} (now {decisive[name]})" for name in decisive
                             if before.get(name) != decisive[name])  # fmt: skip
@@ -83,4 +83,4 @@ def steps_for_equal_time(
                 batch = yaml.safe_load((run / "config.yaml").read_text())["optim"]["batch_size"]
                 steps[name] = max(int(seconds * last_record(run)["images_per_s"] / batch), 1)
         write_atomically(path, json.dumps(steps))
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -1,9 +1,11 @@
-"""Files that are never seen half-written."""
+"""Files that are never seen half-written, and an error that names the one that is damaged all the same."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,14 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
         if error.filename not in (None, str(partial)):  # of another file, read while this one was written
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError, which names it, where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or not text at all
+        raise ValueError(f"{path} is damaged ({error}); remove it, or choose another folder") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

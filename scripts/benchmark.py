@@ -31,7 +31,7 @@ from fpdm.config import PRECISIONS, check_at_least, check_choice
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.figures import plot_shares
-from fpdm.files import write_atomically
+from fpdm.files import read_json, write_atomically
 from fpdm.models.sizes import SIZES
 
 logger = logging.getLogger("fpdm")
@@ -196,7 +196,7 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
     """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone.
     Returns those that could not be measured, and why; OutOfTime where the time is over before the last."""
     path = out / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.is_file() else []
+    kept = read_json(path) if path.is_file() else []
     rows, failed = [], []
     for case in json.loads(json.dumps(question.cases)):  # as they will be read
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
@@ -217,6 +217,8 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
             write_atomically(path, json.dumps(kept, indent=1))
         rows.append(row)
         write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
+    if not question.cases:
+        logger.info(f"{name}: nothing to measure with these modes")
     if rows:
         if name == "profiles":
             plot_shares(shares(rows), out / "profiles.png")

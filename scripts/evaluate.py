@@ -20,7 +20,7 @@ from fpdm.evaluation.samples import Samples, load_labelled
 from fpdm.evaluation.scores import score
 from fpdm.evaluation.selftest import check_metrics
 from fpdm.evaluation.tables import markdown_table
-from fpdm.files import write_atomically
+from fpdm.files import read_json, write_atomically
 from fpdm.sampling.images import RECIPE
 
 logger = logging.getLogger("fpdm")
@@ -172,7 +172,7 @@ def recipe_of(samples: Samples) -> dict | None:
     path = (folder if folder.is_dir() else folder.parent) / RECIPE
     if not path.is_file():
         return None
-    recipe = json.loads(path.read_text())
+    recipe = read_json(path)
     if recipe["num_samples"] != samples.count:
         raise ValueError(
             f"samples {samples.source}: {samples.count} images, its {RECIPE} says {recipe['num_samples']}; "

@@ -16,7 +16,7 @@ from fpdm import cli
 from fpdm.config import SamplingConfig, check_at_least
 from fpdm.devices import process_state
 from fpdm.evaluation.figures import plot_residuals
-from fpdm.files import write_atomically
+from fpdm.files import read_json, write_atomically
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import ForwardCost, compile_layers, forward_cost
 from fpdm.sampling.generate import Source, check_config, draw_images, forward_passes, most_iterations, plan_for
@@ -175,7 +175,7 @@ def batches(indices: list[int], size: int) -> list[list[int]]:
 
 def counted_before(path: Path) -> int:
     """How many images, from the first on, an allocation.json is of."""
-    return json.loads(path.read_text())["images"] if path.is_file() else 0
+    return read_json(path)["images"] if path.is_file() else 0
 
 
 def write_allocation(
@@ -183,7 +183,7 @@ def write_allocation(
 ) -> str:
     """Mean updates at each timestep over all images of the folder, as JSON; returns the line that sums them up."""
     if path.is_file():  # of images drawn before
-        before = json.loads(path.read_text())
+        before = read_json(path)
         spent = [*spent, (before["images"], before["images"] * torch.tensor(before["updates"], dtype=torch.float64))]
     images = sum(count for count, _ in spent)
     mean = (sum(updates for _, updates in spent) / images).tolist()

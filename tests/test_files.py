@@ -5,7 +5,7 @@ import errno
 import numpy as np
 import pytest
 
-from fpdm.files import replaced, write_arrays, write_atomically
+from fpdm.files import read_json, replaced, write_arrays, write_atomically
 
 
 def test_text_and_arrays(tmp_path):
@@ -39,3 +39,10 @@ def test_no_folder_to_write_to(tmp_path):
     with pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "absent" / "a.json", "text")
     assert caught.value.filename == str(tmp_path / "absent" / "a.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "scores.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"scores\.json is damaged .*; remove it"):
+        read_json(tmp_path / "scores.json")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fpdm.config import SamplingConfig
 from fpdm.evaluation.metrics import Statistics, frechet_distance, statistics
-from fpdm.files import write_atomically
+from fpdm.files import read_json, write_atomically
 from fpdm.sampling.generate import Source, draw_images, plan_for
 from fpdm.sampling.plan import describe
 from fpdm.sampling.trace import Spent
@@ -52,7 +52,7 @@ class ScoreBook:
     ):
         self.path, self.extractor, self.extractor_key = path, extractor, extractor_key
         self.reference, self.images, self.batch_size = reference, images, batch_size
-        self._known = json.loads(path.read_text()) if path.exists() else {}
+        self._known = read_json(path) if path.exists() else {}
 
     def score(self, contender: Contender, config: SamplingConfig) -> Score:
         key = json.dumps([contender.key, vars(config), self.images, self.extractor_key])

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fpdm.files import replaced, write_atomically
+from fpdm.files import read_json, replaced, write_atomically
 
 GRID = "grid.png"
 NPZ = "samples.npz"
@@ -72,10 +72,7 @@ def open_folder(folder: Path, recipe: dict) -> None:
     """
     path = folder / RECIPE
     if path.exists():
-        try:
-            before, now = _flat(json.loads(path.read_text())), _flat(recipe)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it, or choose another folder") from error
+        before, now = _flat(read_json(path)), _flat(recipe)
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
                 f"num_samples={now['num_samples']}: {folder} holds {before['num_samples']} images of this kind; "

@@ -65,7 +65,7 @@ def train(
     on_preview: called on the main process as (run folder, step, EMA model) every
         `run.preview_every` steps.
 
-    SIGTERM or SIGUSR1 ends it early: with a checkpoint, after the step in hand.
+    SIGTERM or SIGUSR1 ends it early: with a checkpoint, after the step in hand or the one after it.
     """
     optim, seed = config.optim, config.run.seed
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)

@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM, and SIGUSR1, end training after the step in hand, with a checkpoint."""
+"""Asked to stop: SIGTERM, and SIGUSR1, end training after the step in hand or the one after it, with a checkpoint."""
 
 import signal
 import threading
