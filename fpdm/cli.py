@@ -127,6 +127,9 @@ def _wrong_value(message: str, options: dict[str, type]) -> str | None:
     if key is None or value is None or key[1] not in options:
         return None
     kind = str(options[key[1]])
+    if so_many := re.search(r"tuple\[(int(, int)+)\]", kind):
+        given = value[1].strip("[] ").replace(" ", "")
+        return f"{key[1]}={given}: {so_many[1].count('int')} whole numbers, with commas between, are needed"
     for part, said in KINDS.items():
         if re.search(part, kind):
             return f"{key[1]}={value[1].strip()}: {said} is needed"

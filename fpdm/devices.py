@@ -3,6 +3,7 @@
 import re
 import resource
 import sys
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -13,9 +14,13 @@ def on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def process_state() -> PartialState:
-    """Device, rank and number of processes, as torchrun or `accelerate launch` set them up (gloo on CPUs)."""
-    return PartialState(cpu=on_cpu())
+def process_state(patience: timedelta | None = None) -> PartialState:
+    """Device, rank and number of processes, as torchrun or `accelerate launch` set them up (gloo on CPUs).
+
+    patience: how long a process waits for the others before it fails, if not the backend's ten minutes or so. The
+        first call of a program decides.
+    """
+    return PartialState(cpu=on_cpu(), **({} if patience is None else {"timeout": patience}))
 
 
 def check_precision(setting: str, precision: str, device: torch.device) -> None:

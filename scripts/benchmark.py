@@ -59,7 +59,7 @@ class Settings:
             given).
         sizes: of the networks whose update is held against their block.
         batch_sizes: there.
-        modes: eager, compiled and checkpointing, which of them to measure.
+        modes: which to measure: eager, compiled, checkpointing (of training steps), graphs (CUDA graphs, of sampling).
         budgets: block passes of the sampling runs.
         iterations: per timestep, there.
         vae: folder or Hub id of the VAE that decodes, pixels for none (null for the usual one with random weights).
@@ -100,7 +100,7 @@ class Settings:
         for name in self.questions:
             check_choice("questions", name, QUESTIONS)
         for mode in self.modes:
-            check_choice("modes", mode, ("eager", "compiled", "checkpointing"))
+            check_choice("modes", mode, ("eager", "compiled", "checkpointing", "graphs"))
         check_choice("precision", self.precision, PRECISIONS)
         for size in (self.size, *self.sizes):
             check_choice("size", size, tuple(SIZES))
@@ -142,7 +142,7 @@ def main() -> None:
     bench, failed = Bench(device, settings.precision, settings.repeats), []
     try:
         for name in settings.questions:
-            failed += answer(bench, ask(name, settings, codec, out), name, out, deadline)
+            answer(bench, ask(name, settings, codec, out), name, out, deadline, failed)
     except OutOfTime as stopped:
         logger.info(f"{stopped}")
     write_report(settings, device, out)
@@ -169,21 +169,23 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
     """A question at the sizes that the settings say."""
     fpdm_name, dit_name, compiled = f"FPDM-{s.size}/{s.patch}", f"DiT-{s.size}/{s.patch}", "compiled" in s.modes
     tokens = (s.latent[1] // s.patch) ** 2
-    modes = tuple(mode for mode in s.modes if mode != "checkpointing")
+    modes = tuple(mode for mode in s.modes if mode in ("eager", "compiled"))
+    training = tuple(mode for mode in s.modes if mode != "graphs")
+    drawing = tuple(mode for mode in s.modes if mode != "checkpointing")
     largest = (max(s.updates), max(s.updates))
     ways: dict[str, Callable[[], Question]] = {
         "updates": lambda: updates(s.sizes, s.batch_sizes, tokens, modes),
         "memory": lambda: memory(s.size, s.patch, s.latent, s.memory_batch_size, s.updates),
-        "steps": lambda: steps(s.size, s.patch, s.latent, s.batch_size, s.updates, s.modes, s.steps),
+        "steps": lambda: steps(s.size, s.patch, s.latent, s.batch_size, s.updates, training, s.steps),
         "published": lambda: published_form(
             fpdm_name, s.latent, s.batch_size, s.published_updates or largest, compiled, s.budgets[0], s.iterations
         ),
         "sampling": lambda: sampling(
-            (fpdm_name, dit_name), s.latent, s.batch_size, modes, s.budgets, s.iterations, codec
+            (fpdm_name, dit_name), s.latent, s.batch_size, drawing, s.budgets, s.iterations, codec
         ),
         "ranks": lambda: ranks(fpdm_name, s.latent, s.batch_size, s.updates, s.processes),
         "rates": lambda: rates(
-            s.records, s.latent, s.batch_sizes[-2:], s.batch_size, s.latent[1] * codec.downsampling, codec
+            s.records, s.latent, s.batch_sizes[-2:], s.batch_size, s.latent[1] * codec.downsampling, s.precision, codec
         ),
         "profiles": lambda: profiles(
             (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, modes, out
@@ -192,18 +194,21 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
     return ways[name]()
 
 
-def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None) -> list[str]:
+def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, failed: list[str]) -> None:
     """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone.
-    Returns those that could not be measured, and why; OutOfTime where the time is over before the last."""
+
+    failed: takes those that could not be measured, and why; they are kept and not tried again. OutOfTime where the
+    time is over before the last.
+    """
     path = out / f"{name}.json"
     kept = read_json(path) if path.is_file() else []
-    rows, failed = [], []
+    rows = []
     for case in json.loads(json.dumps(question.cases)):  # as they will be read
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
+        described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
         if row is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise OutOfTime("the time is over; the same command goes on")
-            described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
             logger.info(described)
             gc.collect()
             if bench.device.type == "cuda":
@@ -211,10 +216,12 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
             try:
                 row = case | question.measure(bench, **case)
             except (torch.OutOfMemoryError, ValueError) as error:  # the latter of train.py, which has said why
-                failed.append(f"{described} ({error})")
-                continue
+                row = case | {"failed": str(error)}
             kept.append(row)
             write_atomically(path, json.dumps(kept, indent=1))
+        if "failed" in row:
+            failed.append(f"{described} ({row['failed']}; to try it again, remove it from {path})")
+            continue
         rows.append(row)
         write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
     if not question.cases:
@@ -223,7 +230,6 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
         if name == "profiles":
             plot_shares(shares(rows), out / "profiles.png")
         logger.info(f"\n{(out / f'{name}.md').read_text()}")
-    return failed
 
 
 def machine(device: torch.device) -> str:

@@ -6,6 +6,7 @@ A run that was stopped is continued by the same command.
 
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 
 from fpdm import cli
 from fpdm.config import EncodeConfig
@@ -40,7 +41,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    state = process_state()
+    state = process_state(timedelta(days=2))  # what is left to do after a stop may be one process's alone
     check_precision("precision", settings.precision, state.device)
     allow_tf32(False)  # float32 is asked for by "no"; bf16 is faster where speed is what counts
     images = open_images(settings.images)

@@ -5,6 +5,7 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    state = process_state()
+    state = process_state(timedelta(hours=6))  # one process may train a classifier while the others wait
     for name in ("samples", "reference"):
         check_exists(name, getattr(settings, name))
     samples = Samples(settings.samples) if settings.samples else None
@@ -186,7 +187,7 @@ def open_extractor(settings: Settings, resolution: int) -> tuple[Extractor, str]
     if settings.features == "inception":
         return Inception(settings.inception), weights_key(settings.inception, "torch-fidelity")
     if settings.features == "cnn":
-        images, labels, classes = load_labelled(settings.reference, resolution)
+        images, labels, classes = load_labelled(settings.reference, resolution, workers=settings.workers)
         return cached_classifier(images, labels, classes, Path(settings.cache))
     return DINOv2(settings.features, settings.dinov2), weights_key(settings.dinov2, "timm")
 

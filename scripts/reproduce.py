@@ -13,7 +13,7 @@ import fpdm
 from fpdm import cli
 from fpdm.chain import OutOfTime, keep_settings
 from fpdm.config import PRECISIONS, check_at_least, check_choice
-from fpdm.devices import process_state
+from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
 from fpdm.reproduction import cifar10, targets
 from fpdm.reproduction.digits import digits
@@ -78,6 +78,7 @@ def main() -> None:
     started, out = time.monotonic(), Path(settings.out or f"results/reproduce-{settings.data}")
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
     out.mkdir(parents=True, exist_ok=True)
+    allow_tf32(True)  # as train.py and sample.py do
     decisive = ("data", "seconds", "seeds", "samples", "precision", "vae_steps", "train")
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
     data = cifar10.cifar10(settings.images) if settings.data == "cifar10" else digits(settings.vae_steps)

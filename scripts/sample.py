@@ -5,6 +5,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from fpdm import cli
 from fpdm.config import SamplingConfig, check_at_least
-from fpdm.devices import process_state
+from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.figures import plot_residuals
 from fpdm.files import read_json, write_atomically
 from fpdm.loading import load_checkpoint, open_source
@@ -49,6 +50,7 @@ class Settings(SamplingConfig):
         batch_size: images at a time, per process.
         weights: ema or model.
         precision: of the network, no, bf16 or fp16.
+        tf32: allow TF32 matrix products where a GPU has them, of a network in float32 and of the VAE.
         compile: compile blocks and the implicit layer's update with torch.compile; pays for many images.
         trace: record so many images (those from index 0) into the folder's trace/: the residual of every update,
             and the image predicted at each timestep.
@@ -62,6 +64,7 @@ class Settings(SamplingConfig):
     batch_size: int = 64
     weights: str = "ema"
     precision: str = "no"
+    tf32: bool = True
     compile: bool = False
     trace: int = 0
     vae: str | None = None
@@ -78,7 +81,10 @@ def main() -> None:
     check_at_least(0, trace=settings.trace)
     if not settings.ckpt:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
-    state = process_state()
+    if settings.trace > settings.batch_size:
+        raise ValueError(f"trace={settings.trace}: at most batch_size={settings.batch_size}, for they are one batch")
+    state = process_state(timedelta(hours=6))  # the images still missing may be dearer in one process than in others
+    allow_tf32(settings.tf32)
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
     weights = facts.get("weights", settings.weights)  # an exported folder has one kind, and says which
     cost = forward_cost(model)
@@ -98,6 +104,7 @@ def main() -> None:
         "checkpoint": str(checkpoint),
         "weights": weights,
         "precision": settings.precision,
+        "tf32": settings.tf32,
         "codec": facts["codec"],
         "sampling": asdict(config) | {"protocol": asked.protocol},
         "plan": [list(step) for step in plan.steps],

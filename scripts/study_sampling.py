@@ -14,7 +14,7 @@ from fpdm import cli
 from fpdm.chain import keep_settings
 from fpdm.config import SamplingConfig, check_at_least, check_choice
 from fpdm.data.codec import Codec
-from fpdm.devices import process_state
+from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.classifier import cached_classifier
 from fpdm.evaluation.comparison import Contender, ScoreBook
 from fpdm.evaluation.convergence import solve_residuals
@@ -88,6 +88,7 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     out = Path(settings.out)
+    allow_tf32(True)  # as sample.py does
     models = [load_contender(path, process_state().device) for path in settings.ckpt]
     fpdms, dits = ([c for c in models if c.source.iterative is kind] for kind in (True, False))
     if not fpdms:

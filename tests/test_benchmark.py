@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,15 @@ import pytest
 import torch
 
 from fpdm.benchmarks import updates
-from fpdm.benchmarks.timing import Bench
+from fpdm.benchmarks.timing import Bench, Question
+from fpdm.chain import OutOfTime
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--size", "XS", "--patch", 2, "--latent", "4,8,8", "--batch-size", 2, "--memory-batch-size", 4, "--updates", 2,
         "--sizes", "XS", "--batch-sizes", "1,2", "--modes", "eager", "--budgets", "12,24", "--iterations", 2,
         "--repeats", 2, "--records", 300, "--processes", "2,8", "--steps", 2,
         "--vae", "assets/fpdm-digits/vae"]  # fmt: skip
-ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 5, "profiles": 4}
+ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 7, "profiles": 4}
 
 
 @pytest.fixture
@@ -52,6 +54,31 @@ def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
     before = (out / "steps.json").read_text()
     assert "steps: " not in benchmark("--questions", "steps")  # it is there already
     assert (out / "steps.json").read_text() == before
+
+
+def test_what_does_not_fit_is_said_and_not_tried_again(tmp_path):
+    """Also where the time runs out after it."""
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmark.py"))
+    bench, tried = Bench(torch.device("cpu"), "no", 1), []
+
+    def measure(bench, size):
+        tried.append(size)
+        if size > 1:
+            raise torch.OutOfMemoryError("too large")
+        return {"ms": 1.0}
+
+    question = Question("Sizes", [{"size": 2}, {"size": 1}], measure, lambda rows: f"{len(rows)} rows")
+    failed = []
+    with pytest.raises(OutOfTime):
+        script["answer"](bench, Question("", [{"size": 3}], *question[2:]), "sizes", tmp_path, 0.0, failed)
+    for _ in range(2):
+        failed.clear()
+        script["answer"](bench, question, "sizes", tmp_path, None, failed)
+        (said,) = failed
+        assert "size 2 (too large; to try it again, remove it from" in said
+        assert "1 rows" in (tmp_path / "sizes.md").read_text()
+    assert tried == [2, 1]
+    assert [row.get("failed") for row in json.loads((tmp_path / "sizes.json").read_text())] == ["too large", None]
 
 
 def test_an_update_costs_what_its_arithmetic_says_against_a_block():

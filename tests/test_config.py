@@ -195,6 +195,15 @@ def test_values_of_the_wrong_kind_get_one_clear_line(words, says):
         cli.parse(SamplingConfig, parser, ["--steps", "3", *words])
 
 
+def test_a_list_that_is_too_short_says_how_many_numbers():
+    @dataclass
+    class Settings:
+        latent: tuple[int, int, int] = (4, 32, 32)
+
+    with pytest.raises(ValueError, match=re.escape("latent=4,32: 3 whole numbers, with commas between, are needed")):
+        cli.parse(Settings, cli.make_parser(Settings, ""), ["--latent", "4,32"])
+
+
 def test_negative_numbers_in_lists():
     config = cli.parse(SamplingConfig, cli.make_parser(SamplingConfig, ""), ["--steps", "3", "--classes", "-1,2"])
     assert config.classes == [-1, 2]

@@ -135,3 +135,12 @@ def test_the_mean_of_a_predicted_image_is_the_one_that_predicts_it(parametrisati
         alpha_bar = float(diffusion.alphas_cumprod[t])
         x0, _ = diffusion.x0_and_eps(mean, x, alpha_bar)
         torch.testing.assert_close(diffusion.mean_of(x0, x, alpha_bar), mean, atol=2e-4, rtol=2e-4)
+
+
+def test_noise_stays_float32_under_autocast():
+    diffusion, x0, noise, t = Diffusion(), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([3, 999])
+    expected = diffusion.add_noise(x0, noise, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        noisy = diffusion.add_noise(x0, noise, t)
+        losses = diffusion.losses(torch.zeros(2, 6, 4, 4, dtype=torch.bfloat16), x0, noise, t)
+    assert noisy.dtype == losses.total.dtype == torch.float32 and torch.equal(noisy, expected)

@@ -65,6 +65,7 @@ def test_protocol_and_what_the_recipe_says(tiny_run, tmp_path):
     recipe = json.loads((tmp_path / "s" / "samples.json").read_text())
     assert recipe["sampling"]["protocol"] == "paper" and recipe["sampling"]["sampler"] == "ddpm"
     assert recipe["sampling"]["cfg_scale"] == 1 and recipe["block_passes"] == 280
+    assert recipe["precision"] == "no" and recipe["tf32"] is True
 
 
 def test_compiled_draws_the_same(tiny_run, tmp_path):

@@ -361,6 +361,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "3 latent channels, the model 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
         "another experiment (model.name was": [*train, "--resume", fpdm],
         "precision=fp16 needs a GPU": [*draw, fpdm, "--budget", 20, "--precision", "fp16"],
+        "trace=9: at most batch_size=8": [*draw, fpdm, "--budget", 20, "--trace", 9, "--batch-size", 8],
         "holds no checkpoint": [*draw, tmp_path / "empty", "--budget", 20],
         "data.latents is not set": ["train.py"],
         "reference is not set": ["evaluate.py", "--samples", tmp_path],

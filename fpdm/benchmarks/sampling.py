@@ -19,7 +19,6 @@ from fpdm.models import FixedPointDiT, compile_layers, forward_cost
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import png_path, save_png
 
-MODES = ("eager", "compiled")
 BATCHES = 2  # drawn in one measurement
 
 
@@ -39,8 +38,8 @@ def measure(
     torch.compiler.reset()
     drawn = network(bench, model, latent).eval()
     cost = forward_cost(drawn)
-    if mode == "compiled":
-        compile_layers(drawn)
+    if mode != "eager":
+        compile_layers(drawn, graphs=mode == "graphs")
     source = make_source(drawn, Diffusion(), codec, bench.precision)
     config = SamplingConfig(budget=budget, iterations=iterations if isinstance(drawn, FixedPointDiT) else None)
     plan = plan_for(source, config)
@@ -65,15 +64,15 @@ def measure(
             with torch.inference_mode():
                 return codec.decode(torch.zeros(batch, *latent, device=bench.device))
 
+        multiply, flops = matrix_product(bench)
+        works = {"whole": images, "latents": sampling_run(bench, drawn, latent, batch, plan), "decoding": decode,
+                 "blocks": blocks_alone(bench, drawn, batch, plan), "peak": multiply}  # fmt: skip
+        times = alternate(bench, works)
         peak = None
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
             images()
             peak = peak_memory(bench.device) / 2**30
-        multiply, flops = matrix_product(bench)
-        works = {"whole": images, "latents": sampling_run(bench, drawn, latent, batch, plan), "decoding": decode,
-                 "blocks": blocks_alone(bench, drawn, batch, plan), "peak": multiply}  # fmt: skip
-        times = alternate(bench, works)
     spent = cost.total_flops(plan.iterations) * batch
     return {
         "timesteps": len(plan.steps),

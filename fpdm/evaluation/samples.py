@@ -57,16 +57,16 @@ class Samples:
         return digest.hexdigest()
 
 
-def load_labelled(source: str, resolution: int, most: int = 50_000) -> tuple[Tensor, Tensor, int]:
+def load_labelled(source: str, resolution: int, most: int = 50_000, workers: int = 0) -> tuple[Tensor, Tensor, int]:
     """uint8 images (N, 3, R, R), labels (N,) and the number of classes of a labelled set.
 
-    At most `most` images, spread evenly over the set, so that memory stays bounded.
+    At most `most` images, spread evenly over the set, so that memory stays bounded. workers: processes that decode.
     """
     if Path(source).suffix == ".npz":
         raise ValueError(f"reference {source}: an npz has no labels to train features=cnn on; use inception")
     images = open_images(source)
     images = images.subset([int(i) for i in np.linspace(0, len(images) - 1, min(most, len(images)))])
-    batches = list(image_batches(images, resolution, 256))
+    batches = list(image_batches(images, resolution, 256, workers))
     pixels, labels = torch.cat([b.pixels for b in batches]), torch.cat([b.labels for b in batches])
     return pixels, labels, len(images.class_names)
 

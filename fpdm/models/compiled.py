@@ -1,18 +1,40 @@
 """torch.compile where it pays: the layers that make up nearly all of the time, each by itself."""
 
-from torch import nn
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
 
 from fpdm.models.blocks import DiTBlock
 from fpdm.models.fixed_point import ImplicitLayer
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: nn.Module, graphs: bool = False) -> None:
     """Compile the explicit blocks and the implicit layer's update, in place.
 
     Parameter names stay as they are. All blocks share one compiled graph, and the loop over
     updates is outside of it, so the number of iterations does not matter to the compiler.
+
+    graphs: on a GPU, replay each layer as a CUDA graph: one launch instead of one for each kernel. For
+        sampling alone, and for this object alone: a copy of it would go on with this one's weights.
     """
     inner = {layer.block for layer in model.modules() if isinstance(layer, ImplicitLayer)}  # part of its update
     for layer in model.modules():
         if isinstance(layer, (DiTBlock, ImplicitLayer)) and layer not in inner:
-            layer.compile()
+            if graphs:
+                layer.forward = _replayed(layer.forward)
+            else:
+                layer.compile()
+
+
+def _replayed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A replay overwrites what the one before it returned, which is the next update's input or kept for a later
+    timestep: so each result is copied."""
+    compiled = torch.compile(forward, mode="reduce-overhead")
+
+    def replay(h: Tensor, constants: tuple) -> Tensor:
+        if torch.is_grad_enabled():
+            raise ValueError("graphs=True: for sampling alone, under torch.no_grad() or inference_mode()")
+        return compiled(h, constants).clone()
+
+    return replay

@@ -25,8 +25,8 @@ def png_path(folder: Path, index: int) -> Path:
 
 def save_png(pixels: Tensor, path: Path) -> None:
     """uint8 (3, R, R) -> PNG, never half-written under this name."""
-    with replaced(path, sync=False) as partial:
-        Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")
+    with replaced(path, sync=False) as partial:  # level 1: three times as fast, on photographs as small
+        Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG", compress_level=1)
 
 
 def is_complete(path: Path) -> bool:

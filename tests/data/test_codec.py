@@ -20,6 +20,15 @@ def test_vae_latents_are_scaled_once(tiny_vae):
         torch.testing.assert_close(codec.decode(moments.mean), vae.decode(posterior.mean).sample)
 
 
+def test_channels_are_last_in_memory_and_files_are_as_ever(tiny_vae, tmp_path):
+    codec = open_codec(str(tiny_vae))
+    assert codec.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    codec.vae.save_pretrained(tmp_path)
+    before, after = (AutoencoderKL.from_pretrained(path).state_dict() for path in (tiny_vae, tmp_path))
+    assert all(torch.equal(before[name], after[name]) and after[name].is_contiguous() for name in before)
+    assert open_codec(str(tmp_path)).fingerprint == codec.fingerprint
+
+
 def test_fingerprint_follows_the_weights(tiny_vae, tmp_path):
     vae = AutoencoderKL.from_pretrained(tiny_vae)
     vae.save_pretrained(tmp_path / "same")

@@ -7,7 +7,7 @@ from fpdm.config import SamplingConfig
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
-from fpdm.models import build_model
+from fpdm.models import build_model, compile_layers
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.training.memory import step_memory
@@ -137,6 +137,24 @@ def test_host_does_not_wait_while_sampling(no_waiting, settings):
         images = draw_images(source, config, plan_for(source, config), range(4))
         no_waiting(False)
     assert images.shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["FPDM-XS/2", "DiT-XS/2"])
+@pytest.mark.parametrize("graphs", [False, True], ids=["compiled", "graphs"])
+def test_compiled_images_are_the_same(name, graphs):
+    """Whatever the iterations, and with solutions kept over timesteps, which a graph's replay must not overwrite."""
+    torch.compiler.reset()
+    eager, compiled = model(name).eval(), model(name).eval()
+    compile_layers(compiled, graphs)
+    for iterations in (2, 5):
+        settings = {"iterations": iterations, "extrapolation": 0.5} if name.startswith("FPDM") else {}
+        config = SamplingConfig(steps=4, cfg_scale=2.0, **settings)
+        images = []
+        for network in (eager, compiled):
+            source = make_source(network, Diffusion(), PixelCodec())
+            with torch.inference_mode():
+                images.append(draw_images(source, config, plan_for(source, config), range(8)).int())
+        assert (images[0] - images[1]).abs().max() <= 2
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])

@@ -109,7 +109,8 @@ def test_draw_is_the_same_at_any_batch_size():
         draw(model, 0, budget=30)
 
 
-def test_compiled_sampling_is_eager_sampling_whatever_the_iterations():
+@pytest.mark.parametrize("graphs", [False, True])
+def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(graphs):
     """Anderson, starts and the count are outside of what is compiled: after the first run nothing is compiled again."""
     torch.compiler.reset()
     network = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4).eval()
@@ -117,7 +118,7 @@ def test_compiled_sampling_is_eager_sampling_whatever_the_iterations():
         nn.init.normal_(parameter, std=0.05)
     compiled = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4).eval()
     compiled.load_state_dict(network.state_dict())
-    compile_layers(compiled)
+    compile_layers(compiled, graphs)
     noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels, ways = torch.tensor([0, 1, 2]), [{}, {"starts": (1.0, 0.5)}, {"starts": (0.8, 0.0), "anderson": 2}]
 

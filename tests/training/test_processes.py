@@ -77,6 +77,18 @@ def test_two_processes_follow_the_path_of_one(config_file, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_compiled_on_two_processes_goes_on_eagerly_on_one(config_file, tmp_path):
+    """Names of weights are the same, and so is the path, within the rounding of other kernels."""
+    eager = launch(config_file, 1, tmp_path / "eager")
+    compiled = launch(config_file, 2, tmp_path / "compiled", "--run.compile", "--optim.steps", "4")
+    assert launch(config_file, 1, tmp_path / "compiled", "--resume", str(compiled)) == compiled
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (eager, compiled)]
+    assert [record["step"] for record in logs[1]] == [1, 2, 3, 4, 5, 6]
+    assert [a["loss"] for a in logs[0]] == pytest.approx([b["loss"] for b in logs[1]], rel=1e-3)
+    weights = [load_pretrained(run / "checkpoints" / "latest" / "model").state_dict() for run in (eager, compiled)]
+    assert weights[0].keys() == weights[1].keys()
+
+
 def test_accelerate_launch_and_several_nodes_do_the_same(config_file, tmp_path):
     """Two processes of one node by accelerate, two nodes of one process by torchrun: one path."""
     launched = launch(config_file, 2, tmp_path / "accelerate", accelerate=True)
