@@ -19,7 +19,7 @@ TINY = ["--size", "XS", "--patch", 2, "--latent", "4,8,8", "--batch-size", 2, "-
         "--sizes", "XS", "--batch-sizes", "1,2", "--modes", "eager", "--budgets", "12,24", "--iterations", 2,
         "--repeats", 2, "--records", 300, "--processes", "2,8", "--steps", 2,
         "--vae", "assets/fpdm-digits/vae"]  # fmt: skip
-ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 7, "profiles": 4}
+ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 5, "profiles": 4}
 
 
 @pytest.fixture

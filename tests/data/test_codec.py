@@ -20,6 +20,19 @@ def test_vae_latents_are_scaled_once(tiny_vae):
         torch.testing.assert_close(codec.decode(moments.mean), vae.decode(posterior.mean).sample)
 
 
+def test_large_batches_are_decoded_in_parts(tiny_vae, monkeypatch):
+    codec, latents = open_codec(str(tiny_vae)), torch.randn(5, 4, 8, 8)
+    whole, sizes = codec.decode(latents), []
+    monkeypatch.setattr("fpdm.data.codec.MOST_PIXELS", 2 * 16 * 16 + 1)  # two images of 16 x 16
+    codec.vae.decoder.register_forward_hook(lambda layer, given, images: sizes.append(len(images)))
+    torch.testing.assert_close(codec.decode(latents), whole)
+    assert sizes == [2, 2, 1]
+    monkeypatch.setattr("fpdm.data.codec.MOST_PIXELS", 1)
+    assert codec.decode(latents[:2]).shape == (2, 3, 16, 16) and sizes[3:] == [1, 1]
+    monkeypatch.undo()
+    assert codec.decode(torch.randn(64, 4, 8, 8)).shape == (64, 3, 16, 16) and sizes[5:] == [32, 32]
+
+
 def test_channels_are_last_in_memory_and_files_are_as_ever(tiny_vae, tmp_path):
     codec = open_codec(str(tiny_vae))
     assert codec.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
