@@ -54,6 +54,7 @@ def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
     before = (out / "steps.json").read_text()
     assert "steps: " not in benchmark("--questions", "steps")  # it is there already
     assert (out / "steps.json").read_text() == before
+    assert "| FPDM-XS/2 | graphs | 12 |" in benchmark("--questions", "sampling", "--modes", "graphs", "--budgets", 12)
 
 
 def test_what_does_not_fit_is_said_and_not_tried_again(tmp_path):

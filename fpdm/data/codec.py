@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 PIXELS = "pixels"
-# What is decoded at once. 16 images of 256 x 256 are no slower than more, and activations stay at 1 GiB each. From 64
-# images on diffusers puts channels first for the upsampling, which took half of the time (small images on a CPU).
+# What is decoded at once. 16 images of 256 x 256 fill a GPU, and their activations stay at 1 GiB each. From 64 images
+# on diffusers puts channels first for the upsampling, and the copies take time.
 MOST_PIXELS = 2**20
 MOST_IMAGES = 32
 
