@@ -165,5 +165,5 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(message, file=sys.stderr)
+    sys.stderr.write(f"{message}\n")
     return status

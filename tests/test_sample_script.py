@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_protocol_and_what_the_recipe_says(tiny_run, tmp_path):
     assert recipe["sampling"]["protocol"] == "paper" and recipe["sampling"]["sampler"] == "ddpm"
     assert recipe["sampling"]["cfg_scale"] == 1 and recipe["block_passes"] == 280
     assert recipe["precision"] == "no" and recipe["tf32"] is True
+
+
+def test_tf32_is_as_asked_for(tiny_run, tmp_path, monkeypatch):
+    asked, script = [], str(ROOT / "scripts" / "sample.py")
+    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
+    for words in ([], ["--tf32", "false"]):
+        draw_one = ["--ckpt", str(tiny_run), "--num-samples", "1", "--steps", "1", "--out", str(tmp_path / str(words))]
+        monkeypatch.setattr(sys, "argv", [script, *draw_one, *words])
+        runpy.run_path(script, run_name="__main__")
+    assert asked == [True, False]
 
 
 def test_compiled_draws_the_same(tiny_run, tmp_path):

@@ -13,11 +13,15 @@ def compile_layers(model: nn.Module, graphs: bool = False) -> None:
     """Compile the explicit blocks and the implicit layer's update, in place.
 
     Parameter names stay as they are. All blocks share one compiled graph, and the loop over
-    updates is outside of it, so the number of iterations does not matter to the compiler.
+    updates is outside of it, so the number of iterations does not matter to the compiler. Under DDP,
+    which dynamo would cut each layer up for by the size of DDP's buckets, layers stay whole too; this
+    holds for all that the process compiles.
 
     graphs: on a GPU, replay each layer as a CUDA graph: one launch instead of one for each kernel. For
-        sampling alone, and for this object alone: a copy of it would go on with this one's weights.
+        sampling alone, ValueError with gradients; and for this object alone: a copy of it would go on with
+        this one's weights.
     """
+    torch._dynamo.config.optimize_ddp = False
     inner = {layer.block for layer in model.modules() if isinstance(layer, ImplicitLayer)}  # part of its update
     for layer in model.modules():
         if isinstance(layer, (DiTBlock, ImplicitLayer)) and layer not in inner:

@@ -95,7 +95,6 @@ def train(
     ema = EMA(network, optim.ema_decay)
     if config.run.compile:
         compile_layers(network)
-        torch._dynamo.config.optimize_ddp = False  # would cut each layer up for DDP, by the size of its buckets
     adamw = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -128,6 +128,9 @@ def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(graphs):
         with torch.inference_mode():
             return sample(model, Diffusion(), plan, noise, labels, **{**settings, **starts})
 
+    if graphs:
+        with pytest.raises(ValueError, match="graphs=True: for sampling alone"):
+            compiled(noise, torch.tensor([1, 2, 3]), labels, iterations=2)
     for settings in ways:
         latents(compiled, 2, settings)
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -77,6 +77,30 @@ def test_two_processes_follow_the_path_of_one(config_file, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+LAYERS = """
+import torch, torch._dynamo
+from torch.nn.parallel import DistributedDataParallel
+from fpdm.models import build_model, compile_layers
+
+torch.distributed.init_process_group("gloo")
+model = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4, hidden_size=256)
+compile_layers(model)
+parallel = DistributedDataParallel(model, bucket_cap_mb=1)  # less than a layer has
+parallel(torch.zeros(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1]), iterations=3)
+counters = torch._dynamo.utils.counters
+print(counters["stats"]["unique_graphs"], counters["aot_autograd"]["total"])
+"""
+
+
+def test_layers_stay_whole_under_ddp():
+    """A block and an update: two graphs, and as many pieces given to the compiler."""
+    command = [sys.executable, "-c", LAYERS]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment() | alone)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["2", "2"]
+
+
 def test_compiled_on_two_processes_goes_on_eagerly_on_one(config_file, tmp_path):
     """Names of weights are the same, and so is the path, within the rounding of other kernels."""
     eager = launch(config_file, 1, tmp_path / "eager")
