@@ -20,5 +20,5 @@ WORKERS = 1_024  # processes or threads on one machine
 REPEATS = 100_000
 SECONDS = 10**9
 MINUTES = 10**7
-FACTOR = 10**6  # of numbers that scale something
+FACTOR = 10**9  # of numbers that scale something
 GPU_GIB = 100_000
