@@ -7,6 +7,7 @@ import torch
 
 from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
 from fpdm.models import build_model
+from fpdm.training.describe import describe_share
 from fpdm.training.fits import FIXED_GIB, FRAGMENTED, describe_fit, largest_fitting, needed_gib, reserve
 from fpdm.training.memory import StepMemory, step_memory
 
@@ -50,6 +51,11 @@ def test_the_largest_that_fits_is_found(config, network, size):
     gpu = needed_gib(config, network, 2, size, False)
     assert largest_fitting(config, network, 2, False, gpu) == size
     assert largest_fitting(config, network, 2, False, needed_gib(config, network, 2, 1, False) - 1e-3) is None
+
+
+def test_whose_memory_it_is(config):
+    config.optim.micro_batch_size = 24
+    assert "each of 2 processes, which takes 48 of the 96 samples of a step, 24 at a time" in describe_share(config, 2)
 
 
 def test_the_proposal_divides_the_share(config, network):
