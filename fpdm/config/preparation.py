@@ -70,6 +70,8 @@ class EncodeConfig:
         mirror: also store the mirror image's latents, for training with data.mirror.
         batch_size: images through the codec at a time, per process.
         precision: of the codec's arithmetic, no (float32), bf16 or fp16.
+        tf32: allow TF32 convolutions and matrix products of a VAE in float32, where a GPU has them; faster, and a
+            little less exact. In 16 bits it makes no difference.
         shard: images per file of the store, the portion that processes share out among themselves.
         workers: processes that decode images, per process.
         skip_broken: leave out (and count) files that cannot be decoded instead of stopping.
@@ -79,6 +81,7 @@ class EncodeConfig:
     mirror: bool = True
     batch_size: int = 64
     precision: str = "no"
+    tf32: bool = False
     shard: int = 4096
     workers: int = 0
     skip_broken: bool = False
