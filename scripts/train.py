@@ -60,7 +60,8 @@ def main() -> None:
     if not process_state().is_main_process:
         logging.getLogger("fpdm").setLevel(logging.ERROR)
     if settings.dry_run:
-        logger.info(describe(experiment, process_state().num_processes, settings.gpu_memory or device_gib()))
+        if process_state().is_main_process:  # one speaks for all
+            logger.info(describe(experiment, process_state().num_processes, settings.gpu_memory or device_gib()))
         return
     if not settings.data.latents:
         raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
