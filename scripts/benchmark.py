@@ -27,7 +27,7 @@ from fpdm.benchmarks.steps import steps
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.updates import updates
 from fpdm.chain import OutOfTime, keep_settings
-from fpdm.config import PRECISIONS, check_at_least, check_choice
+from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.figures import plot_shares
@@ -96,6 +96,7 @@ class Settings:
     minutes: float | None = None
 
     def __post_init__(self):
+        self._check_ranges()
         self.questions = self.questions or QUESTIONS
         for name in self.questions:
             check_choice("questions", name, QUESTIONS)
@@ -107,17 +108,27 @@ class Settings:
         lists = {"updates": self.updates, "sizes": self.sizes, "batch_sizes": self.batch_sizes, "modes": self.modes,
                  "budgets": self.budgets, "processes": self.processes, "latent": self.latent}  # fmt: skip
         for name, values in lists.items():
-            if not values or any(isinstance(value, int) and value < 1 for value in values):
-                raise ValueError(f"{name}={values}: at least one number, and each at least 1")
+            if not values:
+                raise ValueError(f"{name}={values}: give at least one")
         if self.latent[1] != self.latent[2] or self.latent[1] % self.patch:
             raise ValueError(
                 f"latent={self.latent}: height and width must be equal, and multiples of patch={self.patch}"
             )
-        check_at_least(
-            1, patch=self.patch, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size,
-            iterations=self.iterations, records=self.records, repeats=self.repeats, steps=self.steps,
-            threads=self.threads,
-        )  # fmt: skip
+
+    def _check_ranges(self) -> None:
+        check_range(1, limits.LATENT, patch=self.patch, latent=self.latent)
+        check_range(1, limits.BATCH, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size)
+        check_range(1, limits.BATCH, batch_sizes=self.batch_sizes)
+        check_range(1, limits.TRAINING_UPDATES, updates=self.updates)
+        check_range(0, limits.TRAINING_UPDATES, published_updates=self.published_updates)
+        check_range(1, limits.PASSES, budgets=self.budgets)
+        check_range(1, limits.ITERATIONS, iterations=self.iterations)
+        check_range(1, limits.RECORDS, records=self.records)
+        check_range(1, limits.PROCESSES, processes=self.processes)
+        check_range(1, limits.REPEATS, repeats=self.repeats)
+        check_range(1, limits.STEPS, steps=self.steps)
+        check_range(1, limits.WORKERS, threads=self.threads)
+        check_range(0, limits.MINUTES, minutes=self.minutes)
 
 
 def parser():

@@ -12,7 +12,7 @@ import torch
 import fpdm
 from fpdm import cli
 from fpdm.chain import OutOfTime, keep_settings
-from fpdm.config import PRECISIONS, check_at_least, check_choice
+from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
 from fpdm.reproduction import cifar10, targets
@@ -64,9 +64,12 @@ class Settings:
         self.targets = self.targets or tuple(DATA[self.data])
         for target in self.targets:
             check_choice("targets", target, tuple(DATA[self.data]))
-        check_at_least(0.1, seconds=self.seconds)
-        check_at_least(1, seeds=self.seeds, batch_size=self.batch_size, vae_steps=self.vae_steps)
-        check_at_least(65, samples=self.samples)  # the features have 64 dimensions
+        check_range(0.1, limits.SECONDS, seconds=self.seconds)
+        check_range(1, limits.REPEATS, seeds=self.seeds)
+        check_range(65, limits.SAMPLES, samples=self.samples)  # the features have 64 dimensions
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
+        check_range(0, limits.MINUTES, minutes=self.minutes)
+        check_range(1, limits.STEPS, vae_steps=self.vae_steps)
 
 
 def parser():
