@@ -37,7 +37,9 @@ def laboratory(tmp_path_factory, tiny):
         (out / "steps").mkdir()
         for name in digits.EXPERIMENTS:
             (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
-        yield Laboratory(digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split()))
+        yield Laboratory(
+            digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split())
+        )
 
 
 FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1}

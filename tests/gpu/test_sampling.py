@@ -1,4 +1,4 @@
-"""Images drawn on the device are the CPU's, whatever the solver and the way to solve. Start noise is the CPU's always."""
+"""Images drawn on the device are the CPU's, whatever the solver and the way to solve; start noise always is."""
 
 from copy import deepcopy
 
@@ -99,9 +99,7 @@ WAITLESS = [
 @pytest.mark.parametrize("settings", WAITLESS, ids=str)
 def test_host_does_not_wait_while_sampling(network, no_waiting, tiny_vae, settings, codec):
     sizes = {"input_size": 8, "in_channels": 4} if codec == "vae" else {}
-    source = make_source(
-        network(**sizes).eval(), Diffusion(), open_codec(str(tiny_vae) if sizes else "pixels", "cuda")
-    )
+    source = make_source(network(**sizes).eval(), Diffusion(), open_codec(str(tiny_vae) if sizes else "pixels", "cuda"))
     config = SamplingConfig(steps=4, iterations=3, **settings)
     with torch.inference_mode():
         draw_images(source, config, plan_for(source, config), range(4))  # makes tables and workspaces
