@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -18,6 +19,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from fpdm.loading import load_source
+from fpdm.reproduction import digits
 from fpdm.sampling.generate import draw
 from fpdm.sampling.images import load_pngs
 
@@ -189,14 +191,25 @@ def test_benchmark(tmp_path, tiny, scripts_run_here, half):
     assert all(row["seconds"]["matrix products"] > 0 for row in profiles)
 
 
-def test_quickstart(tmp_path, tiny, scripts_run_here):
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The folder of the classifier of the digits, which is trained on the CPU always: once for all scripts."""
+    folder = tmp_path_factory.mktemp("classifier") / "features"
+    digits.reference(folder)
+    return folder
+
+
+def test_quickstart(tmp_path, tiny, scripts_run_here, classifier):
+    shutil.copytree(classifier, tmp_path / "features")
     run_on_device("quickstart.py", *tiny["quickstart.py"], "--out", tmp_path)
     assert "FD-cnn@70" in (tmp_path / "report.md").read_text() and (tmp_path / "overview.png").exists()
 
 
-def test_reproduce(tmp_path, tiny, scripts_run_here):
+def test_reproduce(tmp_path, tiny, scripts_run_here, classifier):
+    shutil.copytree(classifier, tmp_path / "features")
     run_on_device("reproduce.py", *tiny["reproduce.py"], "--out", tmp_path)
     assert "## Fig. 5" in (tmp_path / "report.md").read_text() and (tmp_path / "fig5.png").exists()
+    assert len(list((tmp_path / "features").iterdir())) == len(list(classifier.iterdir()))  # none was trained anew
 
 
 @pytest.mark.parametrize("processes", [1, 2])
