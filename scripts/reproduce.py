@@ -11,7 +11,7 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import OutOfTime, keep_settings
+from fpdm.chain import OutOfTime, end_on_sigterm, keep_settings
 from fpdm.config import PRECISIONS, check_at_least, check_choice
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
@@ -74,6 +74,7 @@ def parser():
 
 
 def main() -> None:
+    end_on_sigterm()
     settings = cli.parse(Settings, parser())
     started, out = time.monotonic(), Path(settings.out or f"results/reproduce-{settings.data}")
     deadline = None if settings.minutes is None else started + 60 * settings.minutes

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fpdm.benchmarks.naive import NaiveImplicitLayer
-from fpdm.benchmarks.timing import DTYPES, Bench, Question, alternate, copying, matrix_product
+from fpdm.benchmarks.timing import Bench, Question, alternate, copying, matrix_product
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models.blocks import DiTBlock
 from fpdm.models.fixed_point import ImplicitLayer
@@ -44,11 +44,10 @@ def measure(bench: Bench, size: str, batch: int, tokens: int, mode: str) -> dict
         naive = NaiveImplicitLayer(ImplicitLayer(width, heads))
     with torch.no_grad(), bench.autocast():
         constants, inputs = layer.constants(x_pre, c), naive.constants(x_pre, c)
-    iterate = h.to(DTYPES[bench.precision])  # as it is from the second update on; a DiT's tokens stay float32
-    works = {
+    works = {  # under autocast, too, the iterate is float32, as a DiT's tokens are
         "block": lambda: block(h, block.modulation(c)),
-        "update": lambda: layer(iterate, constants),
-        "naive": lambda: naive(iterate, inputs),
+        "update": lambda: layer(h, constants),
+        "naive": lambda: naive(h, inputs),
     }
 
     @contextmanager
