@@ -25,17 +25,23 @@ class OutOfTime(ValueError):
     """A script was stopped at the deadline; what it had written is kept."""
 
 
-def run_script(script: str, *arguments, deadline: float | None = None, log: Path | None = None) -> None:
+def run_script(
+    script: str, *arguments, deadline: float | None = None, log: Path | None = None, patience: float | None = None
+) -> None:
     """Run scripts/<script>, showing the command as a user would type it.
 
     deadline: on time.monotonic()'s clock; then the script gets SIGTERM, for which train.py
-    writes a checkpoint, and OutOfTime is raised. log: a file that takes what the script says, at its end.
+    writes a checkpoint, and OutOfTime is raised. log: a file that takes the command and what the
+    script says, at its end. patience: see `run_python`.
     """
     words = ["python", f"scripts/{script}", *map(str, arguments)]
     logger.info(f"\n$ {shlex.join(words)}")
-    status = run_python([ROOT / "scripts" / script, *words[2:]], deadline, log)
+    if log is not None:
+        with log.open("a") as file:
+            file.write(f"\n$ {shlex.join(words)}\n")
+    status = run_python([ROOT / "scripts" / script, *words[2:]], deadline, log, patience=patience)
     if status is None:
-        raise OutOfTime(f"scripts/{script} was stopped, for the time is over; the same command goes on with it")
+        raise OutOfTime(f"scripts/{script} was stopped, for the time is over; the same command resumes it")
     if status:
         said = "its message is above" if log is None else f"{last_line(log)} (all of it is in {log})"
         raise ValueError(f"scripts/{script} failed with exit status {status}; {said}")
@@ -43,18 +49,18 @@ def run_script(script: str, *arguments, deadline: float | None = None, log: Path
 
 def run_python(
     words: list, deadline: float | None = None, log: Path | None = None, stop: signal.Signals = signal.SIGTERM,
-    patience: float | None = None,
+    patience: float | None = None, folder: Path | None = None,
 ) -> int | None:  # fmt: skip
     """The exit status of Python with these arguments; None where the deadline came first, see `run_script`.
 
     stop: the signal that it then gets. patience: seconds after which it is killed if that has not ended it
-    (None for never).
+    (None for never). folder: to run in, if not the current one.
     """
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     if log is not None:
         environment.setdefault("TQDM_MININTERVAL", "10")  # a file keeps every state of a progress bar
     with nullcontext() if log is None else log.open("a") as output:
-        process = subprocess.Popen([sys.executable, *map(str, words)], env=environment, stdout=output,
+        process = subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=folder, stdout=output,
                                    stderr=None if log is None else subprocess.STDOUT)  # fmt: skip
         try:
             return process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))

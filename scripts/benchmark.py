@@ -1,6 +1,6 @@
 """What things cost on this machine, one table for each question: an update against a block, training steps, memory,
 the published form of the network, sampling, draws of (n, m), data in and out, and where the time goes. Started again,
-it goes on where it stopped."""
+it resumes where it stopped."""
 
 import gc
 import json
@@ -70,7 +70,7 @@ class Settings:
         repeats: measurements, of which the median counts.
         steps: training steps of a measurement.
         threads: of torch's arithmetic (null for its own choice).
-        minutes: stop after so many, between two measurements; the same command goes on (null for no limit).
+        minutes: stop after so many, between two measurements; the same command resumes (null for no limit).
     """
 
     out: str = "results/benchmark"
@@ -152,7 +152,7 @@ def main() -> None:
     for name in settings.questions:
         answer(bench, ask(name, settings, codec, out), name, out, deadline, progress)
     if progress.left:
-        logger.info(f"the time is over, {len(progress.left)} cases are left; the same command goes on")
+        logger.info(f"the time is over, {len(progress.left)} cases are left; the same command resumes")
     write_report(settings, device, out)
     write_atomically(out / "progress.json", json.dumps(progress._asdict(), indent=1))
     logger.info(f"report in {out / 'report.md'}")

@@ -1,5 +1,5 @@
 """The paper's tables and figures in small, on real data: each a target that trains what it needs, draws, scores
-and writes its section of the report. Started again, it goes on where it stopped."""
+and writes its section of the report. Started again, it resumes where it stopped."""
 
 import logging
 import platform
@@ -38,7 +38,7 @@ class Settings:
         samples: images drawn for each score.
         precision: of drawing, no, bf16 or fp16.
         batch_size: images drawn at a time.
-        minutes: stop after so many; the same command goes on (null for no limit).
+        minutes: stop after so many; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
         train: further arguments of train.py for all models, as one text; a rehearsal's small sizes.
     """

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py at tiny size: every question measured, stopped, gone on with, reported."""
+"""scripts/benchmark.py at tiny size: every question measured, stopped, resumed, reported."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def benchmark(tmp_path):
 
 def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
     out = tmp_path / "out"
-    assert "the same command goes on" in benchmark("--minutes", 0)
+    assert "the same command resumes" in benchmark("--minutes", 0)
     assert len(json.loads((out / "progress.json").read_text())["left"]) == sum(ROWS.values())
     said = benchmark()
     assert json.loads((out / "progress.json").read_text()) == {"left": [], "failed": []}

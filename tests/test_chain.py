@@ -29,7 +29,7 @@ def scripts(tmp_path, monkeypatch):
 
 def wait_for(path: Path) -> None:
     until = time.monotonic() + 60
-    while not (path.is_file() and path.read_text()):
+    while not path.is_file():
         assert time.monotonic() < until, f"{path} was not written"
         time.sleep(0.05)
 
@@ -39,7 +39,9 @@ def test_what_a_script_says_goes_to_a_file(scripts, tmp_path):
     run_script(scripts("says.py", "import sys; print('one'); print('two', file=sys.stderr)"), log=log)
     with pytest.raises(ValueError, match=r"exit status 3; the reason \(all of it is in .*said.log\)"):
         run_script(scripts("fails.py", "import sys; print('the reason\\n'); sys.exit(3)"), log=log)
-    assert sorted(log.read_text().split()[:2]) == ["one", "two"] and last_line(log) == "the reason"
+    said = log.read_text().split()
+    assert said[:3] == ["$", "python", "scripts/says.py"] and sorted(said[3:5]) == ["one", "two"]
+    assert last_line(log) == "the reason"
 
 
 def test_a_script_is_stopped_at_the_deadline(scripts):
@@ -58,15 +60,16 @@ def test_one_that_does_not_end_is_killed(tmp_path):
 
 def test_stopping_a_script_stops_what_it_runs(scripts, tmp_path):
     """Or a training run would keep the GPU busy that the next measurement needs."""
-    inner, pid = (
-        scripts("inner.py", "import sys, os, time; print(os.getpid(), flush=True); time.sleep(60)"),
-        tmp_path / "p",
-    )
+    pid = tmp_path / "pid"
+    inner = scripts("inner.py", (
+        "import os, pathlib, time\npath = pathlib.Path('pid.partial')\npath.write_text(str(os.getpid()))\n"
+        f"path.rename({str(pid)!r})\ntime.sleep(60)\n"
+    ))  # fmt: skip
     outer = scripts("outer.py", (
         "import pathlib\nfrom fpdm import chain\nchain.ROOT = pathlib.Path(__file__).parents[1]\n"
-        f"chain.end_on_sigterm()\nchain.run_script({inner!r}, log=pathlib.Path({str(pid)!r}))\n"
+        f"chain.end_on_sigterm()\nchain.run_script({inner!r})\n"
     ))  # fmt: skip
-    process = subprocess.Popen([sys.executable, str(tmp_path / "scripts" / outer)])
+    process = subprocess.Popen([sys.executable, str(tmp_path / "scripts" / outer)], cwd=tmp_path)
     wait_for(pid)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
