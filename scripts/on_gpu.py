@@ -15,7 +15,7 @@ from fpdm import cli
 from fpdm.chain import end_on_sigterm, keep_settings
 from fpdm.devices import device_peak_tflops, process_state
 from fpdm.on_gpu.parts import Visit
-from fpdm.on_gpu.visit import go
+from fpdm.on_gpu.visit import resume
 
 logger = logging.getLogger("fpdm")
 RESERVE = 15  # seconds for the summary
@@ -63,7 +63,7 @@ def main() -> None:
     keep_settings(out / "settings.json", facts | {"rehearse": settings.rehearse})
     if settings.rehearse:
         facts = {"REHEARSAL": "tiny sizes; the numbers mean nothing"} | facts
-    done = go(Visit(out, precision, deadline, settings.images, settings.rehearse), facts)
+    done = resume(Visit(out, precision, deadline, settings.images, settings.rehearse), facts)
     told = "everything is done" if done else "the same command resumes with what is left"
     logger.info(f"{told}; {out / 'summary.md'}, and what to bring home in {out / 'home'}")
 

@@ -40,7 +40,9 @@ def here(monkeypatch):
             patch.setattr(sys, "argv", [script, *map(str, words)])
             runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of other processes
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(chain, "end_on_sigterm", lambda: None)  # of the process that runs all tests
     monkeypatch.setattr(parts, "run_script", run_here)
     monkeypatch.setattr(steps, "run_script", run_here)
@@ -149,19 +151,19 @@ def test_what_fails_or_hangs_does_not_keep_the_others_waiting(tmp_path, monkeypa
 
     monkeypatch.setattr(visit, "parts", lambda asked: [part(name) for name in ends])
     asked = Visit(tmp_path, "bf16", time.monotonic() + 600)
-    assert not visit.go(asked, {}) and ran == list("abcd")
+    assert not visit.resume(asked, {}) and ran == list("abcd")
     told = (tmp_path / "summary.md").read_text()
     assert "| a | part a | failed | ValueError: no / such file | 0.0 |" in told and "| d | part d | done |  |" in told
     ran.clear()
     ends["c"], ends["b"] = Outcome(True, ""), SystemExit(143)
     with pytest.raises(SystemExit):
-        visit.go(asked, {})
+        visit.resume(asked, {})
     assert ran == list("cab")
     states = {record["name"]: record["state"] for record in json.loads((tmp_path / "parts.json").read_text())}
     assert states == {"a": "failed", "b": "stopped", "c": "done", "d": "done"}
     ran.clear()
     ends |= {"a": Outcome(True, ""), "b": Outcome(True, "")}
-    assert visit.go(asked, {}) and ran == list("ab")
+    assert visit.resume(asked, {}) and ran == list("ab")
 
 
 @pytest.fixture

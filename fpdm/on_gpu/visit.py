@@ -26,7 +26,7 @@ class Record(NamedTuple):
     seconds: float = 0.0
 
 
-def go(visit: Visit, machine: dict[str, str]) -> bool:
+def resume(visit: Visit, machine: dict[str, str]) -> bool:
     """Run what is left until the deadline; whether everything is done.
 
     Parts that failed, or had to be stopped in the midst of something, come after all others in the next call: one that
