@@ -1,6 +1,6 @@
 """What things cost on this machine, one table for each question: an update against a block, training steps, memory,
 the published form of the network, sampling, draws of (n, m), data in and out, and where the time goes. Started again,
-it goes on where it stopped."""
+it resumes where it stopped."""
 
 import gc
 import json
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -26,7 +27,7 @@ from fpdm.benchmarks.sampling import sampling
 from fpdm.benchmarks.steps import steps
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.updates import updates
-from fpdm.chain import OutOfTime, keep_settings
+from fpdm.chain import end_on_sigterm, keep_settings
 from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
@@ -69,7 +70,7 @@ class Settings:
         repeats: measurements, of which the median counts.
         steps: training steps of a measurement.
         threads: of torch's arithmetic (null for its own choice).
-        minutes: stop after so many, between two measurements; the same command goes on (null for no limit).
+        minutes: stop after so many, between two measurements; the same command resumes (null for no limit).
     """
 
     out: str = "results/benchmark"
@@ -131,11 +132,19 @@ class Settings:
         check_range(0, limits.MINUTES, minutes=self.minutes)
 
 
+class Progress(NamedTuple):
+    """Cases, described, of what was asked for: left for want of time, and not measurable, with the reason."""
+
+    left: list[str]
+    failed: list[str]
+
+
 def parser():
     return cli.make_parser(Settings, __doc__)
 
 
 def main() -> None:
+    end_on_sigterm()
     settings = cli.parse(Settings, parser())
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     device, out = process_state().device, Path(settings.out)
@@ -150,16 +159,16 @@ def main() -> None:
         "machine": machine(device), "fpdm": fpdm.__version__, "torch": torch.__version__, "vae": settings.vae,
         "precision": settings.precision, "repeats": settings.repeats,
     })  # fmt: skip
-    bench, failed = Bench(device, settings.precision, settings.repeats), []
-    try:
-        for name in settings.questions:
-            answer(bench, ask(name, settings, codec, out), name, out, deadline, failed)
-    except OutOfTime as stopped:
-        logger.info(f"{stopped}")
+    bench, progress = Bench(device, settings.precision, settings.repeats), Progress([], [])
+    for name in settings.questions:
+        answer(bench, ask(name, settings, codec, out), name, out, deadline, progress)
+    if progress.left:
+        logger.info(f"the time is over, {len(progress.left)} cases are left; the same command resumes")
     write_report(settings, device, out)
+    write_atomically(out / "progress.json", json.dumps(progress._asdict(), indent=1))
     logger.info(f"report in {out / 'report.md'}")
-    if failed:
-        raise ValueError("left out: " + "; ".join(failed))
+    if progress.failed:
+        raise ValueError("left out: " + "; ".join(progress.failed))
 
 
 def open_decoder(settings: Settings, device: torch.device) -> Codec:
@@ -205,11 +214,11 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
     return ways[name]()
 
 
-def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, failed: list[str]) -> None:
+def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, progress: Progress) -> None:
     """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone.
 
-    failed: takes those that could not be measured, and why; they are kept and not tried again. OutOfTime where the
-    time is over before the last.
+    Those that could not be measured are kept and not tried again. No case begins for which the time does not suffice,
+    by the longest before it; those that are there already are in the table all the same.
     """
     path = out / f"{name}.json"
     kept = read_json(path) if path.is_file() else []
@@ -218,20 +227,18 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
         described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
         if row is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise OutOfTime("the time is over; the same command goes on")
+            longest = max((row.get("took_s", 0) for row in kept), default=0)
+            if deadline is not None and time.monotonic() + longest > deadline:
+                progress.left.append(described)
+                continue
             logger.info(described)
-            gc.collect()
-            if bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-            try:
-                row = case | question.measure(bench, **case)
-            except (torch.OutOfMemoryError, ValueError) as error:  # the latter of train.py, which has said why
-                row = case | {"failed": str(error)}
+            row = measured(bench, question, case)
             kept.append(row)
             write_atomically(path, json.dumps(kept, indent=1))
+            if "failed" in row:
+                check_device(bench.device)
         if "failed" in row:
-            failed.append(f"{described} ({row['failed']}; to try it again, remove it from {path})")
+            progress.failed.append(f"{described} ({row['failed']}; to try it again, remove it from {path})")
             continue
         rows.append(row)
         write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
@@ -241,6 +248,28 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
         if name == "profiles":
             plot_shares(shares(rows), out / "profiles.png")
         logger.info(f"\n{(out / f'{name}.md').read_text()}")
+
+
+def measured(bench: Bench, question: Question, case: dict) -> dict:
+    """The case with its numbers and the seconds that it took, or with why it failed: the other cases count as much."""
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    begun = time.monotonic()
+    try:
+        numbers = question.measure(bench, **case)
+    except Exception as error:
+        expected = isinstance(error, (torch.OutOfMemoryError, ValueError))  # the latter of train.py, which has said why
+        logger.info("", exc_info=not expected)
+        said = " ".join(str(error).split())[:500]
+        numbers = {"failed": said if expected else f"{type(error).__name__}: {said}"}
+    return case | numbers | {"took_s": time.monotonic() - begun}
+
+
+def check_device(device: torch.device) -> None:
+    """Raise what a GPU is left with after a failed kernel: it answers nothing more to this process."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> str:

@@ -1,5 +1,5 @@
 """The paper's tables and figures in small, on real data: each a target that trains what it needs, draws, scores
-and writes its section of the report. Started again, it goes on where it stopped."""
+and writes its section of the report. Started again, it resumes where it stopped."""
 
 import logging
 import platform
@@ -11,7 +11,7 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import OutOfTime, keep_settings
+from fpdm.chain import OutOfTime, end_on_sigterm, keep_settings
 from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
@@ -38,7 +38,7 @@ class Settings:
         samples: images drawn for each score.
         precision: of drawing, no, bf16 or fp16.
         batch_size: images drawn at a time.
-        minutes: stop after so many; the same command goes on (null for no limit).
+        minutes: stop after so many; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
         train: further arguments of train.py for all models, as one text; a rehearsal's small sizes.
     """
@@ -77,6 +77,7 @@ def parser():
 
 
 def main() -> None:
+    end_on_sigterm()
     settings = cli.parse(Settings, parser())
     started, out = time.monotonic(), Path(settings.out or f"results/reproduce-{settings.data}")
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
