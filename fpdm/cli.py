@@ -14,6 +14,7 @@ from typing import TypeVar
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from fpdm.config_files import check_names, layers
+from fpdm.devices import end_processes
 
 KINDS = {  # part of a type's name -> what a user calls it; the first that fits
     r"(list|tuple)\[int": "a list of whole numbers, as in 0,2,5,",
@@ -153,6 +154,7 @@ def run(main: Callable[[], None]) -> None:
     logging.getLogger("fpdm").setLevel(logging.INFO)
     try:
         main()
+        end_processes()
     except (ArgumentError, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("FPDM_DEBUG") == "1":
             raise

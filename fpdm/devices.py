@@ -7,12 +7,16 @@ from datetime import timedelta
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 
 def on_cpu() -> bool:
-    """Whether there is no accelerator; accelerate must be told, or it starts no process group for CPUs."""
-    return not torch.accelerator.is_available()
+    """Whether to run on the CPU: there is no accelerator, or accelerate's ACCELERATE_USE_CPU=true asks for it.
+
+    accelerate must be told, or it starts no process group for CPUs.
+    """
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def process_state(patience: timedelta | None = None) -> PartialState:
@@ -24,8 +28,21 @@ def process_state(patience: timedelta | None = None) -> PartialState:
     return PartialState(cpu=on_cpu(), **({} if patience is None else {"timeout": patience}))
 
 
+def end_processes() -> None:
+    """Wait for the other processes, then leave their group, all together: the main one may have work left when the
+    others are done, and would else do it in a group that is falling apart."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        process_state().wait_for_everyone()
+        torch.distributed.destroy_process_group()
+
+
 def check_precision(setting: str, precision: str, device: torch.device) -> None:
     """Refuse a precision (no, bf16, fp16) that this device does not have, naming the setting it came from."""
+    if precision != "no" and device.type == "mps":
+        raise ValueError(
+            f"{setting}={precision}: on Apple's GPUs (MPS) this runs in float32 alone; use no, or set "
+            "ACCELERATE_USE_CPU=true to run on the CPU"
+        )
     if precision == "fp16" and device.type == "cpu":
         raise ValueError(f"{setting}=fp16 needs a GPU; on a CPU use bf16 or no")
     if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -43,6 +60,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def skips_by_flag(device: torch.device) -> bool:
+    """Whether a fused optimizer on this device leaves a step out by a flag there; that of MPS ignores it."""
+    return device.type in ("cpu", "cuda")
 
 
 def to_float64(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fpdm import cli
 from fpdm.config import check_choice, check_range, limits
 from fpdm.data.images import DIGITS
-from fpdm.devices import process_state
+from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.classifier import cached_classifier
 from fpdm.evaluation.extraction import Extractor, Gathered, gather
 from fpdm.evaluation.features import EXTRACTORS, DINOv2, Inception, weights_key
@@ -49,6 +49,7 @@ class Settings:
         out: JSON file of the score; by default score-<features>.json beside the samples.
         batch_size: images at a time, per process.
         workers: processes that decode images, per process.
+        tf32: allow TF32 matrix products where a GPU has them; scores then differ a little between kinds of GPU.
     """
 
     samples: str = ""
@@ -65,6 +66,7 @@ class Settings:
     out: str | None = None
     batch_size: int = 64
     workers: int = 0
+    tf32: bool = False
 
     def __post_init__(self):
         check_choice("features", self.features, EXTRACTORS)
@@ -101,6 +103,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
+    allow_tf32(settings.tf32)
     state = process_state(timedelta(hours=6))  # one process may train a classifier while the others wait
     for name in ("samples", "reference"):
         check_exists(name, getattr(settings, name))
@@ -164,7 +167,8 @@ class Measure(NamedTuple):
 
     def __call__(self, samples: Samples) -> Gathered:
         settings = self.settings
-        name = f"{self.extractor.name}-{self.key}-{samples.fingerprint()}-{settings.keep}"
+        tf32 = "-tf32" if settings.tf32 and self.state.device.type == "cuda" else ""
+        name = f"{self.extractor.name}-{self.key}-{samples.fingerprint()}-{settings.keep}{tf32}"
         return gather(samples, self.extractor, Path(settings.cache) / name, self.state,
                       batch_size=settings.batch_size, workers=settings.workers, keep=settings.keep)  # fmt: skip
 

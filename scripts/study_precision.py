@@ -20,7 +20,7 @@ from fpdm.benchmarks.precision import (
     residual_table,
     residuals,
 )
-from fpdm.config import PRECISIONS, check_choice
+from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.tables import markdown_table
 from fpdm.files import write_atomically
@@ -52,6 +52,7 @@ class Settings:
     def __post_init__(self):
         for precision in self.precisions:
             check_choice("precisions", precision, PRECISIONS[1:])
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
 
 
 def parser():

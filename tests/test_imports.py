@@ -13,7 +13,7 @@ ALLOWED = {
     "diffusion": set(),
     "seeding": set(),
     "config_files": set(),
-    "cli": {"config_files"},
+    "cli": {"config_files", "devices"},
     "files": set(),
     "devices": set(),
     "models": {"config"},

@@ -10,12 +10,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
 
 
-def check_at_least(low: float, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < low:
-            raise ValueError(f"{name}={value}: at least {low}")
-
-
 def check_range(low: float, high: float, **values: float | list | tuple | None) -> None:
     """Refuse numbers outside low..high, and NaN. Of a list every number is checked; None is not."""
     for name, number in _numbers(values):

@@ -25,6 +25,7 @@ from fpdm.data.codec import PIXELS, Codec, Moments
 MANIFEST = "manifest.json"
 JOURNAL = "encoding.json"
 FORMAT = 2
+CAN_ADVISE = hasattr(mmap, "MADV_RANDOM")  # not on Windows
 
 
 @dataclass
@@ -139,7 +140,8 @@ class LatentStore:
                 f"latents {self.folder}: {len(self.manifest.shards)} shards are more files than this process may open; "
                 "raise the limit (ulimit -n), or encode with a larger --shard"
             ) from error
-        shard.madvise(mmap.MADV_RANDOM)  # what lies around a random record is not wanted
+        if CAN_ADVISE:
+            shard.madvise(mmap.MADV_RANDOM)  # what lies around a random record is not wanted
         return shard
 
     def __len__(self) -> int:
@@ -178,6 +180,8 @@ class LatentStore:
 
     def _announce(self, shard: int, records: np.ndarray, flips: np.ndarray) -> None:
         """Have the system fetch these records, all at once: waiting for one after the other is many times slower."""
+        if not CAN_ADVISE:
+            return
         size, (moments, offset) = self.manifest.record.itemsize, self.manifest.record.fields["moments"][:2]
         starts = records * size // mmap.PAGESIZE * mmap.PAGESIZE
         ends = records * size + offset + (flips + 1) * (moments.itemsize // self.manifest.flips)

@@ -117,11 +117,9 @@ def _keep(path: Path, kept: np.ndarray, first: int, features: Tensor) -> None:
     if low == high:
         return
     width = features.shape[1]
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        os.pwrite(descriptor, features[kept[low:high] - first].numpy().astype("<f4").tobytes(), 4 * width * int(low))
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:  # others write to it, too
+        file.seek(4 * width * int(low))
+        file.write(features[kept[low:high] - first].numpy().astype("<f4").tobytes())
 
 
 def _merge(folder: Path, chunks: int) -> None:

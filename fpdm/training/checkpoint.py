@@ -93,9 +93,13 @@ def _clear_remains(folder: Path) -> None:
 
 
 def load_trainer(checkpoint: Path) -> dict:
-    """The `trainer` of `save_checkpoint`, on the CPU."""
+    """The `trainer` of `save_checkpoint`, on the CPU.
+
+    Its tensors are mapped from the file, so that all processes of a machine share one copy, and only while they take
+    from it what they need.
+    """
     try:
-        return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
+        return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of any kind: the unpickler follows whatever the damaged bytes say
         raise ValueError(f"{checkpoint / TRAINER} is damaged ({error}); resume from an earlier checkpoint") from error
 

@@ -1,7 +1,6 @@
 """The training loop, on accelerate: one process or many, CPU or GPU. Reads top to bottom."""
 
 import math
-import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from fpdm.config import ExperimentConfig, OptimConfig
 from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
-from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state
+from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state, skips_by_flag
 from fpdm.diffusion import Diffusion
 from fpdm.models import FixedPointDiT, compile_layers, forward_cost, load_weights
 from fpdm.training.checkpoint import (
@@ -33,7 +32,7 @@ from fpdm.training.describe import first_screen
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import EMA
 from fpdm.training.meter import Meter, loss_sums, status_line
-from fpdm.training.runlog import RunLog
+from fpdm.training.runlog import RunLog, start_tracker
 from fpdm.training.setup import (
     build_network,
     check_store,
@@ -64,7 +63,7 @@ def train(
     on_preview: called on the main process as (run folder, step, EMA model) every
         `run.preview_every` steps.
 
-    SIGTERM or SIGUSR1 ends it early: with a checkpoint, after the step in hand or the one after it.
+    SIGTERM, SIGUSR1 or Ctrl-C ends it early: with a checkpoint, after the step in hand or the one after it.
     """
     optim, seed = config.optim, config.run.seed
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
@@ -117,13 +116,10 @@ def train(
         restore_random_states(trainer["random"], accelerator.process_index)
         del trainer  # a copy of the optimizer's state, in host memory
 
-    if config.run.tracker != "none":
-        # Offline unless the environment says otherwise: a run must not hang on a machine without a network.
-        offline = {"wandb": {"dir": str(run), "mode": os.environ.get("WANDB_MODE", "offline")}}
-        accelerator.init_trackers(run.name, flat_settings(config), offline)
+    start_tracker(accelerator, config.run.tracker, run, flat_settings(config))
     model.train()
     with (
-        StopRequest() as stop,
+        StopRequest(is_main) as stop,
         closing(RunLog(run, is_main)) as log,
         tqdm(total=optim.steps, initial=start, desc="train", unit="step", disable=not is_main) as progress,
         ThreadPoolExecutor(1) as reader,
@@ -167,9 +163,10 @@ def train(
 
             # A non-finite step is skipped on the device: the host does not wait to hear of it.
             finite = torch.isfinite(norm)
-            if accelerator.scaler is None:  # which else does the same, and lowers its scale
+            if accelerator.scaler is None and skips_by_flag(device):
                 adamw.found_inf = (~finite).float()
-            optimizer.step()
+            if accelerator.scaler is not None or skips_by_flag(device) or finite:  # a scaler does it by itself
+                optimizer.step()
             ema.update(network, step)
             meter.add(sums, norm, finite, cost.blocks(n + m), cost.training_flops(n, m))
             watch.post(step, finite, stop.signal is not None)
@@ -227,7 +224,8 @@ def train(
                     if is_main and on_preview is not None:
                         on_preview(run, done, ema.model)
                     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return run
 
 

@@ -2,16 +2,20 @@
 
 import json
 import logging
+import os
 import re
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from fpdm.files import write_atomically
 from fpdm.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger("fpdm")
+WANDB_ID = "wandb-id.txt"
 
 
 class RunLog:
@@ -50,6 +54,25 @@ class RunLog:
                 self._jsonl.close()
             logger.removeHandler(self._text)
             self._text.close()
+
+
+def start_tracker(accelerator: Accelerator, tracker: str, run: Path, settings: dict) -> None:
+    """TensorBoard, with its files in the run's folder; or W&B, in the project WANDB_PROJECT, or `fpdm`.
+
+    A resumed run continues its own run at W&B, whose id is kept in its folder. W&B is offline unless WANDB_MODE says
+    otherwise: a run must not hang on a machine without a network.
+    """
+    if tracker == "tensorboard":
+        accelerator.init_trackers(run.name, settings)
+    if tracker != "wandb":
+        return
+    path = run / WANDB_ID
+    if accelerator.is_main_process and not path.exists():
+        write_atomically(path, secrets.token_hex(4))
+    accelerator.wait_for_everyone()
+    mode = os.environ.get("WANDB_MODE", "offline")
+    wandb = {"dir": str(run), "mode": mode, "name": run.name, "id": path.read_text().strip(), "resume": "allow"}
+    accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "fpdm"), settings, {"wandb": wandb})
 
 
 def new_run(results: str, name: str) -> Path:

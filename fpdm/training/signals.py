@@ -1,20 +1,26 @@
-"""Asked to stop: SIGTERM, and SIGUSR1, end training after the step in hand or the one after it, with a checkpoint."""
+"""Asked to stop: SIGTERM, SIGUSR1 and Ctrl-C end training after the step in hand or the one after it, with a
+checkpoint; a second Ctrl-C ends it at once."""
 
+import os
 import signal
 import threading
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine away
+# SIGTERM and SIGUSR1 (which Windows does not have) are what schedulers send before they take a machine away.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+TOLD = b"\nCtrl-C: training stops with a checkpoint after this step; press it again to end at once, without one\n"
 
 
 class StopRequest:
     """While entered, notes these signals instead of dying of them.
 
     Only a program's main thread can receive signals; in another one this does nothing.
+    say: whether to answer Ctrl-C on the console; one of several processes does.
     """
 
-    def __init__(self):
+    def __init__(self, say: bool = True):
         self.signal: str | None = None
+        self.say = say
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -28,3 +34,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the next one raises KeyboardInterrupt
+            if self.say:
+                os.write(2, TOLD)  # a handler may not touch Python's own streams, which may be in use

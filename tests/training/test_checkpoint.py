@@ -2,7 +2,9 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from fpdm.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def save(run, step, value=0.0, trainer=None):
@@ -176,6 +180,28 @@ def test_random_states_go_round(tmp_path):
     first = (random.random(), np.random.rand(), float(torch.rand(())))
     restore_random_states(torch.load(tmp_path / "states.pt", weights_only=True), 0)
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == first
+
+
+MAPPED = """
+import re, sys
+from pathlib import Path
+from fpdm.training.checkpoint import load_trainer
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before = anonymous()
+trainer = load_trainer(Path(sys.argv[1]))
+assert float(trainer["optimizer"]["exp_avg"][-1]) == 7
+print(anonymous() - before)
+"""
+
+
+def test_trainer_state_is_mapped_not_read(tmp_path):
+    """256 MiB of it: several processes of a machine share one copy, the system's."""
+    state = torch.full((64 * 2**20,), 7.0)
+    torch.save({"optimizer": {"exp_avg": state}}, tmp_path / "trainer.pt")
+    done = subprocess.run([sys.executable, "-c", MAPPED, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 32
 
 
 def test_damaged_trainer_state_is_said(tmp_path):

@@ -87,6 +87,32 @@ def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, mo
     assert sorted(path.name for path in (run / "checkpoints").glob("0*")) == ["0000005", "0000007"]
 
 
+def test_steps_are_skipped_where_the_optimizer_knows_no_flag(experiment, monkeypatch):
+    """That of MPS: the host asks whether gradients are finite, and the path is the same."""
+    from fpdm.diffusion import Diffusion
+    from fpdm.training import loop
+
+    original, runs = Diffusion.losses, []
+    for flag in (True, False):
+        calls = []
+
+        def poisoned(self, *args, calls=calls):
+            calls.append(1)
+            losses = original(self, *args)
+            return losses._replace(total=losses.total * math.nan) if len(calls) in (2, 5) else losses
+
+        monkeypatch.setattr(Diffusion, "losses", poisoned)
+        monkeypatch.setattr(loop, "skips_by_flag", lambda device, flag=flag: flag)
+        runs.append(train(experiment(optim={"steps": 7}, run={"log_every": 1})))
+    assert log(runs[0])[-1]["skipped"] == log(runs[1])[-1]["skipped"] == 2
+    assert [line["loss"] for line in log(runs[0]) if "loss" in line] == [
+        line["loss"] for line in log(runs[1]) if "loss" in line
+    ]
+    for name in ("model", "ema"):
+        weights = [(run / "checkpoints" / "latest" / name / "model.safetensors").read_bytes() for run in runs]
+        assert weights[0] == weights[1]
+
+
 def test_run_that_is_at_its_end_says_so(experiment):
     run = train(experiment())
     before = (run / "log.jsonl").read_text()
@@ -339,6 +365,11 @@ def test_wandb_stays_offline_unless_told(experiment, monkeypatch):
     run = train(experiment(run={"tracker": "wandb"}))
     (offline,) = (run / "wandb").glob("offline-run-*")
     assert any(offline.glob("*.wandb"))
+    # and a resumed run is the same one there
+    identity = (run / "wandb-id.txt").read_text()
+    assert offline.name.endswith(f"-{identity}")
+    assert train(experiment(run={"tracker": "wandb"}, optim={"steps": 6}), resume=str(run)) == run
+    assert all(path.name.endswith(f"-{identity}") for path in (run / "wandb").glob("offline-run-*"))
 
 
 def test_missing_tracker_is_said(experiment, monkeypatch):

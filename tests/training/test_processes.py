@@ -110,27 +110,43 @@ def test_two_processes_follow_the_path_of_one(config_file, tmp_path, device):
 
 LAYERS = """
 import sys, torch, torch._dynamo
+from functools import partialmethod
 from torch.nn.parallel import DistributedDataParallel
 from fpdm.models import build_model, compile_layers
 
 torch.distributed.init_process_group("gloo" if sys.argv[1] == "cpu" else "nccl")
 torch.set_default_device(sys.argv[1])
 model = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4, hidden_size=256)
+torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # it is the cutting that counts
 compile_layers(model)
 parallel = DistributedDataParallel(model, bucket_cap_mb=1)  # less than a layer has
-parallel(torch.zeros(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1]), iterations=3)
 counters = torch._dynamo.utils.counters
+
+def step(batch, **forward):
+    index = torch.arange(batch) % 4
+    with torch.autocast(sys.argv[1], torch.bfloat16):
+        output = parallel(torch.zeros(batch, 3, 8, 8), index, index, drop_labels=index == 1, **forward)
+    output.prediction.sum().backward()
+    print(counters["stats"]["unique_graphs"], counters["aot_autograd"]["total"])
+
+parallel(torch.zeros(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1]), iterations=3)
 print(counters["stats"]["unique_graphs"], counters["aot_autograd"]["total"])
+step(6, iterations=2, iterations_no_grad=1)
+step(5, iterations=3, iterations_no_grad=2)  # an odd last batch
+step(3, iterations=1, iterations_no_grad=1, recompute=True)
 """
 
 
 def test_layers_stay_whole_under_ddp(device):
-    """A block and an update: two graphs, and as many pieces given to the compiler."""
+    """A block and an update: two graphs, and as many pieces given to the compiler; under autocast, with and without
+    gradient, some more; and none for odd batches, other iterations and gradient checkpointing."""
     command = [sys.executable, "-c", LAYERS, device]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(device) | alone)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["2", "2"]
+    first, *others = [line.split() for line in done.stdout.splitlines()]
+    assert first == ["2", "2"]
+    assert len(others) == 3 and others[0] == others[1] == others[2] and others[0][0] == others[0][1]
 
 
 def test_compiled_on_two_processes_goes_on_eagerly_on_one(config_file, tmp_path, device):

@@ -80,8 +80,8 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "sent"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_signal_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, processes, sent):
     config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     launcher = [sys.executable]
@@ -92,10 +92,12 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, proc
     run = wait_for_steps(tmp_path / "runs", 3, process)
     # One of two workers alone is told: they must agree on the step at which both stop.
     target = process.pid if processes == 1 else children(process.pid)[-1]
-    os.kill(target, signal.SIGTERM)
+    os.kill(target, sent)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said[-3000:]
     step = log(run)[-1]["step"]
+    assert (sent == signal.SIGINT) == ("Ctrl-C: training stops with a checkpoint after this step" in said)
+    assert f"stopped by {sent.name} after step" in said or processes > 1
     assert "after step" in said and f"checkpoint written; go on with --resume {run}" in said
     assert find_checkpoint(run).name == f"{step:07d}" and step < 100_000
 
@@ -104,6 +106,28 @@ def test_sigterm_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, proc
         train(config, resume=str(run))
         config.run.results = str(tmp_path / "whole")
         assert_same_ending(train(config), run)
+
+
+def test_second_ctrl_c_ends_at_once(experiment, tmp_path):
+    """Both come amid a step that does not end by itself: nothing is written, and what was written stays."""
+    config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    endless = "import runpy, sys, time, fpdm.training.loop as loop\n" \
+              "original = loop.learning_rate\n" \
+              "loop.learning_rate = lambda optim, step: time.sleep(600) if step == 2 else original(optim, step)\n" \
+              "sys.argv = sys.argv[1:]\n" \
+              "runpy.run_path(sys.argv[0], run_name='__main__')\n"  # fmt: skip
+    command = [sys.executable, "-c", endless, str(ROOT / "scripts" / "train.py")]
+    command += ["--config", str(tmp_path / "config.yaml"), "--run.checkpoint_every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    run = wait_for_steps(tmp_path / "runs", 2, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "press it again to end at once" in said and "interrupted" in said
+    assert find_checkpoint(run).name == "0000002"
 
 
 def test_torchrun_passes_sigterm_on(experiment, tmp_path):
