@@ -1,12 +1,13 @@
 """Which device, processes and arithmetic this program runs on, and what the device can do."""
 
 import re
-import resource
 import sys
 from datetime import timedelta
 
+import psutil
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 
 def on_cpu() -> bool:
@@ -35,6 +36,18 @@ def allow_tf32(allowed: bool) -> None:
     """Let float32 matrix products and convolutions run as TF32 where a GPU has it."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`. The host does not wait for a GPU: it copies by itself from pinned memory."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """In float64 where it is, or on the CPU where its device has no such numbers (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 # Dense matrix products, TFLOP/s, from the makers' data sheets: 16-bit floats, TF32, float32. More telling names first.
@@ -73,7 +86,12 @@ def device_peak_tflops(device: torch.device, precision: str, tf32: bool) -> floa
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: allocated on a GPU, resident on a CPU."""
+    """Most bytes in use so far: allocated on a GPU, resident on a CPU (on Windows, so far as it says)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -27,11 +27,34 @@ from fpdm.data.images import open_images
 REFERENCE = Path(__file__).parent / "reference"
 
 
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
+def pytest_addoption(parser):
+    parser.addoption("--rehearse", action="store_true", help="without a GPU, run tests/gpu on the CPU where it can be")
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available() or config.getoption("rehearse"):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
+
+
+TINY = {  # what makes a script that takes minutes take seconds
+    "quickstart.py": ["--seconds", 1, "--vae-steps", 4, "--images", 70, "--iterations", "[1,2]", "--budget", 24,
+                      "--large-budget", 36],
+    "reproduce.py": ["--seconds", 0.2, "--seeds", 1, "--samples", 65, "--vae-steps", 6, "--targets", "fig5",
+                     "--train", "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1"],
+    "benchmark.py": ["--size", "XS", "--patch", 2, "--latent", "4,8,8", "--batch-size", 2, "--memory-batch-size", 4,
+                     "--updates", 2, "--sizes", "XS", "--batch-sizes", "1,2", "--modes", "eager", "--budgets", "12,24",
+                     "--iterations", 2, "--repeats", 2, "--records", 300, "--processes", "2,8", "--steps", 2,
+                     "--vae", "assets/fpdm-digits/vae"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The words that make a script tiny, by its name."""
+    return {script: [str(word) for word in words] for script, words in TINY.items()}
 
 
 class Recorded(dict):

@@ -15,19 +15,15 @@ from fpdm.benchmarks.timing import Bench, Question
 from fpdm.chain import OutOfTime
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--size", "XS", "--patch", 2, "--latent", "4,8,8", "--batch-size", 2, "--memory-batch-size", 4, "--updates", 2,
-        "--sizes", "XS", "--batch-sizes", "1,2", "--modes", "eager", "--budgets", "12,24", "--iterations", 2,
-        "--repeats", 2, "--records", 300, "--processes", "2,8", "--steps", 2,
-        "--vae", "assets/fpdm-digits/vae"]  # fmt: skip
 ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 5, "profiles": 4}
 
 
 @pytest.fixture
-def benchmark(tmp_path):
+def benchmark(tmp_path, tiny):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*words) -> str:
-        command = [sys.executable, "scripts/benchmark.py", "--out", tmp_path / "out", *TINY, *words]
+        command = [sys.executable, "scripts/benchmark.py", "--out", tmp_path / "out", *tiny["benchmark.py"], *words]
         done = subprocess.run(map(str, command), capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout

@@ -17,10 +17,10 @@ ALLOWED = {
     "files": set(),
     "devices": set(),
     "models": {"config"},
-    "data": {"config", "seeding", "files"},
+    "data": {"config", "devices", "seeding", "files"},
     "training": {"devices", "models", "diffusion", "data", "config", "seeding", "files"},
-    "sampling": {"diffusion", "data", "config", "seeding", "files"},
-    "evaluation": {"sampling", "diffusion", "data", "config", "seeding", "files"},
+    "sampling": {"devices", "diffusion", "data", "config", "seeding", "files"},
+    "evaluation": {"sampling", "devices", "diffusion", "data", "config", "seeding", "files"},
     "chain": {"files"},
     "reproduction": {
         "chain",

@@ -8,21 +8,19 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--seconds", "1", "--vae-steps", "4", "--images", "70", "--iterations", "[1,2]", "--budget", "24",
-        "--large-budget", "36"]  # fmt: skip
 
 
-def quickstart(out: Path) -> str:
+def quickstart(out: Path, words: list[str]) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--out", str(out), *TINY]
+    command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--out", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-4000:]
     return done.stdout
 
 
-def test_quickstart(tmp_path):
+def test_quickstart(tmp_path, tiny):
     out = tmp_path / "quickstart"
-    said = quickstart(out)
+    said = quickstart(out, tiny["quickstart.py"])
     for phase in ("train_vae.py", "encode_latents.py", "train.py", "8 timesteps (999..0), 2 explicit blocks + 1 iter"):
         assert phase in said
     assert "| DiT | DDIM | 24 | 2 |" in said and "Noise floor" in said and "FPDM, no reuse" in said
@@ -32,7 +30,7 @@ def test_quickstart(tmp_path):
         assert min(Image.open(out / picture).size) > 50
 
     (out / "report.md").unlink()
-    again = quickstart(out)
+    again = quickstart(out, tiny["quickstart.py"])
     assert "train_vae.py" not in again and "train.py" not in again  # nothing is done twice
     tables = [text[text.index("| model |") :].splitlines()[:16] for text in (said, again)]
     assert tables[0] == tables[1]

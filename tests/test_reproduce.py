@@ -16,11 +16,10 @@ from fpdm.reproduction import cifar10, digits, experiments, targets
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
 ROOT = Path(__file__).parents[1]
-TINY = "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1"
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
+def laboratory(tmp_path_factory, tiny):
     """Every experiment trained for two steps, as one seed; small budgets."""
     out = tmp_path_factory.mktemp("laboratory")
 
@@ -38,7 +37,9 @@ def laboratory(tmp_path_factory):
         (out / "steps").mkdir()
         for name in digits.EXPERIMENTS:
             (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
-        yield Laboratory(digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(TINY.split()))
+        yield Laboratory(
+            digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split())
+        )
 
 
 FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1}
@@ -75,13 +76,12 @@ def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
     assert real.features.shape == (1797, 64) and real.images.dtype == torch.uint8
 
 
-def test_the_script_stops_in_time_and_goes_on(tmp_path):
+def test_the_script_stops_in_time_and_goes_on(tmp_path, tiny):
     out = tmp_path / "out"
 
     def reproduce(*words) -> str:
-        command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--out", str(out), "--seconds", "0.2",
-                   "--seeds", "1", "--samples", "65", "--vae-steps", "6", "--train", TINY, "--targets", "fig5",
-                   *words]  # fmt: skip
+        command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--out", str(out),
+                   *tiny["reproduce.py"], *words]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -14,6 +14,7 @@ from fpdm.data.codec import Codec, Moments
 from fpdm.data.images import ImageSet
 from fpdm.data.latents import Manifest
 from fpdm.data.writing import Batch, write_store
+from fpdm.devices import send
 
 
 def encode(
@@ -38,7 +39,7 @@ def encode(
     def batches(ranges: list[range]) -> Iterator[Batch]:
         dataset = ImageTensors(images, config.resolution)
         for indices, pixels, labels in image_loader(dataset, config.workers, config.skip_broken, batch_sampler=ranges):
-            x = to_signed(_filled(pixels, full).to(device))
+            x = to_signed(send(_filled(pixels, full), device))
             moments = [codec.encode(view) for view in (x, x.flip(-1))[: draft.flips]]
             yield Batch(indices, labels, [_first(view, len(labels)) for view in moments])
 

@@ -1,4 +1,6 @@
-"""Statistics of features in one pass, in float64, that can be saved, merged and gone on with.
+"""Statistics of features in one pass, in float64, that can be saved, merged and continued.
+
+They accumulate on the device of the features, and leave it when they are asked for: `add` does not wait for it.
 
 F features, K logits.
 """
@@ -10,6 +12,7 @@ import torch
 from scipy.special import xlogy
 from torch import Tensor
 
+from fpdm.devices import to_float64
 from fpdm.evaluation.features import Features
 from fpdm.evaluation.metrics import Statistics
 
@@ -18,75 +21,85 @@ SHUFFLE_SEED = 2020  # torch-fidelity's, so that its splits are ours
 
 
 class Moments:
-    """Count, sum (F,) and sum of products (F, F) of features."""
+    """Count, sum (F,) and sum of products (F, F) of features, the two of them float64."""
 
-    def __init__(self, count: int = 0, total: np.ndarray | None = None, products: np.ndarray | None = None):
+    def __init__(self, count: int = 0, total: Tensor | None = None, products: Tensor | None = None):
         self.count, self.total, self.products = count, total, products
 
     def add(self, features: Tensor) -> None:
         """features (B, F)."""
-        if not torch.isfinite(features).all():
-            raise ValueError("features hold NaN or infinity; check the images")
-        values = features.double()
-        self._grow(len(values), values.sum(0).cpu().numpy(), (values.mT @ values).cpu().numpy())
+        values = to_float64(features)
+        self._grow(len(values), values.sum(0), values.mT @ values)
 
     def merge(self, other: "Moments") -> None:
         if other.count:
             self._grow(other.count, other.total, other.products)
 
+    def check_finite(self) -> None:
+        """ValueError where any feature was not: a sum in float64 cannot overflow, so it shows in the sum."""
+        if self.total is not None and not torch.isfinite(self.total).all():
+            raise ValueError("features hold NaN or infinity; check the images")
+
     def statistics(self) -> Statistics:
         if self.count < 2:
             raise ValueError(f"{self.count} image(s): a distance needs at least 2")
-        mean = self.total / self.count
-        covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        self.check_finite()
+        mean, products = self.total.cpu().numpy() / self.count, self.products.cpu().numpy()
+        covariance = (products - self.count * np.outer(mean, mean)) / (self.count - 1)
         return Statistics(mean, covariance, self.count)
 
-    def _grow(self, count: int, total: np.ndarray, products: np.ndarray) -> None:
-        self.total = total if self.total is None else self.total + total
-        self.products = products if self.products is None else self.products + products
+    def _grow(self, count: int, total: Tensor, products: Tensor) -> None:
+        self.total, self.products = added(self.total, total), added(self.products, products)
         self.count += count
 
 
 class InceptionScore:
     """exp of the mean KL of p(y|x) from p(y) in each of ten random splits (Salimans et al., 2016)."""
 
-    def __init__(self, counts: np.ndarray | None = None, labels: np.ndarray | None = None, negentropy=None):
-        self.counts = np.zeros(SPLITS) if counts is None else counts  # images of each split
+    def __init__(self, counts: Tensor | None = None, labels: Tensor | None = None, negentropy: Tensor | None = None):
+        self.counts = counts  # (SPLITS,), images of each split
         self.labels = labels  # (SPLITS, K), sums of p(y|x)
-        self.negentropy = np.zeros(SPLITS) if negentropy is None else negentropy  # sums of p log p
+        self.negentropy = negentropy  # (SPLITS,), sums of p log p
 
-    def add(self, logits: Tensor, splits: np.ndarray) -> None:
-        """logits (B, K); splits (B,) which split each image is in."""
-        log_p = logits.double().log_softmax(1)
+    def add(self, logits: Tensor, splits: Tensor) -> None:
+        """logits (B, K); splits (B,) which split each image is in, on the same device."""
+        log_p = to_float64(logits).log_softmax(1)
         p = log_p.exp()
-        labels = np.zeros((SPLITS, logits.shape[1]))
-        np.add.at(labels, splits, p.cpu().numpy())
-        self.labels = labels if self.labels is None else self.labels + labels
-        self.counts = self.counts + np.bincount(splits, minlength=SPLITS)
-        np.add.at(self.negentropy, splits, (p * log_p).sum(1).cpu().numpy())
+        splits = splits.to(p.device)
+        # (B, SPLITS): a product with it sums by split, in the same order each time, as index_add on a GPU would not.
+        member = (splits[:, None] == torch.arange(SPLITS, device=p.device)).double()
+        self._grow(member.sum(0), member.mT @ p, member.mT @ (p * log_p).sum(1))
 
     def merge(self, other: "InceptionScore") -> None:
         if other.labels is not None:
-            self.labels = other.labels if self.labels is None else self.labels + other.labels
-            self.counts = self.counts + other.counts
-            self.negentropy = self.negentropy + other.negentropy
+            self._grow(other.counts, other.labels, other.negentropy)
 
     def score(self) -> tuple[float, float]:
         """Mean and standard deviation over the splits; NaN where there are fewer images than splits."""
-        if self.counts.min() == 0:
+        counts, labels, negentropy = (part.cpu().numpy() for part in (self.counts, self.labels, self.negentropy))
+        if counts.min() == 0:
             return float("nan"), float("nan")
-        q = self.labels / self.counts[:, None]
-        scores = np.exp(self.negentropy / self.counts - xlogy(q, q).sum(1))
+        q = labels / counts[:, None]
+        scores = np.exp(negentropy / counts - xlogy(q, q).sum(1))
         return float(scores.mean()), float(scores.std())
 
+    def _grow(self, counts: Tensor, labels: Tensor, negentropy: Tensor) -> None:
+        self.counts, self.labels = added(self.counts, counts), added(self.labels, labels)
+        self.negentropy = added(self.negentropy, negentropy)
 
-def random_splits(count: int) -> np.ndarray:
-    """Which of the ten splits each of `count` images is in, (count,)."""
+
+def added(total: Tensor | None, part: Tensor) -> Tensor:
+    """Their sum, on the device of the part that is added."""
+    return part if total is None else total.to(part.device) + part
+
+
+def random_splits(count: int) -> Tensor:
+    """Which of the ten splits each of `count` images is in, (count,) int64."""
     order = np.random.RandomState(SHUFFLE_SEED).permutation(count)
     bounds = [i * count // SPLITS for i in range(1, SPLITS)]
     splits = np.empty(count, dtype=np.int64)
     splits[order] = np.searchsorted(bounds, np.arange(count), side="right")
-    return splits
+    return torch.from_numpy(splits)
 
 
 class Accumulator(NamedTuple):
@@ -100,7 +113,8 @@ class Accumulator(NamedTuple):
     def empty(cls) -> "Accumulator":
         return cls(Moments(), Moments(), InceptionScore())
 
-    def add(self, features: Features, splits: np.ndarray) -> None:
+    def add(self, features: Features, splits: Tensor) -> None:
+        """features of B images; splits (B,), on their device."""
         self.pool.add(features.pool)
         if features.spatial is not None:
             self.spatial.add(features.spatial)
@@ -112,18 +126,25 @@ class Accumulator(NamedTuple):
             ours.merge(theirs)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As arrays to be saved; `of` is the way back."""
+        """As arrays to be saved, which waits for the device; `of` is the way back. ValueError if not finite."""
+        self.pool.check_finite()
+        self.spatial.check_finite()
         parts = {
             f"{name}.{field}": value for name, part in self._asdict().items() for field, value in vars(part).items()
         }
-        return {name: np.asarray(value) for name, value in parts.items() if value is not None}
+        return {
+            name: value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+            for name, value in parts.items()
+            if value is not None
+        }
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray]) -> "Accumulator":
+        """From `arrays`, on the CPU."""
         made = cls.empty()
         for name, part in made._asdict().items():
             for field in vars(part):
                 if f"{name}.{field}" in arrays:
                     value = arrays[f"{name}.{field}"]
-                    setattr(part, field, int(value) if field == "count" else value)
+                    setattr(part, field, int(value) if field == "count" else torch.from_numpy(value))
         return made

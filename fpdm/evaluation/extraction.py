@@ -1,4 +1,4 @@
-"""Features of an image set, whatever its size: in batches, on several processes, gone on with after an interruption.
+"""Features of an image set, whatever its size: in batches, on several processes, resumed after an interruption.
 
 A folder for each set and extractor:
 
@@ -18,6 +18,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from fpdm.devices import send
 from fpdm.evaluation.accumulate import Accumulator, random_splits
 from fpdm.evaluation.features import Features
 from fpdm.evaluation.metrics import Statistics
@@ -81,22 +82,23 @@ def _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk
     chunks = [i for i in range(-(-samples.count // chunk)) if i not in finished][
         state.process_index :: state.num_processes
     ]
-    splits = random_splits(samples.count)
+    splits = random_splits(samples.count).to(state.device)
     sizes = [min(chunk, samples.count - i * chunk) for i in chunks]
     label = f"{extractor.name} features"
     with tqdm(total=sum(sizes), desc=label, unit="image", disable=not state.is_main_process) as progress:
         for i in chunks:
             first, last = i * chunk, min((i + 1) * chunk, samples.count)
-            rows = []
+            rows, at = [], first
             for images in samples.batches(batch_size, range(first, last), workers):
-                features = extractor.features(_checked(images).to(state.device))
-                at = first + sum(map(len, rows))
+                features = extractor.features(send(_checked(images), state.device))
                 accumulator.add(features, splits[at : at + len(images)])
-                rows.append(features.pool.cpu())
+                rows.append(features.pool)
+                at += len(images)
                 progress.update(len(images))
-            _keep(folder / KEPT, kept, first, torch.cat(rows))
+            arrays = accumulator.arrays()  # here alone the host waits for the device
+            _keep(folder / KEPT, kept, first, torch.cat(rows).cpu())
             done.append(i)
-            write_arrays(mine, {"chunks": np.array(done), **accumulator.arrays()})
+            write_arrays(mine, {"chunks": np.array(done), **arrays})
     state.wait_for_everyone()
     if state.is_main_process:
         _merge(folder, -(-samples.count // chunk))

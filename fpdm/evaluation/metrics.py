@@ -26,7 +26,7 @@ def statistics(features: Tensor) -> Statistics:
     """Of features (N, F)."""
     if len(features) < 2:
         raise ValueError(f"{len(features)} image(s): a distance needs at least 2")
-    values = features.double().cpu().numpy()
+    values = features.cpu().double().numpy()
     if not np.isfinite(values).all():
         raise ValueError("features hold NaN or infinity; check the images")
     return Statistics(values.mean(0), np.cov(values, rowvar=False).reshape(values.shape[1], -1), len(values))

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpdm.config import SamplingConfig, check_range, limits
 from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
+from fpdm.devices import send
 from fpdm.diffusion import Diffusion
 from fpdm.sampling.guidance import guided
 from fpdm.sampling.noise import image_labels, image_noise
@@ -94,18 +95,15 @@ def draw_images(
     check_config(source, config)
     reuse = source.iterative if config.reuse is None else config.reuse
 
-    def move(drawn: Tensor) -> Tensor:  # from memory of which a GPU copies by itself: nothing waits for it
-        return drawn.pin_memory().to(source.device, non_blocking=True) if source.device.type == "cuda" else drawn
-
-    def noise(draw: int) -> Tensor:
-        return move(image_noise(config.seed, indices, draw, source.latent_shape))  # the CPU's, for every device
+    def noise(draw: int) -> Tensor:  # the CPU's, for every device
+        return send(image_noise(config.seed, indices, draw, source.latent_shape), source.device)
 
     latents = sample(
         source.denoise,
         source.diffusion,
         plan,
         noise(0),
-        move(labels_for(source, config, indices)),
+        send(labels_for(source, config, indices), source.device),
         step_noise=(lambda i: noise(i + 1)) if config.sampler == "ddpm" or config.eta > 0 else None,
         sampler=config.sampler,
         eta=config.eta,

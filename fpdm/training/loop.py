@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpdm.config import ExperimentConfig, OptimConfig
-from fpdm.data.codec import Moments
-from fpdm.data.latents import LatentStore
+from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state
 from fpdm.diffusion import Diffusion
@@ -135,13 +134,13 @@ def train(
         due = False  # a checkpoint that could not be written at its step
         upcoming = reader.submit(read_batch, config, store, start, rows, device)
         for step in range(start, optim.steps):
-            moments, labels = upcoming.result()
+            batch = upcoming.result().to(device)
             upcoming = reader.submit(read_batch, config, store, step + 1, rows, device)
             draws = draw_step(
                 seed, step, optim.batch_size, rows, store.manifest.shape,
                 diffusion.timesteps, network.class_dropout, device,
             )  # fmt: skip
-            x0, y = resample(moments, draws.latent_noise), labels.to(device, non_blocking=True)
+            x0, y = resample(batch, draws.latent_noise), batch.labels
             x_t = diffusion.add_noise(x0, draws.noise, draws.t)
             n, m = draw_iterations(config.sjfb, seed, step) if implicit else (0, 0)
             done = step + 1
@@ -234,21 +233,19 @@ def train(
 
 def read_batch(
     config: ExperimentConfig, store: LatentStore, step: int, rows: slice, device: torch.device
-) -> tuple[Moments, Tensor]:
-    """This rank's latent moments and labels of one step, on the CPU; in memory from which `device` copies by itself."""
+) -> LatentBatch:
+    """This rank's records and labels of one step, on the CPU; in memory from which a GPU copies by itself."""
     seed, size = config.run.seed, config.optim.batch_size
     indices = batch_indices(seed, step, size, len(store))[rows]
     mirrored = draw_mirrored(seed, step, size)[rows] if config.data.mirror else np.zeros(len(indices), bool)
-    moments, labels = store.read(indices, mirrored)
-    if device.type != "cuda":
-        return moments, labels
-    return Moments(*(None if part is None else part.pin_memory() for part in moments)), labels.pin_memory()
+    batch = store.read(indices, mirrored)
+    return batch.pin_memory() if device.type == "cuda" else batch
 
 
-def resample(moments: Moments, noise: Tensor) -> Tensor:
-    """A fresh draw (B, C, h, h) from the latent moments, on the device of `noise`."""
-    mean = moments.mean.to(noise.device, non_blocking=True)
-    return mean if moments.std is None else mean + moments.std.to(noise.device, non_blocking=True) * noise
+def resample(batch: LatentBatch, noise: Tensor) -> Tensor:
+    """A fresh sample (B, C, h, h) float32 of each latent, mean + std * noise, on the device of all three."""
+    mean, std = batch.moments()
+    return mean if std is None else mean + std * noise
 
 
 def set_groups(optimizer: torch.optim.Optimizer, **settings: float) -> None:

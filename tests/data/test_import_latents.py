@@ -22,9 +22,10 @@ def draws(count, seed=0, shape=SHAPE) -> np.ndarray:
 
 def everything(folder, mirrored=False) -> tuple[np.ndarray, list[int]]:
     store = LatentStore(folder)
-    moments, labels = store.read(np.arange(len(store)), np.full(len(store), mirrored))
-    assert moments.std is None
-    return moments.mean.numpy(), labels.tolist()
+    batch = store.read(np.arange(len(store)), np.full(len(store), mirrored))
+    mean, std = batch.moments()
+    assert std is None
+    return mean.numpy(), batch.labels.tolist()
 
 
 def rounded(values) -> np.ndarray:

@@ -28,9 +28,9 @@ def test_store_holds_what_the_codec_says(tiny_store, tiny_vae, image_folder):
     for mirrored, images in ((False, pixels), (True, pixels.flip(-1))):
         expected = codec.encode(to_signed(images))
         indices = np.array([5, 23, 0])
-        moments, found = store.read(indices, np.full(3, mirrored))
-        assert found.tolist() == labels[indices].tolist()
-        for ours, theirs in zip(moments, expected, strict=True):
+        batch = store.read(indices, np.full(3, mirrored))
+        assert batch.labels.tolist() == labels[indices].tolist()
+        for ours, theirs in zip(batch.moments(), expected, strict=True):
             torch.testing.assert_close(ours, theirs[indices], atol=2e-3, rtol=2e-3)  # float16
 
 
@@ -38,7 +38,7 @@ def test_manifest(tiny_store, tiny_vae):
     manifest = LatentStore(tiny_store).manifest
     assert manifest.class_names == ["ant", "bee", "cow"]
     assert (manifest.count, manifest.shape, manifest.flips, manifest.parts) == (24, [4, 8, 8], 2, 2)
-    moments, _ = LatentStore(tiny_store).read(np.arange(24))
+    moments = LatentStore(tiny_store).read(np.arange(24)).moments()
     drawn = (moments.mean.double().var() + moments.std.double().square().mean()).sqrt()
     assert manifest.std == pytest.approx(float(drawn), rel=1e-3)
     assert (manifest.codec, manifest.scale) == (str(tiny_vae), 0.5)
@@ -49,10 +49,37 @@ def test_pixels_are_stored_exactly(image_folder, tmp_path):
     config = EncodeConfig(resolution=8, mirror=False)
     manifest = encode(images, open_codec("pixels"), tmp_path / "store", config, torch.device("cpu"))
     assert (manifest.shape, manifest.parts, manifest.flips) == ([3, 8, 8], 1, 1)
-    moments, _ = LatentStore(tmp_path / "store").read(np.arange(24))
+    moments = LatentStore(tmp_path / "store").read(np.arange(24)).moments()
     _, pixels, _ = next(image_batches(images, 8, 24))
     assert torch.equal(((moments.mean + 1) * 127.5).round().to(torch.uint8), pixels)
     assert moments.std is None
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("tiny_store", 2), ("pixel_store", 1)])
+def test_batches_are_contiguous(kind, parts, request):
+    """Strides survive pinning, and a GPU cannot fetch a strided tensor by itself: the host would wait for it."""
+    indices = np.array([7, 3, 11, 3])
+    batch = LatentStore(request.getfixturevalue(kind)).read(indices, np.array([True, False, True, False]))
+    assert batch.records.dtype == torch.float16 and batch.records.shape[:2] == (4, parts)
+    assert batch.records.is_contiguous() and batch.labels.is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(batch, batch.to(torch.device("cpu")), strict=True))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_record_that_is_not_finite_is_named(tiny_store, tmp_path, bad):
+    shutil.copytree(tiny_store, tmp_path / "s")
+    record = LatentStore(tiny_store).manifest.record
+    shard = np.memmap(tmp_path / "s" / "shard-00000.bin", record, "r+")
+    shard["moments"][5, 0, 1, 3, 7, 7] = bad
+    shard.flush()
+    store = LatentStore(tmp_path / "s")
+    store.read(np.array([4, 6]))
+    with pytest.raises(ValueError, match="record 5 is not finite; the store is damaged"):
+        store.read(np.array([4, 5, 6]))
+    largest = np.memmap(tmp_path / "s" / "shard-00000.bin", record, "r+")
+    largest["moments"][5, 0, 1, 3, 7, 7] = -np.finfo(np.float16).max
+    largest.flush()
+    assert LatentStore(tmp_path / "s").read(np.array([5])).records.abs().max() == 65504
 
 
 def test_tf32_is_as_asked_for_and_recorded(image_folder, tmp_path, monkeypatch):
@@ -142,7 +169,8 @@ def resident():
 before, start = resident(), time.perf_counter()
 store = LatentStore(sys.argv[1])
 opened = time.perf_counter() - start
-moments, labels = store.read(np.array([len(store) - 1, 0, len(store) - 2]), np.array([True, False, False]))
+batch = store.read(np.array([len(store) - 1, 0, len(store) - 2]), np.array([True, False, False]))
+moments, labels = batch.moments(), batch.labels
 assert labels.tolist() == [7, 0, 0], labels
 assert moments.mean[:, 0, 0, 0].tolist() == [3, 0, 0] and moments.std[:, 0, 0, 0].tolist() == [4, 0, 0]
 store.read(np.random.default_rng(0).integers(0, len(store), 256))

@@ -69,8 +69,8 @@ def test_shards_split_the_list(tmp_path, batch):
     manifest = write_store(tmp_path / "s", draft(), numbered, batch, "test")
     assert manifest.shards == [4, 4, 2] and manifest.count == 10
     assert sorted(files(tmp_path / "s")) == ["manifest.json", *(f"shard-{i:05d}.bin" for i in range(3))]
-    moments, labels = LatentStore(tmp_path / "s").read(np.arange(10))
-    assert labels.tolist() == list(range(10)) == moments.mean[:, 0, 1, 1].tolist()
+    batch = LatentStore(tmp_path / "s").read(np.arange(10))
+    assert batch.labels.tolist() == list(range(10)) == batch.moments().mean[:, 0, 1, 1].tolist()
 
 
 def test_skipped_images_shorten_their_shard(tmp_path):
@@ -83,8 +83,8 @@ def test_skipped_images_shorten_their_shard(tmp_path):
 
     manifest = write_store(tmp_path / "s", draft(12), batches, 2, "test")
     assert (manifest.shards, manifest.count, manifest.skipped) == ([2, 0, 2], 4, 8)
-    _, labels = LatentStore(tmp_path / "s").read(np.array([3, 1, 2, 0]))
-    assert labels.tolist() == [11, 1, 8, 0]
+    batch = LatentStore(tmp_path / "s").read(np.array([3, 1, 2, 0]))
+    assert batch.labels.tolist() == [11, 1, 8, 0]
 
 
 def test_broken_images_are_skipped_and_counted(whole):

@@ -40,15 +40,51 @@ def test_parts_merge_in_any_order():
 
 
 def test_features_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        moments([torch.full((3, 2), torch.nan)])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        features = FEATURES.clone()
+        features[77, 3] = bad
+        made = Accumulator.empty()
+        made.add(Features(features), random_splits(500))
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            made.arrays()
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            made.pool.statistics()
     with pytest.raises(ValueError, match=r"1 image\(s\)"):
         moments([FEATURES[:1]]).statistics()
 
 
+def test_sums_stay_where_the_features_are(host_reads):
+    """Nothing is read back while features are added: the host would wait for a GPU at each batch."""
+    made = Accumulator.empty()
+    with host_reads() as reads:
+        for rows in torch.arange(500).split(100):
+            made.add(Features(FEATURES[rows], FEATURES[rows, :5], LOGITS[rows]), random_splits(500)[rows])
+    assert reads.count == 0 and made.pool.count == 500
+    assert all(isinstance(part.total, torch.Tensor) for part in (made.pool, made.spatial))
+    with host_reads() as reads:
+        made.arrays()
+    assert reads.count == 2  # whether they are finite
+
+
+def test_devices_without_float64_sum_on_the_cpu():
+    """MPS; here a tensor that says it is there, and refuses what MPS refuses."""
+
+    class OnMPS(torch.Tensor):
+        device = torch.device("mps")
+
+        def double(self):
+            raise TypeError("MPS has no float64")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    made = moments([FEATURES[:200].as_subclass(OnMPS), FEATURES[200:].as_subclass(OnMPS)])
+    np.testing.assert_allclose(made.statistics().mean, FEATURES.double().numpy().mean(0), rtol=1e-12)
+
+
 def test_inception_score_is_torch_fidelitys():
     splits, whole = random_splits(len(LOGITS)), InceptionScore()
-    for rows in np.array_split(np.arange(len(LOGITS)), 9):
+    for rows in torch.arange(len(LOGITS)).tensor_split(9):
         part = InceptionScore()
         part.add(LOGITS[rows], splits[rows])
         whole.merge(part)
