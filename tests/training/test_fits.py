@@ -7,7 +7,7 @@ import torch
 
 from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
 from fpdm.models import build_model
-from fpdm.training.describe import describe_share
+from fpdm.training.describe import COUNTED_UPDATES, describe_share, expected_memory
 from fpdm.training.fits import FIXED_GIB, FRAGMENTED, describe_fit, largest_fitting, needed_gib, reserve
 from fpdm.training.memory import StepMemory, step_memory
 
@@ -51,6 +51,14 @@ def test_the_largest_that_fits_is_found(config, network, size):
     gpu = needed_gib(config, network, 2, size, False)
     assert largest_fitting(config, network, 2, False, gpu) == size
     assert largest_fitting(config, network, 2, False, needed_gib(config, network, 2, 1, False) - 1e-3) is None
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_many_updates_are_worked_out_as_they_would_be_counted(config, network, recompute):
+    n, m = 5, COUNTED_UPDATES + 7
+    config.run.gradient_checkpointing = recompute
+    counted = step_memory(network, 4, True, recompute, True, iterations=m, iterations_no_grad=n)
+    assert expected_memory(config, network, 4, True, n, m) == counted
 
 
 def test_whose_memory_it_is(config):
