@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -23,30 +25,70 @@ class OutOfTime(ValueError):
     """A script was stopped at the deadline; what it had written is kept."""
 
 
-def run_script(script: str, *arguments, deadline: float | None = None) -> None:
+def run_script(
+    script: str, *arguments, deadline: float | None = None, log: Path | None = None, patience: float | None = None
+) -> None:
     """Run scripts/<script>, showing the command as a user would type it.
 
     deadline: on time.monotonic()'s clock; then the script gets SIGTERM, for which train.py
-    writes a checkpoint, and OutOfTime is raised.
+    writes a checkpoint, and OutOfTime is raised. log: a file that takes the command and what the
+    script says, at its end. patience: see `run_python`.
     """
     words = ["python", f"scripts/{script}", *map(str, arguments)]
     logger.info(f"\n$ {shlex.join(words)}")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / script), *words[2:]], env=environment)
-    try:
-        status = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
-        raise OutOfTime(
-            f"scripts/{script} was stopped, for the time is over; the same command goes on with it"
-        ) from None
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+    if log is not None:
+        with log.open("a") as file:
+            file.write(f"\n$ {shlex.join(words)}\n")
+    status = run_python([ROOT / "scripts" / script, *words[2:]], deadline, log, patience=patience)
+    if status is None:
+        raise OutOfTime(f"scripts/{script} was stopped, for the time is over; the same command resumes it")
     if status:
-        raise ValueError(f"scripts/{script} failed with exit status {status}; its message is above")
+        said = "its message is above" if log is None else f"{last_line(log)} (all of it is in {log})"
+        raise ValueError(f"scripts/{script} failed with exit status {status}; {said}")
+
+
+def run_python(
+    words: list, deadline: float | None = None, log: Path | None = None, stop: signal.Signals = signal.SIGTERM,
+    patience: float | None = None, folder: Path | None = None,
+) -> int | None:  # fmt: skip
+    """The exit status of Python with these arguments; None where the deadline came first, see `run_script`.
+
+    stop: the signal that it then gets. patience: seconds after which it is killed if that has not ended it
+    (None for never). folder: to run in, if not the current one.
+    """
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    if log is not None:
+        environment.setdefault("TQDM_MININTERVAL", "10")  # a file keeps every state of a progress bar
+    with nullcontext() if log is None else log.open("a") as output:
+        process = subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=folder, stdout=output,
+                                   stderr=None if log is None else subprocess.STDOUT)  # fmt: skip
+        try:
+            return process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            _end(process, stop, patience)
+            return None
+        except BaseException:
+            _end(process, stop, patience)
+            raise
+
+
+def _end(process: subprocess.Popen, stop: signal.Signals, patience: float | None) -> None:
+    process.send_signal(stop)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last line of a text file that is not empty, where there is one."""
+    return next((line.strip() for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this program by SystemExit, so that a script that it runs is stopped too and not left behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def last_record(run: Path) -> dict:

@@ -14,6 +14,7 @@ from torch import Tensor
 SCHEDULES = ("linear", "scaled-linear", "cosine")
 PARAMETRISATIONS = ("v", "eps", "x0")
 WEIGHTINGS = ("v", "eps", "x0", "min-snr", "p2")
+MOST_TIMESTEPS = 100_000
 
 
 class Losses(NamedTuple):
@@ -71,12 +72,12 @@ class Diffusion:
                 "parametrisation='eps' with zero_terminal_snr=true: at the last timestep x_t is the noise itself, "
                 "so eps says nothing about the image; predict 'v' or 'x0', or set zero_terminal_snr: false"
             )
-        if timesteps < 2:
-            raise ValueError(f"timesteps={timesteps}: at least 2")
+        if not 2 <= timesteps <= MOST_TIMESTEPS:
+            raise ValueError(f"timesteps={timesteps}: at least 2, at most {MOST_TIMESTEPS:,}")
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"beta_start={beta_start}, beta_end={beta_end}: need 0 < beta_start <= beta_end < 1")
-        if min_snr_gamma <= 0:
-            raise ValueError(f"min_snr_gamma={min_snr_gamma}: must be positive")
+        if not 0 < min_snr_gamma < math.inf:
+            raise ValueError(f"min_snr_gamma={min_snr_gamma}: must be positive and finite")
         self.timesteps = timesteps
         self.parametrisation = parametrisation
         self.learn_sigma = learn_sigma

@@ -21,7 +21,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fpdm.config import SamplingConfig, check_at_least
+from fpdm.config import SamplingConfig, check_range, limits
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
 from fpdm.diffusion import Diffusion
 from fpdm.export import export_model, upload
@@ -250,15 +250,16 @@ class FPDMPipeline(DiffusionPipeline):
         for name, value in (("budget", budget), ("num_inference_steps", steps)):
             if value is not None and not isinstance(value, Integral):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
-        check_at_least(1, budget=budget, num_inference_steps=steps)
+        check_range(1, limits.PASSES, budget=budget)
+        check_range(1, limits.TIMESTEPS, num_inference_steps=steps)
         if (steps or 0) > self.diffusion.timesteps:
             raise ValueError(f"num_inference_steps={steps}: the model knows {self.diffusion.timesteps} timesteps")
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if iterative else 0
         listed = isinstance(each, (list, tuple))
         if not all(isinstance(count, Integral) for count in (each if listed else [each])):
             raise ValueError(f"iterations={iterations!r}: a whole number, or a list of them, is needed")
-        if iterative and (min(each) if listed else each) < 1:
-            raise ValueError(f"iterations={iterations}: at least 1")
+        if iterative:
+            check_range(1, limits.ITERATIONS, iterations=each)
         if budget is None:
             self.scheduler.set_timesteps(int(steps), device=device)
         elif listed:

@@ -1,6 +1,6 @@
 """What things cost on this machine, one table for each question: an update against a block, training steps, memory,
 the published form of the network, sampling, draws of (n, m), data in and out, and where the time goes. Started again,
-it goes on where it stopped."""
+it resumes where it stopped."""
 
 import gc
 import json
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -26,8 +27,8 @@ from fpdm.benchmarks.sampling import sampling
 from fpdm.benchmarks.steps import steps
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.updates import updates
-from fpdm.chain import OutOfTime, keep_settings
-from fpdm.config import PRECISIONS, check_at_least, check_choice
+from fpdm.chain import end_on_sigterm, keep_settings
+from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.figures import plot_shares
@@ -69,7 +70,7 @@ class Settings:
         repeats: measurements, of which the median counts.
         steps: training steps of a measurement.
         threads: of torch's arithmetic (null for its own choice).
-        minutes: stop after so many, between two measurements; the same command goes on (null for no limit).
+        minutes: stop after so many, between two measurements; the same command resumes (null for no limit).
     """
 
     out: str = "results/benchmark"
@@ -96,6 +97,7 @@ class Settings:
     minutes: float | None = None
 
     def __post_init__(self):
+        self._check_ranges()
         self.questions = self.questions or QUESTIONS
         for name in self.questions:
             check_choice("questions", name, QUESTIONS)
@@ -107,17 +109,34 @@ class Settings:
         lists = {"updates": self.updates, "sizes": self.sizes, "batch_sizes": self.batch_sizes, "modes": self.modes,
                  "budgets": self.budgets, "processes": self.processes, "latent": self.latent}  # fmt: skip
         for name, values in lists.items():
-            if not values or any(isinstance(value, int) and value < 1 for value in values):
-                raise ValueError(f"{name}={values}: at least one number, and each at least 1")
+            if not values:
+                raise ValueError(f"{name}={values}: give at least one")
         if self.latent[1] != self.latent[2] or self.latent[1] % self.patch:
             raise ValueError(
                 f"latent={self.latent}: height and width must be equal, and multiples of patch={self.patch}"
             )
-        check_at_least(
-            1, patch=self.patch, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size,
-            iterations=self.iterations, records=self.records, repeats=self.repeats, steps=self.steps,
-            threads=self.threads,
-        )  # fmt: skip
+
+    def _check_ranges(self) -> None:
+        check_range(1, limits.LATENT, patch=self.patch, latent=self.latent)
+        check_range(1, limits.BATCH, batch_size=self.batch_size, memory_batch_size=self.memory_batch_size)
+        check_range(1, limits.BATCH, batch_sizes=self.batch_sizes)
+        check_range(1, limits.TRAINING_UPDATES, updates=self.updates)
+        check_range(0, limits.TRAINING_UPDATES, published_updates=self.published_updates)
+        check_range(1, limits.PASSES, budgets=self.budgets)
+        check_range(1, limits.ITERATIONS, iterations=self.iterations)
+        check_range(1, limits.RECORDS, records=self.records)
+        check_range(1, limits.PROCESSES, processes=self.processes)
+        check_range(1, limits.REPEATS, repeats=self.repeats)
+        check_range(1, limits.STEPS, steps=self.steps)
+        check_range(1, limits.WORKERS, threads=self.threads)
+        check_range(0, limits.MINUTES, minutes=self.minutes)
+
+
+class Progress(NamedTuple):
+    """Cases, described, of what was asked for: left for want of time, and not measurable, with the reason."""
+
+    left: list[str]
+    failed: list[str]
 
 
 def parser():
@@ -125,6 +144,7 @@ def parser():
 
 
 def main() -> None:
+    end_on_sigterm()
     settings = cli.parse(Settings, parser())
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     device, out = process_state().device, Path(settings.out)
@@ -139,16 +159,16 @@ def main() -> None:
         "machine": machine(device), "fpdm": fpdm.__version__, "torch": torch.__version__, "vae": settings.vae,
         "precision": settings.precision, "repeats": settings.repeats,
     })  # fmt: skip
-    bench, failed = Bench(device, settings.precision, settings.repeats), []
-    try:
-        for name in settings.questions:
-            answer(bench, ask(name, settings, codec, out), name, out, deadline, failed)
-    except OutOfTime as stopped:
-        logger.info(f"{stopped}")
+    bench, progress = Bench(device, settings.precision, settings.repeats), Progress([], [])
+    for name in settings.questions:
+        answer(bench, ask(name, settings, codec, out), name, out, deadline, progress)
+    if progress.left:
+        logger.info(f"the time is over, {len(progress.left)} cases are left; the same command resumes")
     write_report(settings, device, out)
+    write_atomically(out / "progress.json", json.dumps(progress._asdict(), indent=1))
     logger.info(f"report in {out / 'report.md'}")
-    if failed:
-        raise ValueError("left out: " + "; ".join(failed))
+    if progress.failed:
+        raise ValueError("left out: " + "; ".join(progress.failed))
 
 
 def open_decoder(settings: Settings, device: torch.device) -> Codec:
@@ -194,11 +214,11 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
     return ways[name]()
 
 
-def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, failed: list[str]) -> None:
+def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, progress: Progress) -> None:
     """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone.
 
-    failed: takes those that could not be measured, and why; they are kept and not tried again. OutOfTime where the
-    time is over before the last.
+    Those that could not be measured are kept and not tried again. No case begins for which the time does not suffice,
+    by the longest before it; those that are there already are in the table all the same.
     """
     path = out / f"{name}.json"
     kept = read_json(path) if path.is_file() else []
@@ -207,20 +227,18 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
         described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
         if row is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise OutOfTime("the time is over; the same command goes on")
+            longest = max((row.get("took_s", 0) for row in kept), default=0)
+            if deadline is not None and time.monotonic() + longest > deadline:
+                progress.left.append(described)
+                continue
             logger.info(described)
-            gc.collect()
-            if bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-            try:
-                row = case | question.measure(bench, **case)
-            except (torch.OutOfMemoryError, ValueError) as error:  # the latter of train.py, which has said why
-                row = case | {"failed": str(error)}
+            row = measured(bench, question, case)
             kept.append(row)
             write_atomically(path, json.dumps(kept, indent=1))
+            if "failed" in row:
+                check_device(bench.device)
         if "failed" in row:
-            failed.append(f"{described} ({row['failed']}; to try it again, remove it from {path})")
+            progress.failed.append(f"{described} ({row['failed']}; to try it again, remove it from {path})")
             continue
         rows.append(row)
         write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
@@ -230,6 +248,28 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
         if name == "profiles":
             plot_shares(shares(rows), out / "profiles.png")
         logger.info(f"\n{(out / f'{name}.md').read_text()}")
+
+
+def measured(bench: Bench, question: Question, case: dict) -> dict:
+    """The case with its numbers and the seconds that it took, or with why it failed: the other cases count as much."""
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    begun = time.monotonic()
+    try:
+        numbers = question.measure(bench, **case)
+    except Exception as error:
+        expected = isinstance(error, (torch.OutOfMemoryError, ValueError))  # the latter of train.py, which has said why
+        logger.info("", exc_info=not expected)
+        said = " ".join(str(error).split())[:500]
+        numbers = {"failed": said if expected else f"{type(error).__name__}: {said}"}
+    return case | numbers | {"took_s": time.monotonic() - begun}
+
+
+def check_device(device: torch.device) -> None:
+    """Raise what a GPU is left with after a failed kernel: it answers nothing more to this process."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> str:

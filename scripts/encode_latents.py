@@ -43,7 +43,7 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     state = process_state(timedelta(days=2))  # what is left to do after a stop may be one process's alone
     check_precision("precision", settings.precision, state.device)
-    allow_tf32(False)  # float32 is asked for by "no"; bf16 is faster where speed is what counts
+    allow_tf32(settings.tf32)
     images = open_images(settings.images)
     codec = open_codec(settings.vae, state.device, PRECISIONS[settings.precision])
     manifest = encode(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpdm import cli
-from fpdm.config import check_at_least, check_choice
+from fpdm.config import check_choice, check_range, limits
 from fpdm.data.images import DIGITS
 from fpdm.devices import process_state
 from fpdm.evaluation.classifier import cached_classifier
@@ -68,9 +68,11 @@ class Settings:
 
     def __post_init__(self):
         check_choice("features", self.features, EXTRACTORS)
-        check_at_least(1, batch_size=self.batch_size, resolution=self.resolution)
-        check_at_least(4, keep=self.keep)
-        check_at_least(0, workers=self.workers, bootstrap=self.bootstrap)
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
+        check_range(1, limits.RESOLUTION, resolution=self.resolution)
+        check_range(4, limits.SAMPLES, keep=self.keep)
+        check_range(0, limits.WORKERS, workers=self.workers)
+        check_range(0, limits.REPEATS, bootstrap=self.bootstrap)
         if self.bootstrap == 1:
             raise ValueError("bootstrap=1: a standard deviation needs at least 2 resamples")
         if not self.reference:

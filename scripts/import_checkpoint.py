@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fpdm import cli
-from fpdm.config import DiffusionConfig, check_choice
+from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
 from fpdm.models.convert import from_published
 from fpdm.models.published import infer_config, read_published
@@ -40,6 +40,7 @@ class Settings:
     pre_post_timestep_conditioning: bool = False
 
     def __post_init__(self):
+        check_range(1, limits.WIDTH, num_heads=self.num_heads)
         for name in ("source", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")

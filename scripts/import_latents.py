@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 
 from fpdm import cli
-from fpdm.config import check_at_least
+from fpdm.config import check_positive, check_range, limits
 from fpdm.data.codec import open_codec
 from fpdm.data.imports import import_latents
 from fpdm.data.latents import check_std
@@ -44,9 +44,9 @@ class Settings:
     shard: int = 4096
 
     def __post_init__(self):
-        check_at_least(1, shard=self.shard, resolution=self.resolution)
-        if self.scale is not None and self.scale <= 0:
-            raise ValueError(f"scale={self.scale}: must be positive")
+        check_range(1, limits.RECORDS, shard=self.shard)
+        check_range(1, limits.RESOLUTION, resolution=self.resolution)
+        check_positive(limits.FACTOR, scale=self.scale)
 
 
 def parser():

@@ -14,7 +14,7 @@ import torch
 import fpdm
 from fpdm import cli
 from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
-from fpdm.config import SamplingConfig, check_at_least
+from fpdm.config import SamplingConfig, check_range, limits
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
@@ -61,8 +61,13 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        check_at_least(1, seconds=self.seconds, vae_steps=self.vae_steps, batch_size=self.batch_size)
-        check_at_least(65, images=self.images)  # the features have 64 dimensions
+        check_range(1, limits.SECONDS, seconds=self.seconds)
+        check_range(1, limits.STEPS, vae_steps=self.vae_steps)
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
+        check_range(65, limits.SAMPLES, images=self.images)  # the features have 64 dimensions
+        check_range(1, limits.ITERATIONS, iterations=self.iterations)
+        check_range(1, limits.PASSES, budget=self.budget, large_budget=self.large_budget)
+        check_range(0, limits.SEED, seed=self.seed)
 
 
 def parser():

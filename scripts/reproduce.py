@@ -1,5 +1,5 @@
 """The paper's tables and figures in small, on real data: each a target that trains what it needs, draws, scores
-and writes its section of the report. Started again, it goes on where it stopped."""
+and writes its section of the report. Started again, it resumes where it stopped."""
 
 import logging
 import platform
@@ -11,8 +11,8 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import OutOfTime, keep_settings
-from fpdm.config import PRECISIONS, check_at_least, check_choice
+from fpdm.chain import OutOfTime, end_on_sigterm, keep_settings
+from fpdm.config import PRECISIONS, check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
 from fpdm.reproduction import cifar10, targets
@@ -38,7 +38,7 @@ class Settings:
         samples: images drawn for each score.
         precision: of drawing, no, bf16 or fp16.
         batch_size: images drawn at a time.
-        minutes: stop after so many; the same command goes on (null for no limit).
+        minutes: stop after so many; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
         train: further arguments of train.py for all models, as one text; a rehearsal's small sizes.
     """
@@ -64,9 +64,12 @@ class Settings:
         self.targets = self.targets or tuple(DATA[self.data])
         for target in self.targets:
             check_choice("targets", target, tuple(DATA[self.data]))
-        check_at_least(0.1, seconds=self.seconds)
-        check_at_least(1, seeds=self.seeds, batch_size=self.batch_size, vae_steps=self.vae_steps)
-        check_at_least(65, samples=self.samples)  # the features have 64 dimensions
+        check_range(0.1, limits.SECONDS, seconds=self.seconds)
+        check_range(1, limits.REPEATS, seeds=self.seeds)
+        check_range(65, limits.SAMPLES, samples=self.samples)  # the features have 64 dimensions
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
+        check_range(0, limits.MINUTES, minutes=self.minutes)
+        check_range(1, limits.STEPS, vae_steps=self.vae_steps)
 
 
 def parser():
@@ -74,6 +77,7 @@ def parser():
 
 
 def main() -> None:
+    end_on_sigterm()
     settings = cli.parse(Settings, parser())
     started, out = time.monotonic(), Path(settings.out or f"results/reproduce-{settings.data}")
     deadline = None if settings.minutes is None else started + 60 * settings.minutes

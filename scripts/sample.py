@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from fpdm import cli
-from fpdm.config import SamplingConfig, check_at_least
+from fpdm.config import SamplingConfig, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.figures import plot_residuals
 from fpdm.files import read_json, write_atomically
@@ -69,6 +69,12 @@ class Settings(SamplingConfig):
     trace: int = 0
     vae: str | None = None
 
+    def __post_init__(self):
+        check_range(1, limits.SAMPLES, num_samples=self.num_samples)
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
+        check_range(0, limits.BATCH, trace=self.trace)
+        super().__post_init__()
+
 
 def parser():
     return cli.make_parser(Settings, __doc__)
@@ -77,8 +83,6 @@ def parser():
 @torch.inference_mode()
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    check_at_least(1, num_samples=settings.num_samples, batch_size=settings.batch_size)
-    check_at_least(0, trace=settings.trace)
     if not settings.ckpt:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
     if settings.trace > settings.batch_size:

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from fpdm import cli
-from fpdm.config import check_at_least
+from fpdm.config import check_range, limits
 from fpdm.evaluation.analytic import solver_error
 from fpdm.evaluation.tables import markdown_table
 from fpdm.sampling.solvers import SOLVERS, TWO_CALLS
@@ -24,7 +24,7 @@ class Settings:
 
     def __post_init__(self):
         for calls in self.calls:
-            check_at_least(1, calls=calls)
+            check_range(1, limits.TIMESTEPS, calls=calls)
             if calls % 2 == 0:
                 raise ValueError(f"calls={calls}: an odd number, for two calls a step, one for the last, make one")
 

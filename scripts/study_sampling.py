@@ -12,7 +12,7 @@ import torch
 import fpdm
 from fpdm import cli
 from fpdm.chain import keep_settings
-from fpdm.config import SamplingConfig, check_at_least, check_choice
+from fpdm.config import SamplingConfig, check_choice, check_range, limits
 from fpdm.data.codec import Codec
 from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.classifier import cached_classifier
@@ -73,12 +73,14 @@ class Settings:
     batch_size: int = 250
 
     def __post_init__(self):
+        check_range(65, limits.SAMPLES, images=self.images)  # the features have 64 dimensions
+        check_range(1, limits.PASSES, budget=self.budget, budgets=self.budgets)
+        check_range(1, limits.ITERATIONS, iterations=self.iterations)
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
         if not self.ckpt:
             raise ValueError("ckpt is not set; give checkpoints as a list, as in --ckpt runs/000-a,runs/001-b")
         for part in self.parts:
             check_choice("parts", part, PARTS)
-        check_at_least(65, images=self.images)  # the features have 64 dimensions
-        check_at_least(1, batch_size=self.batch_size)
 
 
 def parser():

@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from fpdm import cli
-from fpdm.config import ExperimentConfig, SamplingConfig
+from fpdm.config import ExperimentConfig, SamplingConfig, check_positive, limits
 from fpdm.data.latents import MANIFEST, LatentStore
 from fpdm.devices import process_state
 from fpdm.diffusion import Diffusion
@@ -17,12 +17,14 @@ from fpdm.loading import make_source
 from fpdm.models import forward_cost
 from fpdm.sampling.generate import draw_images, plan_for
 from fpdm.sampling.images import save_grid
-from fpdm.training.describe import describe_cost, describe_memory, model_table
+from fpdm.training.describe import GIB, describe_cost, describe_memory, describe_share, model_table
+from fpdm.training.fits import describe_fit
 from fpdm.training.loop import train
 from fpdm.training.setup import build_network, check_store, open_store_codec
 
 logger = logging.getLogger("fpdm")
 PREVIEW_IMAGES = 16
+PREVIEW_BATCH = 4  # what decoding needs stays below what a step does
 PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; shallower ones get as many steps
 
 
@@ -33,11 +35,19 @@ class Settings(ExperimentConfig):
         + """    resume: latest (newest run of this name), auto (the same, or a new run where there is none),
             a run's folder or one of its checkpoints.
         dry_run: print the resolved config, the network, the cost of a step and its expected memory, and end.
+        gpu_memory: with dry_run, GiB of one GPU, to say whether the largest step fits it and, if not, which
+            micro-batch would (null for the memory of this machine's GPU, where there is one).
     """
     )
 
     resume: str | None = None
     dry_run: bool = False
+    gpu_memory: float | None = None
+
+    def __post_init__(self):
+        check_positive(limits.GPU_GIB, gpu_memory=self.gpu_memory)
+        if self.gpu_memory is not None and not self.dry_run:
+            raise ValueError(f"gpu_memory={self.gpu_memory:g} without dry_run: only a dry run takes it; add --dry-run")
 
 
 def parser():
@@ -50,7 +60,8 @@ def main() -> None:
     if not process_state().is_main_process:
         logging.getLogger("fpdm").setLevel(logging.ERROR)
     if settings.dry_run:
-        logger.info(describe(experiment, process_state().num_processes))
+        if process_state().is_main_process:  # one speaks for all
+            logger.info(describe(experiment, process_state().num_processes, settings.gpu_memory or device_gib()))
         return
     if not settings.data.latents:
         raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
@@ -64,8 +75,17 @@ def main() -> None:
         ) from error
 
 
-def describe(config: ExperimentConfig, processes: int) -> str:
-    """What a run of this config would be; the store need not exist where data.shape and data.classes are given."""
+def device_gib() -> float | None:
+    """Memory of the GPU that this process would train on; None without one."""
+    device = process_state().device
+    return torch.cuda.get_device_properties(device).total_memory / GIB if device.type == "cuda" else None
+
+
+def describe(config: ExperimentConfig, processes: int, gpu_gib: float | None) -> str:
+    """What a run of this config would be; the store need not exist where data.shape and data.classes are given.
+
+    gpu_gib: memory of one GPU, to say whether a step fits; None to leave that out.
+    """
     shape, classes = config.data.shape, config.data.classes
     if (Path(config.data.latents) / MANIFEST).is_file():
         store = LatentStore(config.data.latents)
@@ -85,8 +105,10 @@ def describe(config: ExperimentConfig, processes: int) -> str:
         model_table(network),
         describe_cost(config, network, forward_cost(network)),
         describe_memory(config, network, processes),
-        f"{'':16s}with {processes} process(es); expected for the operations alone, allocators and libraries add to it",
+        describe_share(config, processes),
     ]
+    if gpu_gib is not None:
+        parts.append(describe_fit(config, network, processes, gpu_gib))
     return "\n".join(parts)
 
 
@@ -100,7 +122,9 @@ def make_preview(config: ExperimentConfig):
     def preview(run: Path, step: int, model: nn.Module) -> None:
         source = make_source(model, diffusion, codec)
         sampling = SamplingConfig(budget=PREVIEW_BUDGET, seed=config.run.seed)
-        images = draw_images(source, sampling, plan_for(source, sampling), range(PREVIEW_IMAGES))
+        plan, indices = plan_for(source, sampling), range(PREVIEW_IMAGES)
+        parts = [indices[i : i + PREVIEW_BATCH] for i in range(0, PREVIEW_IMAGES, PREVIEW_BATCH)]
+        images = torch.cat([draw_images(source, sampling, plan, part) for part in parts])
         (run / "samples").mkdir(exist_ok=True)
         save_grid(images, run / "samples" / f"{step:07d}.png")
 

@@ -1,10 +1,11 @@
-"""scripts/benchmark.py at tiny size: every question measured, stopped, gone on with, reported."""
+"""scripts/benchmark.py at tiny size: every question measured, stopped, resumed, reported."""
 
 import json
 import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,17 @@ import torch
 
 from fpdm.benchmarks import updates
 from fpdm.benchmarks.timing import Bench, Question
-from fpdm.chain import OutOfTime
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"updates": 2, "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1, "rates": 5, "profiles": 4}
+
+
+BENCH = Bench(torch.device("cpu"), "no", 1)
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(ROOT / "scripts" / "benchmark.py"))
 
 
 @pytest.fixture
@@ -33,8 +41,10 @@ def benchmark(tmp_path, tiny):
 
 def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
     out = tmp_path / "out"
-    assert "the same command goes on" in benchmark("--minutes", 0)
+    assert "the same command resumes" in benchmark("--minutes", 0)
+    assert len(json.loads((out / "progress.json").read_text())["left"]) == sum(ROWS.values())
     said = benchmark()
+    assert json.loads((out / "progress.json").read_text()) == {"left": [], "failed": []}
     for name, count in ROWS.items():
         rows = json.loads((out / f"{name}.json").read_text())
         assert len(rows) == count, name
@@ -53,29 +63,36 @@ def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
     assert "| FPDM-XS/2 | graphs | 12 |" in benchmark("--questions", "sampling", "--modes", "graphs", "--budgets", 12)
 
 
-def test_what_does_not_fit_is_said_and_not_tried_again(tmp_path):
-    """Also where the time runs out after it."""
-    script = runpy.run_path(str(ROOT / "scripts" / "benchmark.py"))
-    bench, tried = Bench(torch.device("cpu"), "no", 1), []
+def test_what_does_not_fit_is_said_and_not_tried_again(script, tmp_path):
+    tried = []
 
     def measure(bench, size):
         tried.append(size)
         if size > 1:
-            raise torch.OutOfMemoryError("too large")
+            raise {2: torch.OutOfMemoryError("too large"), 3: RuntimeError("no\nkernel")}[size]
         return {"ms": 1.0}
 
-    question = Question("Sizes", [{"size": 2}, {"size": 1}], measure, lambda rows: f"{len(rows)} rows")
-    failed = []
-    with pytest.raises(OutOfTime):
-        script["answer"](bench, Question("", [{"size": 3}], *question[2:]), "sizes", tmp_path, 0.0, failed)
+    question = Question("Sizes", [{"size": 2}, {"size": 3}, {"size": 1}], measure, lambda rows: f"{len(rows)} rows")
     for _ in range(2):
-        failed.clear()
-        script["answer"](bench, question, "sizes", tmp_path, None, failed)
-        (said,) = failed
-        assert "size 2 (too large; to try it again, remove it from" in said
-        assert "1 rows" in (tmp_path / "sizes.md").read_text()
-    assert tried == [2, 1]
-    assert [row.get("failed") for row in json.loads((tmp_path / "sizes.json").read_text())] == ["too large", None]
+        progress = script["Progress"]([], [])
+        script["answer"](BENCH, question, "sizes", tmp_path, None, progress)
+        assert "size 2 (too large; to try it again, remove it from" in progress.failed[0]
+        assert "size 3 (RuntimeError: no kernel; " in progress.failed[1] and len(progress.failed) == 2
+        assert "1 rows" in (tmp_path / "sizes.md").read_text() and not progress.left
+    assert tried == [2, 3, 1]
+    kept = json.loads((tmp_path / "sizes.json").read_text())
+    assert [row.get("failed") for row in kept] == ["too large", "RuntimeError: no kernel", None]
+
+
+def test_no_case_begins_that_does_not_fit_the_time(script, tmp_path):
+    """By the longest before it; what is there already stays in the table."""
+    question = Question("", [{"size": 1}, {"size": 2}], lambda bench, size: {}, lambda rows: f"{len(rows)} rows")
+    (tmp_path / "sizes.json").write_text(json.dumps([{"size": 2, "took_s": 100}]))
+    for seconds, left in ((90, ["sizes: size 1"]), (200, [])):
+        progress = script["Progress"]([], [])
+        script["answer"](BENCH, question, "sizes", tmp_path, time.monotonic() + seconds, progress)
+        assert progress.left == left and not progress.failed
+        assert f"{2 - len(left)} rows" in (tmp_path / "sizes.md").read_text()
 
 
 def test_an_update_costs_what_its_arithmetic_says_against_a_block():
@@ -84,13 +101,13 @@ def test_an_update_costs_what_its_arithmetic_says_against_a_block():
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width + 2 * 6 * width**2
     update = block - 2 * 6 * width**2 + 2 * tokens * 4 * width**2
     naive = block + 2 * tokens * 6 * width**2
-    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XL", batch=1, tokens=tokens, mode="eager")
+    row = updates.measure(BENCH, size="XL", batch=1, tokens=tokens, mode="eager")
     assert (row["block_flops"], row["update_flops"], row["naive_flops"]) == (block, update, naive)
     assert round(update / block, 2) == 1.32 and round(naive / block, 2) == 1.48
     assert all(row[f"{name}_ms"] > 0 for name in ("block", "update", "naive"))
 
 
 def test_compiled_layers_are_measured_without_compiling_again():
-    row = updates.measure(Bench(torch.device("cpu"), "no", 1), size="XS", batch=1, tokens=16, mode="compiled")
+    row = updates.measure(BENCH, size="XS", batch=1, tokens=16, mode="compiled")
     assert row["first_s"] > row["update_ms"] / 1e3 and "XS | compiled | 1" in updates.table([row | {
         "size": "XS", "mode": "compiled", "batch": 1, "tokens": 16}])  # fmt: skip

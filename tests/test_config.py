@@ -20,7 +20,7 @@ from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, S
         (lambda: OptimConfig(ema_decay=1), r"optim\.ema_decay=1"),
         (lambda: RunConfig(mixed_precision="fp8"), "no, bf16, fp16"),
         (lambda: RunConfig(tracker="mlflow"), "none, tensorboard, wandb"),
-        (lambda: RunConfig(seed=2**31), r"run\.seed=2147483648: below"),
+        (lambda: RunConfig(seed=2**31), r"run\.seed=2147483648: at least 0, at most 2,147,483,647"),
         (lambda: RunConfig(keep_every=10), r"keep_every=10: not a multiple of run\.checkpoint_every=50000"),
         (lambda: RunConfig(keep_every=100_000), r"keep_every=100000 without run\.keep_last"),
         (lambda: SamplingConfig(), "give one of the two"),

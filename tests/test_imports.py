@@ -46,6 +46,7 @@ ALLOWED = {
         "evaluation",
         "loading",
     },
+    "on_gpu": {"chain", "files", "evaluation", "benchmarks"},
     "export": {"models", "data", "training", "files"},
     "loading": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
     "schedulers": {"diffusion"},

@@ -76,7 +76,7 @@ def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
     assert real.features.shape == (1797, 64) and real.images.dtype == torch.uint8
 
 
-def test_the_script_stops_in_time_and_goes_on(tmp_path, tiny):
+def test_the_script_stops_in_time_and_resumes(tmp_path, tiny):
     out = tmp_path / "out"
 
     def reproduce(*words) -> str:
@@ -88,7 +88,7 @@ def test_the_script_stops_in_time_and_goes_on(tmp_path, tiny):
         return done.stdout
 
     said = reproduce("--minutes", "0.2")
-    assert "the same command goes on" in said and not (out / "fig5.md").exists()
+    assert "the same command resumes" in said and not (out / "fig5.md").exists()
     assert "[1 of 1, " in reproduce() and (out / "fig5.png").exists()
     report = (out / "report.md").read_text()
     assert "## Fig. 5" in report and "1 training seeds" in report and "torch" in report

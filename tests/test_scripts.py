@@ -351,7 +351,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "precision=fp16 needs a GPU; on": ["encode_latents.py", "--vae", "pixels", "--precision", "fp16"],
         "source is not set": ["import_latents.py"],
         "neither <name>_features and": ["import_latents.py", "--source", tmp_path / "empty"],
-        "batch_sizes=(0,): at least one number": ["benchmark.py", "--batch-sizes", 0],
+        "batch_sizes=0: at least 1": ["benchmark.py", "--batch-sizes", 0],
         "questions='speed': choose one of updates": ["benchmark.py", "--questions", "speed"],
         "the usual one has 4 latent channels, not 3": ["benchmark.py", "--latent", "3,32,32", "--out", tmp_path / "b"],
         "does not exist": ["encode_latents.py", "--images", tmp_path / "absent", "--vae", "pixels"],
@@ -378,7 +378,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "is a file, no checkpoint folder; for a published .pt": [*draw, bad, "--budget", 20],
         "bootstrap=1: a standard": ["evaluate.py", "--reference", "digits", "--samples", tmp_path, "--bootstrap", 1],
         "had gradients that are not finite": [
-            *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e30", "--optim.batch_size", 4,
+            *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e6", "--optim.batch_size", 4,
             "--optim.steps", 30, "--optim.max_skipped", 3,
         ],
     }  # fmt: skip

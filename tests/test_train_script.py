@@ -1,6 +1,7 @@
 """scripts/train.py --dry-run: what a run would be, before there is data."""
 
 import logging
+import re
 import runpy
 from pathlib import Path
 
@@ -69,3 +70,44 @@ def test_larger_steps_need_more(dry_run):
                        "--sjfb.grad", updates, "--optim.micro_batch_size", 64)  # fmt: skip
         numbers.append(float(said.split("GiB at most")[0].split()[-1]))
     assert numbers[1] > 2 * numbers[0]
+
+
+SMALL = ("--model.name", "DiT-XS/2", "--data.shape", "4,32,32", "--data.classes", 3, "--optim.batch_size", 512)
+
+
+def test_what_fits_is_said(dry_run):
+    assert "the largest step fits a GPU of 80 GiB" in dry_run(*SMALL, "--gpu-memory", 80)
+    said = dry_run(*SMALL, "--gpu-memory", 1)
+    assert "does not fit a GPU of 1 GiB" in said and said.count("no micro-batch fits") == 2
+
+
+def test_the_micro_batch_that_would_fit_is_the_largest(dry_run):
+    """What is proposed fits, and twice as much does not."""
+    said = dry_run(*SMALL, "--gpu-memory", 4)
+    proposals = re.findall(r"--run.gradient_checkpointing (\w+) --optim.micro_batch_size (\d+) fits", said)
+    assert "does not fit a GPU of 4 GiB" in said and [recompute for recompute, _ in proposals] == ["false", "true"]
+    (recompute, size), (_, with_recomputation) = proposals
+    assert 1 < int(size) < int(with_recomputation)
+    for factor, verdict in ((1, "step fits"), (2, "step does not fit")):
+        words = ("--run.gradient_checkpointing", recompute, "--optim.micro_batch_size", factor * int(size))
+        assert verdict in dry_run(*SMALL, "--gpu-memory", 4, *words)
+
+
+def test_the_share_of_one_process_is_no_riddle(dry_run):
+    said = dry_run(*SMALL, "--optim.micro_batch_size", 32)
+    assert "1 process, which takes all 512 samples of a step, 32 at a time" in said
+    assert "torchrun --nproc_per_node=8" in said
+    assert "fits a GPU" not in said  # nothing said of which, and none here
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--gpu-memory", 16], "gpu_memory=16 without dry_run"),
+        (["--dry-run", "--gpu-memory", 0], r"gpu_memory=0\.0: must be positive"),
+    ],
+)
+def test_gpu_memory_is_for_a_dry_run(words, says, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", *map(str, words)])
+    with pytest.raises(ValueError, match=says):
+        runpy.run_path(str(ROOT / "scripts" / "train.py"))["main"]()

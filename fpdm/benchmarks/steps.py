@@ -82,4 +82,12 @@ def table(rows: list[dict]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
+    if rows[0]["reserved_gib"] is not None:  # allocated on a GPU; on a CPU the peak is that of the whole process
+        head.append("peak / counted")
+        body = [[*line, f"{allocated_share(row):.2f}"] for line, row in zip(body, rows, strict=True)]
     return f"Batch {rows[0]['batch']}, latents {rows[0]['latent']}.\n\n{markdown_table(head, body, 3)}"
+
+
+def allocated_share(row: dict) -> float:
+    """What a step on a GPU had allocated at its peak, as a multiple of what is counted for it."""
+    return row["measured_gib"] / row["counted_gib"]

@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fpdm.benchmarks.naive import NaiveImplicitLayer
-from fpdm.benchmarks.timing import DTYPES, Bench, Question, alternate, copying, matrix_product
+from fpdm.benchmarks.timing import Bench, Question, alternate, copying, matrix_product
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models.blocks import DiTBlock
 from fpdm.models.fixed_point import ImplicitLayer
 from fpdm.models.sizes import SIZES
 
 MODES = ("eager", "compiled")
+# torch counts attention on GPUs, and on CPUs from some version after 2.11 on.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
 
 
 class Work(NamedTuple):
@@ -44,11 +48,10 @@ def measure(bench: Bench, size: str, batch: int, tokens: int, mode: str) -> dict
         naive = NaiveImplicitLayer(ImplicitLayer(width, heads))
     with torch.no_grad(), bench.autocast():
         constants, inputs = layer.constants(x_pre, c), naive.constants(x_pre, c)
-    iterate = h.to(DTYPES[bench.precision])  # as it is from the second update on; a DiT's tokens stay float32
-    works = {
+    works = {  # under autocast, too, the iterate is float32, as a DiT's tokens are
         "block": lambda: block(h, block.modulation(c)),
-        "update": lambda: layer(iterate, constants),
-        "naive": lambda: naive(iterate, inputs),
+        "update": lambda: layer(h, constants),
+        "naive": lambda: naive(h, inputs),
     }
 
     @contextmanager
@@ -135,6 +138,6 @@ class Traffic(TorchDispatchMode):
 def count_work(work) -> Work:
     """Of one call after another, so that what is done once is not in it."""
     work()
-    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops, Traffic() as traffic:
         work()
     return Work(flops.get_total_flops(), traffic.products, traffic.others)

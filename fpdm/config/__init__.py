@@ -3,7 +3,7 @@
 Each checks itself when built, so a wrong value is refused before any work starts.
 """
 
-from fpdm.config.checks import PRECISIONS, check_at_least, check_choice
+from fpdm.config.checks import PRECISIONS, check_at_least, check_choice, check_positive, check_range
 from fpdm.config.experiment import (
     DataConfig,
     DiffusionConfig,
@@ -30,4 +30,6 @@ __all__ = [
     "VAEConfig",
     "check_at_least",
     "check_choice",
+    "check_positive",
+    "check_range",
 ]

@@ -1,5 +1,7 @@
 """What the dataclasses check their values with."""
 
+from collections.abc import Iterator
+
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -12,3 +14,24 @@ def check_at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < low:
             raise ValueError(f"{name}={value}: at least {low}")
+
+
+def check_range(low: float, high: float, **values: float | list | tuple | None) -> None:
+    """Refuse numbers outside low..high, and NaN. Of a list every number is checked; None is not."""
+    for name, number in _numbers(values):
+        if not low <= number <= high:
+            raise ValueError(f"{name}={number}: at least {low:,}, at most {high:,}")
+
+
+def check_positive(high: float, **values: float | list | tuple | None) -> None:
+    """Refuse numbers that are not above 0 and at most `high`, and NaN."""
+    for name, number in _numbers(values):
+        if not 0 < number <= high:
+            raise ValueError(f"{name}={number}: must be positive, at most {high:,}")
+
+
+def _numbers(values: dict) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if number is not None:
+                yield name, number

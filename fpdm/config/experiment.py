@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from fpdm.config.checks import PRECISIONS, check_at_least, check_choice
+from fpdm.config import limits
+from fpdm.config.checks import PRECISIONS, check_choice, check_positive, check_range
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 SJFB_VARIANTS = ("stochastic", "multi-step", "jfb")
@@ -34,6 +35,10 @@ class ModelConfig:
     pre_post_timestep_conditioning: bool | None = None
 
     def __post_init__(self):
+        check_range(1, limits.WIDTH, **{"model.hidden_size": self.hidden_size, "model.num_heads": self.num_heads})
+        for name in ("depth", "pre_depth", "post_depth"):
+            check_range(0, limits.DEPTH, **{f"model.{name}": getattr(self, name)})
+        check_range(0, 1, **{"model.class_dropout": self.class_dropout})
         explicit = ("depth",)
         implicit = ("pre_depth", "post_depth", "pre_post_timestep_conditioning")
         for name in implicit if self.name.startswith("DiT") else explicit:
@@ -71,6 +76,11 @@ class DiffusionConfig:
     weighting: str = "v"
     min_snr_gamma: float = 5.0
 
+    def __post_init__(self):
+        check_range(2, limits.TIMESTEPS, **{"diffusion.timesteps": self.timesteps})
+        check_positive(1, **{"diffusion.beta_start": self.beta_start, "diffusion.beta_end": self.beta_end})
+        check_positive(limits.FACTOR, **{"diffusion.min_snr_gamma": self.min_snr_gamma})
+
 
 @dataclass
 class SJFBConfig:
@@ -79,8 +89,8 @@ class SJFBConfig:
     Args:
         variant: stochastic draws n in 0..no_grad and m in 1..grad; multi-step takes
             n = no_grad, m = grad; jfb takes n = no_grad, m = 1.
-        no_grad: the paper's N, updates without gradient.
-        grad: the paper's M, updates with gradient.
+        no_grad: the paper's N, updates without gradient, at most 1,000.
+        grad: the paper's M, updates with gradient, at most 1,000.
     """
 
     variant: str = "stochastic"
@@ -89,9 +99,10 @@ class SJFBConfig:
 
     def __post_init__(self):
         check_choice("sjfb.variant", self.variant, SJFB_VARIANTS)
-        check_at_least(0, **{"sjfb.no_grad": self.no_grad})
+        check_range(0, limits.TRAINING_UPDATES, **{"sjfb.no_grad": self.no_grad})
         if self.grad < 1:
             raise ValueError(f"sjfb.grad={self.grad}: at least 1, for one update must carry the gradient")
+        check_range(1, limits.TRAINING_UPDATES, **{"sjfb.grad": self.grad})
 
 
 @dataclass
@@ -115,8 +126,10 @@ class DataConfig:
     classes: int | None = None
 
     def __post_init__(self):
-        check_at_least(1, **{"data.classes": self.classes})
-        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1 or self.shape[1] != self.shape[2]):
+        check_range(1, limits.CLASSES, **{"data.classes": self.classes})
+        check_range(1, limits.LATENT, **{"data.shape": self.shape})
+        check_positive(limits.FACTOR, **{"data.scale": self.scale})
+        if self.shape is not None and (len(self.shape) != 3 or self.shape[1] != self.shape[2]):
             raise ValueError(
                 f"data.shape={self.shape}: channels, height and width (as high as wide), as in [4, 32, 32]"
             )
@@ -153,13 +166,16 @@ class OptimConfig:
 
     def __post_init__(self):
         check_choice("optim.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        for name in ("steps", "batch_size", "micro_batch_size", "max_skipped"):
-            check_at_least(1, **{f"optim.{name}": getattr(self, name)})
-        check_at_least(0, **{"optim.warmup": self.warmup, "optim.weight_decay": self.weight_decay})
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr={self.lr}: must be positive")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optim.clip_norm={self.clip_norm}: must be positive, or null for no clipping")
+        check_range(1, limits.STEPS, **{"optim.steps": self.steps, "optim.max_skipped": self.max_skipped})
+        for name in ("batch_size", "micro_batch_size"):
+            check_range(1, limits.BATCH, **{f"optim.{name}": getattr(self, name)})
+        check_range(0, limits.STEPS, **{"optim.warmup": self.warmup})
+        check_range(0, limits.FACTOR, **{"optim.weight_decay": self.weight_decay})
+        check_positive(limits.FACTOR, **{"optim.lr": self.lr})
+        if self.clip_norm is not None and not 0 < self.clip_norm <= limits.FACTOR:
+            raise ValueError(
+                f"optim.clip_norm={self.clip_norm}: must be positive, at most {limits.FACTOR:,}; null for no clipping"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"optim.ema_decay={self.ema_decay}: 0 <= decay < 1")
 
@@ -203,9 +219,9 @@ class RunConfig:
         check_choice("run.mixed_precision", self.mixed_precision, PRECISIONS)
         check_choice("run.tracker", self.tracker, TRACKERS)
         for name in ("log_every", "checkpoint_every", "keep_last", "keep_every"):
-            check_at_least(1, **{f"run.{name}": getattr(self, name)})
-        if self.seed >= 2**31:
-            raise ValueError(f"run.seed={self.seed}: below {2**31}")
+            check_range(1, limits.STEPS, **{f"run.{name}": getattr(self, name)})
+        check_range(0, limits.STEPS, **{"run.preview_every": self.preview_every})
+        check_range(0, limits.SEED, **{"run.seed": self.seed})
         if (self.keep_every or 0) % self.checkpoint_every:
             raise ValueError(
                 f"run.keep_every={self.keep_every}: not a multiple of run.checkpoint_every={self.checkpoint_every}, "
@@ -213,7 +229,6 @@ class RunConfig:
             )
         if self.keep_every is not None and self.keep_last is None:
             raise ValueError(f"run.keep_every={self.keep_every} without run.keep_last: all checkpoints are kept anyway")
-        check_at_least(0, **{"run.preview_every": self.preview_every, "run.seed": self.seed})
 
 
 @dataclass

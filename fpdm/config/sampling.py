@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from fpdm.config.checks import check_at_least, check_choice
+from fpdm.config import limits
+from fpdm.config.checks import check_choice, check_positive, check_range
 from fpdm.config.protocols import PROTOCOLS
 
 SAMPLERS = ("ddpm", "ddim", "ab2", "heun", "dpm++", "unipc")
@@ -66,6 +67,7 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        self._check_ranges()
         if self.protocol is not None:
             return self._check_protocol()
         check_choice("sampler", self.sampler, SAMPLERS)
@@ -74,15 +76,8 @@ class SamplingConfig:
             self._check_counts()
         elif (self.budget is None) == (self.steps is None):
             raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
-        check_at_least(1, budget=self.budget, steps=self.steps, iterations=self.iterations, ratio=self.ratio)
-        check_at_least(1, cfg_channels=self.cfg_channels)
-        check_at_least(0, eta=self.eta, cfg_scale=self.cfg_scale, seed=self.seed)
-        if self.eta > 1:
-            raise ValueError(f"eta={self.eta}: 0 (deterministic) to 1 (as random as DDPM)")
         if self.sampler != "ddim" and self.eta:
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only ddim has an eta")
-        if self.tolerance <= 0:
-            raise ValueError(f"tolerance={self.tolerance}: must be positive")
         self._check_solving()
         self._check_guidance()
         if self.allocation == "constant" and self.ratio != SamplingConfig.ratio:
@@ -92,9 +87,28 @@ class SamplingConfig:
         if self.allocation in ("increasing", "decreasing") and self.iterations == 1:
             raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; ask for at least 2")
 
+    def _check_ranges(self) -> None:
+        check_range(1, limits.PASSES, budget=self.budget)
+        check_range(1, limits.TIMESTEPS, steps=self.steps)
+        check_range(1, limits.ITERATIONS, iterations=self.iterations, ratio=self.ratio)
+        check_range(0, limits.ITERATIONS, counts=self.counts)
+        check_range(1, limits.LATENT, cfg_channels=self.cfg_channels)
+        check_range(0, limits.TIMESTEPS, cfg_interval=self.cfg_interval)
+        check_range(0, limits.FACTOR, cfg_scale=self.cfg_scale)
+        check_range(-limits.CLASSES, limits.CLASSES, classes=self.classes)  # the model knows which there are
+        check_range(0, limits.SEED, seed=self.seed)
+        check_positive(limits.FACTOR, tolerance=self.tolerance)
+        if not 0 <= self.anderson <= 5:
+            raise ValueError(f"anderson={self.anderson}: a memory of 1 to 5 updates, or 0 for plain iteration")
+        if not 0 < self.reuse_weight <= 1:
+            raise ValueError(f"reuse_weight={self.reuse_weight}: above 0, at most 1; for none of it, reuse false")
+        ends = {"eta": ("deterministic", "as random as DDPM"), "extrapolation": ("not at all", "all the way"),
+                "guidance_rescale": ("not at all", "wholly")}  # fmt: skip
+        for name, (least, most) in ends.items():
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: 0 ({least}) to 1 ({most})")
+
     def _check_guidance(self) -> None:
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={self.guidance_rescale}: 0 (not at all) to 1 (wholly)")
         interval = self.cfg_interval
         if interval is not None and (len(interval) != 2 or not 0 <= interval[0] <= interval[1]):
             raise ValueError(f"cfg_interval={interval}: the lowest and the highest guided timestep, as in 100,700")
@@ -113,7 +127,6 @@ class SamplingConfig:
 
     def _check_protocol(self) -> None:
         check_choice("protocol", self.protocol, tuple(PROTOCOLS))
-        check_at_least(0, seed=self.seed)
         fields = SamplingConfig.__dataclass_fields__
         given = [n for n in fields if n not in BESIDE_A_PROTOCOL and getattr(self, n) != fields[n].default]
         if given:
@@ -122,15 +135,9 @@ class SamplingConfig:
             )
 
     def _check_solving(self) -> None:
-        if not 0 < self.reuse_weight <= 1:
-            raise ValueError(f"reuse_weight={self.reuse_weight}: above 0, at most 1; for none of it, reuse false")
-        if not 0 <= self.extrapolation <= 1:
-            raise ValueError(f"extrapolation={self.extrapolation}: 0 (not at all) to 1 (all the way)")
         if self.reuse is False and (self.reuse_weight != 1 or self.extrapolation):
             name = "extrapolation" if self.extrapolation else "reuse_weight"
             raise ValueError(f"{name}={getattr(self, name)} with reuse=false: there is no solution to start from")
-        if not 0 <= self.anderson <= 5:
-            raise ValueError(f"anderson={self.anderson}: a memory of 1 to 5 updates, or 0 for plain iteration")
         most = max(self.counts) if self.counts else self.iterations
         if self.anderson and self.allocation == "constant" and most is not None and most < 3:
             raise ValueError(

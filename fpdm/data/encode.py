@@ -68,6 +68,7 @@ def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.d
         images_hash=_hash(images),
         shard=config.shard,
         precision=config.precision,
+        tf32=config.tf32,
         latents_mean=codec.latents_mean,
         latents_std=codec.latents_std,
     )

@@ -35,9 +35,9 @@ class Manifest:
     imported latents where no VAE was named. latents_mean, latents_std: per channel, for a VAE
     whose latents are normalised so. crop: null where latents were imported. shape: (C, h, h). flips, parts: see
     the module. images: length of the list; images_hash: of its names and labels. shard: images
-    per shard. precision: of the codec's arithmetic. Results: count of records; skipped, broken
-    images left out; shards, the count of each; std of the latents as they are drawn; content,
-    a hash of all records in order.
+    per shard. precision: of the codec's arithmetic; tf32: whether its float32 could be TF32.
+    Results: count of records; skipped, broken images left out; shards, the count of each; std of
+    the latents as they are drawn; content, a hash of all records in order.
     """
 
     codec: str | None
@@ -61,6 +61,7 @@ class Manifest:
     std: float = 0.0
     content: str = ""
     format: int = FORMAT
+    tf32: bool = False
 
     @property
     def record(self) -> np.dtype:

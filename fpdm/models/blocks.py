@@ -12,8 +12,32 @@ from torch.utils.checkpoint import checkpoint
 
 MLP_RATIO = 4
 NORM_EPS = 1e-6
+FLOAT16_MAX = torch.finfo(torch.float16).max
 
 LayerNorm = partial(nn.LayerNorm, elementwise_affine=False, eps=NORM_EPS)
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x (some, as meta, know no autocast)."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def for_stream(x: Tensor) -> Tensor:
+    """What joins the residual stream, or scales what does: float32 under autocast, else as it is.
+
+    The stream is what blocks add to. It grows from block to block, and float16 ends at 65,504; the maps inside the
+    blocks see normalised values.
+    """
+    return x.float() if under_autocast(x) else x
+
+
+def within_float16(x: Tensor) -> Tensor:
+    """A stream as a map takes it that sees it without a norm: where autocast will cast it to float16, values beyond
+    its range become its largest, not infinite."""
+    if under_autocast(x) and torch.get_autocast_dtype(x.device.type) == torch.float16:
+        return x.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+    return x
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -49,10 +73,10 @@ class DiTBlock(nn.Module):
 
     def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
         """Conditioning (B, D) -> six (B, 1, D): shift, scale and gate of attention, then of the MLP."""
-        return self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        return for_stream(self.adaLN_modulation(c))[:, None].chunk(6, dim=-1)
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
+        """x (B, N, D) -> (B, N, D), in the type of x: under autocast, float32 in and out."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))

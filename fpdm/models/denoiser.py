@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from fpdm.models.blocks import DiTBlock, FinalLayer
+from fpdm.models.blocks import DiTBlock, FinalLayer, for_stream
 from fpdm.models.card import model_card
 from fpdm.models.embeddings import LabelEmbedder, TimestepEmbedder, sincos_positions
 
@@ -94,9 +94,12 @@ class Denoiser(nn.Module):
         return self.final_layer.linear.weight.dtype
 
     def embed(self, x: Tensor) -> Tensor:
-        """Latents (B, C, H, H) -> tokens (B, N, D)."""
+        """Latents (B, C, H, H) -> tokens (B, N, D), the start of the residual stream.
+
+        Under autocast they are float32, whatever the weights are, and so is all that blocks add to them.
+        """
         # The embedding is a transposed view; left so, all that follows would run on strided memory.
-        return (self.x_embedder(x) + self.pos_embed).contiguous()
+        return (for_stream(self.x_embedder(x)) + self.pos_embed).contiguous()
 
     def head(self, tokens: Tensor, c: Tensor) -> Tensor:
         """Tokens (B, N, D) -> prediction (B, out_channels, H, H) in float32."""

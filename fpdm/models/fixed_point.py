@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpdm.models.blocks import DiTBlock
+from fpdm.models.blocks import DiTBlock, within_float16
 
 
 class Constants(NamedTuple):
@@ -49,13 +49,17 @@ class ImplicitLayer(nn.Module):
 
     def constants(self, x_pre: Tensor, c: Tensor) -> Constants:
         """x_pre (B, N, D) output of the pre blocks, c (B, D) conditioning."""
-        u = self.injection(x_pre)  # Eq. 2, (B, N, D)
+        u = self.injection(within_float16(x_pre))  # Eq. 2, (B, N, D)
         return Constants(self.mix_u(u), self.block.modulation(c))
 
     def forward(self, h: Tensor, constants: Constants) -> Tensor:
-        """One update, Eq. 3: h (B, N, D) -> g(h) (B, N, D)."""
-        mixed = self.mix_out(F.gelu(self.mix_h(h) + constants.injected, approximate="tanh"))
-        return self.block(mixed, constants.modulation)
+        """One update, Eq. 3: h (B, N, D) -> g(h) (B, N, D), in the type of h.
+
+        Under autocast the maps give 16 bits; the stream that the block adds to, and with it the iterate, stays
+        float32, as a DiT's does.
+        """
+        mixed = self.mix_out(F.gelu(self.mix_h(within_float16(h)) + constants.injected, approximate="tanh"))
+        return self.block(mixed.to(h.dtype), constants.modulation)
 
     def initialise_mixing(self) -> None:
         """Xavier for W_1 as the one (2D, 2D) map that its halves make up."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fpdm.models.adaptive import iterate_until
 from fpdm.models.anderson import Anderson
-from fpdm.models.blocks import DiTBlock, apply_layer
+from fpdm.models.blocks import DiTBlock, apply_layer, under_autocast
 from fpdm.models.denoiser import Denoiser, DenoiserOutput
 from fpdm.models.fixed_point import Constants, ImplicitLayer, iterate
 
@@ -142,8 +142,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         # Autocast keeps the casts of the weights just used, and these carry no gradient: the
         # updates that follow would silently train nothing (pytorch#112583; seen with torch 2.7,
         # no longer with 2.15).
-        device = h.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if under_autocast(h):
             torch.clear_autocast_cache()
         return h, residuals
 

@@ -97,7 +97,7 @@ class Laboratory:
         """Of an experiment's models, one for each seed, drawn from with these settings of a SamplingConfig."""
         contenders = [trained.contender for trained in self.models(name)]
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise OutOfTime("the time is over; the same command goes on")
+            raise OutOfTime("the time is over; the same command resumes")
         return over_seeds(self.book, contenders, SamplingConfig(**settings))
 
     def steps_of(self, name: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpdm.config import SamplingConfig, check_at_least
+from fpdm.config import SamplingConfig, check_range, limits
 from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
 from fpdm.devices import send
@@ -128,7 +128,8 @@ def draw(source: Source, count: int, batch_size: int = 64, **settings) -> Tensor
 
     settings: those of a SamplingConfig, as in budget=280, iterations=4, classes=[207, 360].
     """
-    check_at_least(1, count=count, batch_size=batch_size)
+    check_range(1, limits.SAMPLES, count=count)
+    check_range(1, limits.BATCH, batch_size=batch_size)
     config = SamplingConfig(**settings)
     plan = plan_for(source, config)
     batches = (range(first, min(first + batch_size, count)) for first in range(0, count, batch_size))

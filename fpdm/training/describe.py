@@ -68,7 +68,7 @@ def describe_cost(config: ExperimentConfig, network: DiT | FixedPointDiT, cost: 
         lines.append(
             f"{passes:g} block passes forward per image{with_gradient}; {flops / 1e12:.3g} TFLOPs per step {name}"
         )
-    return _labelled("step", lines)
+    return labelled("step", lines)
 
 
 def describe_memory(config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int) -> str:
@@ -81,7 +81,22 @@ def describe_memory(config: ExperimentConfig, network: DiT | FixedPointDiT, proc
         *parts, (_, peak) = memory._asdict().items()
         listed = ", ".join(f"{part} {value / GIB:.2f}" for part, value in parts)
         lines.append(f"{peak / GIB:.2f} GiB {name}, {micro_batch} samples at a time ({listed})")
-    return _labelled("memory", lines)
+    return labelled("memory", lines)
+
+
+def describe_share(config: ExperimentConfig, processes: int) -> str:
+    """What the memory is counted for; where one process stands for itself alone, how to see one of several."""
+    rows, micro_batch = split_batch(config.optim, 0, processes)
+    batch = config.optim.batch_size
+    lines = [
+        "This is counted for the operations alone; the allocator and the libraries add to it.",
+        f"It is that of each of {processes} processes, which takes {rows.stop} of the {batch} samples of a step, "
+        f"{micro_batch} at a time.",
+    ]
+    if processes == 1:
+        lines[1] = f"It is that of 1 process, which takes all {batch} samples of a step, {micro_batch} at a time."
+        lines.append("For one of 8, start the dry run with torchrun --nproc_per_node=8.")
+    return labelled("", lines)
 
 
 def expected_memory(
@@ -98,15 +113,16 @@ def expected_memory(
     return step_memory(network, micro_batch, half, config.run.gradient_checkpointing, gradients_stay, **iterations)
 
 
+def labelled(label: str, lines: list[str]) -> str:
+    """Lines in a column, the first of them with a label before it."""
+    return "\n".join(f"  {label if i == 0 else '':<14s}{line}" for i, line in enumerate(lines))
+
+
 def model_table(model: nn.Module) -> str:
     """Top-level modules with their trainable parameters, one a line."""
     rows = [(name, type(child).__name__, _parameters(child)) for name, child in model.named_children()]
     rows.append(("total", type(model).__name__, _parameters(model)))
     return "\n".join(f"  {name:<14s}{kind:<18s}{count:>14,d}" for name, kind, count in rows)
-
-
-def _labelled(label: str, lines: list[str]) -> str:
-    return "\n".join(f"  {label if i == 0 else '':<14s}{line}" for i, line in enumerate(lines))
 
 
 def _parameters(module: nn.Module) -> int:

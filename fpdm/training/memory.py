@@ -56,7 +56,7 @@ def step_memory(
         index = torch.zeros(micro_batch, dtype=torch.long)
         drop = torch.zeros(micro_batch, dtype=torch.bool)
         if half:
-            _norms_in_float32(twin)
+            norms_in_float32(twin)
         if gradients_stay:
             for parameter in twin.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -104,10 +104,11 @@ class AllocationCounter(TorchDispatchMode):
         self.live -= size
 
 
-def _norms_in_float32(model: nn.Module) -> None:
-    """Let layer norms run as under a GPU's autocast, in float32; a CPU's would run them in 16 bits."""
+def norms_in_float32(model: nn.Module) -> nn.Module:
+    """Let layer norms run as under a GPU's autocast, in float32, whatever they are given; returns the model."""
     for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
         norm.forward = partial(_float32_norm, norm)
+    return model
 
 
 def _float32_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fpdm.benchmarks import steps
 from fpdm.benchmarks.memory import LARGEST, MEAN, iterations_of
 from fpdm.benchmarks.naive import naive_form
 from fpdm.benchmarks.profiles import OTHER, kind_of
@@ -131,3 +132,12 @@ def test_pieces_of_work(name):
     assert len(calls) == plan.block_passes == 3 * (6 if implicit else 12)
     for handle in handles:
         handle.remove()
+
+
+def test_allocated_memory_is_held_against_the_count_on_a_gpu_alone():
+    row = {"family": "DiT", "size": "XS", "patch": 2, "mode": "eager", "batch": 2, "latent": [4, 8, 8], "length": 1,
+           "images_per_s": 2.0, "first_s": 0.5, "tflops": 1.0, "peak_tflops": 2.0, "counted_gib": 2.0,
+           "measured_gib": 2.1, "reserved_gib": 2.5}  # fmt: skip
+    head, _, line = steps.table([row]).splitlines()[-3:]
+    assert head.endswith("| peak / counted |") and line.endswith("| 2.50 | 0.5 | 1.05 |")
+    assert "peak / counted" not in steps.table([row | {"reserved_gib": None}])

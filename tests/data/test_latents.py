@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import runpy
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,18 @@ def test_record_that_is_not_finite_is_named(tiny_store, tmp_path, bad):
     largest["moments"][5, 0, 1, 3, 7, 7] = -np.finfo(np.float16).max
     largest.flush()
     assert LatentStore(tmp_path / "s").read(np.array([5])).records.abs().max() == 65504
+
+
+def test_tf32_is_as_asked_for_and_recorded(image_folder, tmp_path, monkeypatch):
+    asked, script = [], str(ROOT / "scripts" / "encode_latents.py")
+    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
+    for words in ([], ["--tf32"]):
+        store = tmp_path / str(len(words))
+        encode_all = ["--images", str(image_folder), "--vae", "pixels", "--resolution", "8", "--out", str(store)]
+        monkeypatch.setattr(sys, "argv", [script, *encode_all, *words])
+        runpy.run_path(script, run_name="__main__")
+        assert LatentStore(store).manifest.tf32 is bool(words)
+    assert asked == [False, True]
 
 
 def test_unfinished_damaged_and_foreign_stores_are_refused(tiny_store, tmp_path):

@@ -1,5 +1,6 @@
 """Making a store: batches, processes, kills and mistakes leave the same records or a clear error."""
 
+import json
 import os
 import resource
 import shutil
@@ -208,6 +209,7 @@ def test_lost_summaries_are_made_again(tmp_path):
         ({"images_hash": "1"}, r"images \(hash\) was 0, is 1"),
         ({"crop": "none"}, "crop was centre, is none"),
         ({"precision": "bf16"}, "precision was None, is bf16"),
+        ({"tf32": True}, "tf32 was False, is True"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, changes, says):
@@ -218,6 +220,20 @@ def test_other_settings_are_refused(tmp_path, changes, says):
             write_store(folder, draft(**changes), numbered, 4, "test")
         assert files(folder) == before
         write_store(folder, draft(), numbered, 4, "test")
+
+
+@pytest.mark.parametrize("name", ["encoding.json", "manifest.json"])
+def test_a_store_from_before_tf32_was_a_setting_is_taken(tmp_path, name):
+    """Begun or finished: its arithmetic was float32."""
+    folder = stopped(tmp_path / "s")
+    if name == "manifest.json":
+        write_store(folder, draft(), numbered, 4, "test")
+    facts = json.loads((folder / name).read_text())
+    del facts["tf32"]
+    (folder / name).write_text(json.dumps(facts))
+    assert write_store(folder, draft(), numbered, 4, "test").tf32 is False
+    with pytest.raises(ValueError, match="tf32 was False, is True"):
+        write_store(folder, draft(tf32=True), numbered, 4, "test")
 
 
 def test_shards_of_unknown_origin_are_refused(tmp_path):

@@ -1,0 +1,156 @@
+"""What 16 bits do to a trained network, by the type of its residual stream: what solves reach, how near predictions and
+gradients are to those of float32, and what a training step needs in memory.
+
+The stream is what the blocks add to: a DiT's tokens, an FPDM's iterate. Under autocast the maps give 16 bits, the
+stream stays float32 (docs/architecture.md); here it is held in 16 bits as well, for comparison alone.
+"""
+
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fpdm.benchmarks.timing import DTYPES
+from fpdm.data.batches import image_batches, to_signed
+from fpdm.data.images import open_images
+from fpdm.evaluation.tables import markdown_table
+from fpdm.models import DiT, FixedPointDiT, build_model
+from fpdm.models.blocks import DiTBlock, under_autocast
+from fpdm.sampling.generate import Source
+from fpdm.training.memory import norms_in_float32, step_memory
+
+FLOAT32 = ("float32", "no", False)
+LEVELS = (999, 800, 600, 400, 200, 50)  # timesteps
+
+
+class Batch(NamedTuple):
+    """Noisy latents x (B, C, h, h) at timesteps t (B,), labels y (B,), and what was added: x0, noise (B, C, h, h)."""
+
+    x: Tensor
+    t: Tensor
+    y: Tensor
+    x0: Tensor
+    noise: Tensor
+
+
+def forms(precisions: tuple[str, ...]) -> list[tuple[str, str, bool]]:
+    """(label, precision, whether the stream has 16 bits, too) of what is compared; float32 first."""
+    return [FLOAT32] + [
+        (f"{p}, {'16-bit' if half else 'float32'} stream", p, half) for p in precisions for half in (False, True)
+    ]
+
+
+class SixteenBitStream:
+    """Over a network's own `embed`: under autocast, tokens start in its 16 bits."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        tokens = super().embed(x)
+        return tokens.to(torch.get_autocast_dtype(x.device.type)) if under_autocast(x) else tokens
+
+
+class SixteenBitBlock(DiTBlock):
+    """Shifts, scales and gates in autocast's 16 bits, so that what is added to the stream has them, too."""
+
+    def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
+        dtype = torch.get_autocast_dtype(c.device.type) if under_autocast(c) else c.dtype
+        return tuple(part.to(dtype) for part in super().modulation(c))
+
+
+class SixteenBitDiT(SixteenBitStream, DiT):
+    pass
+
+
+class SixteenBitFixedPointDiT(SixteenBitStream, FixedPointDiT):
+    pass
+
+
+def in_form(model: DiT | FixedPointDiT, half_stream: bool) -> DiT | FixedPointDiT:
+    """A copy with its layer norms in float32, as a GPU's autocast has them; with half_stream, tokens start in 16 bits
+    under autocast, and the blocks keep the type that they are given."""
+    copy = norms_in_float32(deepcopy(model))
+    if half_stream:
+        copy.__class__ = SixteenBitFixedPointDiT if isinstance(model, FixedPointDiT) else SixteenBitDiT
+        for block in (module for module in copy.modules() if isinstance(module, DiTBlock)):
+            block.__class__ = SixteenBitBlock
+    return copy
+
+
+def noisy_digits(source: Source, each: int) -> Batch:
+    """The first `each` digits of the images' list, all of them noised to each of LEVELS."""
+    side = source.latent_shape[1] * source.codec.downsampling
+    images = next(iter(image_batches(open_images("digits"), side, each)))
+    with torch.no_grad():
+        latents = source.codec.encode(to_signed(images.pixels).to(source.device)).mean
+    x0, y = latents.repeat(len(LEVELS), 1, 1, 1), images.labels.to(source.device).repeat(len(LEVELS))
+    t = torch.tensor(LEVELS, device=source.device).repeat_interleave(each)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(source.device)
+    return Batch(source.diffusion.add_noise(x0, noise, t), t, y, x0, noise)
+
+
+def run(model: nn.Module, precision: str, batch: Batch, **settings):
+    """One forward of the batch under autocast to a precision (no, bf16, fp16)."""
+    half = precision != "no"
+    with torch.autocast(batch.x.device.type, DTYPES[precision]) if half else nullcontext():
+        return model(batch.x, batch.t, batch.y, drop_labels=torch.zeros_like(batch.y, dtype=torch.bool), **settings)
+
+
+@torch.no_grad()
+def residuals(model: FixedPointDiT, precision: str, batch: Batch, iterations: tuple[int, ...]) -> list[float]:
+    """Median relative residual of the update after which so many are done."""
+    output = run(model, precision, batch, iterations=max(iterations), with_residuals=True)
+    return [float(output.residuals[:, k - 1].median()) for k in iterations]
+
+
+@torch.no_grad()
+def deviations(
+    model: nn.Module, exact: nn.Module, precision: str, batch: Batch, iterations: tuple[int, ...]
+) -> list[float]:
+    """Mean over samples of |prediction - float32's| / |float32's|, after so many iterations of an FPDM."""
+    found = []
+    for k in iterations if isinstance(exact, FixedPointDiT) else iterations[:1]:
+        settings = {"iterations": k} if isinstance(exact, FixedPointDiT) else {}
+        ours = run(model, precision, batch, **settings).prediction.flatten(1)
+        theirs = run(exact, "no", batch, **settings).prediction.flatten(1)
+        found.append(float(((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).mean()))
+    return found
+
+
+def gradient_deviation(model: nn.Module, exact: nn.Module, source: Source, precision: str, batch: Batch) -> float:
+    """|gradient - float32's| / |float32's| over all weights, of the training loss; an FPDM with n = m = 6."""
+    gradients = []
+    for network, how in ((model, precision), (exact, "no")):
+        network.zero_grad()
+        settings = {"iterations": 6, "iterations_no_grad": 6} if isinstance(exact, FixedPointDiT) else {}
+        output = run(network, how, batch, **settings)
+        # A scale as a loss scaler's, or small gradients are lost in float16.
+        (1024 * source.diffusion.losses(output.prediction, batch.x0, batch.noise, batch.t).total.mean()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+
+
+def largest_steps(half_stream: bool, batch: int) -> dict[str, int]:
+    """Peak bytes of the largest training step of the paper's pair in 16 bits, by network."""
+    sizes = {"DiT-XL/2": {}, "FPDM-XL/2": {"iterations": 12}}
+    found = {}
+    for name, iterations in sizes.items():
+        with torch.device("meta"):
+            model = in_form(build_model(name), half_stream)
+        found[name] = step_memory(model, batch, True, False, **iterations).peak
+    return found
+
+
+def residual_table(rows: dict[str, list[float]], iterations: tuple[int, ...]) -> str:
+    head = ["FPDM, residual after", *(f"{k} it." for k in iterations)]
+    return markdown_table(head, [[label, *(f"{value:.1e}" for value in values)] for label, values in rows.items()])
+
+
+def deviation_table(rows: dict[tuple[str, str], tuple[list[float], float]], iterations: tuple[int, ...]) -> str:
+    """rows: by family and form, `deviations` and `gradient_deviation`."""
+    head = ["", "", *(f"prediction, {k} it." for k in iterations), "gradient"]
+    body = []
+    for (family, label), (predictions, gradient) in rows.items():
+        cells = [f"{value:.2%}" for value in predictions]
+        body.append([family, label, *cells, *[""] * (len(iterations) - len(cells)), f"{gradient:.2%}"])
+    return markdown_table(head, body, 2)

@@ -1,0 +1,62 @@
+"""tests/gpu, run test by test as far as the time goes: its log is the record of what is done."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from fpdm.chain import ROOT, OutOfTime, last_line, run_python
+
+TESTS = "tests/gpu"
+PATIENCE = 20  # seconds that a test has to end when it is interrupted
+RESULT = re.compile(rf"^({TESTS}/\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
+REASON = re.compile(rf"^(?:FAILED|ERROR) ({TESTS}/\S+?\.py::.+?)(?: - (.*))?$", re.MULTILINE)
+FAILED = ("FAILED", "ERROR")
+
+
+class Tests(NamedTuple):
+    """Of a log. results: each finished test's last word, PASSED and so on. failed: those that failed, with why."""
+
+    results: dict[str, str]
+    failed: dict[str, str]
+
+    def __str__(self) -> str:
+        words = list(self.results.values())
+        counts = {"failed": sum(words.count(word) for word in FAILED), "passed": words.count("PASSED"),
+                  "skipped": words.count("SKIPPED")}  # fmt: skip
+        return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none finished"
+
+
+def read_log(log: Path) -> Tests:
+    """What is in the log of `run_tests`, of however many calls."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    results = dict(RESULT.findall(text))
+    reasons = dict(REASON.findall(text))
+    return Tests(results, {name: reasons.get(name, "") for name, word in results.items() if word in FAILED})
+
+
+def run_tests(log: Path, deadline: float) -> str:
+    """Those of tests/gpu that the log does not have yet; what came of all of them.
+
+    OutOfTime where they were stopped at the deadline, ValueError where pytest itself failed.
+    """
+    names = unfinished(log) if log.is_file() else [TESTS]
+    if names:
+        words = ["-u", "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *names]
+        status = run_python(words, deadline, log, signal.SIGINT, PATIENCE, ROOT)
+        if status is None:
+            raise OutOfTime(f"{read_log(log)}; the time is over, the same command resumes")
+        if status not in (0, 1):
+            raise ValueError(f"pytest ended with exit status {status}: {last_line(log)} (all of it is in {log})")
+    return str(read_log(log))
+
+
+def unfinished(log: Path) -> list[str]:
+    """Tests without a result in the log; last the one that was interrupted, or ended pytest itself."""
+    command = [sys.executable, "-m", "pytest", TESTS, "--collect-only", "-q", "--color=no", "-p", "no:cacheprovider"]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+    finished, begun = read_log(log).results, log.read_text(errors="replace")
+    left = [name for name in listed if name.startswith(f"{TESTS}/") and "::" in name and name not in finished]
+    return sorted(left, key=lambda name: f"\n{name} " in begun)

@@ -1,0 +1,114 @@
+"""What a GPU is wanted for, in order of worth: each part in a process of its own, so that none ends the others."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fpdm.chain import ROOT, run_script
+from fpdm.files import read_json
+from fpdm.on_gpu.gpu_tests import run_tests
+
+# Seconds before the deadline at which a script is to stop by itself, which it does between two measurements; one that
+# trains has a checkpoint to write.
+MEASURING, TRAINING = 30, 60
+PATIENCE = 30  # seconds after the deadline until a script that hangs is killed
+REHEARSAL = (
+    "--size", "XS", "--latent", "4,8,8", "--batch-size", 2, "--updates", 2, "--sizes", "XS", "--batch-sizes", 2,
+    "--modes", "eager", "--budgets", 24, "--iterations", 2, "--vae", ROOT / "assets" / "fpdm-digits" / "vae",
+    "--repeats", 1, "--steps", 1, "--records", 300,
+)  # fmt: skip
+CIFAR10 = ("--seconds", 240, "--seeds", 1, "--samples", 10_000, "--batch-size", 1000)
+
+
+class Visit(NamedTuple):
+    """One call of the command. out: where everything lies. precision: bf16 or fp16. deadline: on time.monotonic()'s
+    clock. images: CIFAR-10's training images, folder or zip. rehearse: at tiny sizes."""
+
+    out: Path
+    precision: str
+    deadline: float
+    images: str | None = None
+    rehearse: bool = False
+
+
+class Outcome(NamedTuple):
+    """done: nothing of the part is left. said: what the summary tells of it."""
+
+    done: bool
+    said: str
+
+
+class Part(NamedTuple):
+    """run: OutOfTime where it was stopped at the deadline, another ValueError or OSError where it failed."""
+
+    name: str
+    what: str
+    run: Callable[[Visit], Outcome]
+
+
+def parts(visit: Visit) -> list[Part]:
+    """In the order in which they are run: what is small and judges the most comes first."""
+    xl = ("--modes", "eager,compiled")
+    found = [
+        Part("tests", "tests/gpu", tests),
+        measuring("updates", "an update against a block at XL/2", "--questions", "updates", "--sizes", "XL",
+                  "--batch-sizes", "8,64", *xl),
+        measuring("steps", "training steps at XL/2, M = N = 12", "--questions", "steps", "--updates", 12, *xl),
+        measuring("sampling", "sampling at XL/2, 140, 280 and 560 block passes, with a VAE", "--questions", "sampling",
+                  *xl),
+        measuring("published", "against the published form", "--questions", "published", *xl),
+        # The steps that are there already are in this table too, and not measured again.
+        measuring("memory", "memory allocated against counted, M = N = 6 and 12", "--questions", "steps", "--updates",
+                  "6,12", "--modes", "eager,checkpointing,compiled"),
+        measuring("graphs", "sampling with CUDA graphs at batch 8", "--questions", "sampling", "--batch-size", 8,
+                  "--budgets", 280, "--modes", "eager,compiled,graphs", folder="batch-8"),
+        measuring("profiles", "where the time goes", "--questions", "profiles", *xl),
+        measuring("rates", "data in and out, VAE layouts", "--questions", "rates", "--records",
+                  20_000),
+    ]  # fmt: skip
+    if visit.images is not None:
+        found.append(Part("cifar10", "FPDM-S/2 and DiT-S/2 on CIFAR-10", cifar10))
+    return found
+
+
+def tests(visit: Visit) -> Outcome:
+    """At most two thirds of the time: one test that hangs must not cost all measurements."""
+    now = time.monotonic()
+    return Outcome(True, run_tests(visit.out / "tests.log", now + 2 / 3 * (visit.deadline - now)))
+
+
+def measuring(name: str, what: str, *words, folder: str = "batch-64") -> Part:
+    """A call of benchmark.py; calls of the same batch share a folder."""
+
+    def run(visit: Visit) -> Outcome:
+        progress = visit.out / folder / "progress.json"
+        progress.unlink(missing_ok=True)
+        tiny = REHEARSAL if visit.rehearse else ()
+        try:
+            run_script("benchmark.py", *words, *tiny, "--precision", visit.precision, "--out", progress.parent,
+                       "--minutes", minutes_left(visit, MEASURING), deadline=visit.deadline,
+                       log=visit.out / f"{name}.log", patience=PATIENCE)  # fmt: skip
+        except ValueError:
+            if not progress.is_file():  # it did not come to its end; else it says what it left out
+                raise
+        made = read_json(progress)
+        said = [f"{len(made['left'])} left, the next is {made['left'][0]}"] if made["left"] else []
+        return Outcome(not made["left"], "; ".join(said + [f"left out {case}" for case in made["failed"]]))
+
+    return Part(name, what, run)
+
+
+def cifar10(visit: Visit) -> Outcome:
+    train = "--run.compile true" + ("" if visit.precision == "bf16" else " --run.mixed_precision fp16")
+    folder = visit.out / "cifar10"
+    run_script("reproduce.py", "--data", "cifar10", "--images", visit.images, *CIFAR10, "--train", train,
+               "--precision", visit.precision, "--out", folder, "--minutes", minutes_left(visit, TRAINING),
+               deadline=visit.deadline, log=visit.out / "cifar10.log", patience=PATIENCE)  # fmt: skip
+    done = (folder / "release.md").is_file()  # its last section
+    return Outcome(done, "" if done else "stopped in time, to be resumed")
+
+
+def minutes_left(visit: Visit, before: float) -> float:
+    """Until so many seconds before the deadline."""
+    return round(max(visit.deadline - before - time.monotonic(), 0) / 60, 2)

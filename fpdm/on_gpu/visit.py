@@ -1,0 +1,74 @@
+"""One call: the parts that are left, as far as the time goes; what became of each, kept after each."""
+
+import json
+import logging
+import time
+from typing import NamedTuple
+
+from fpdm.chain import OutOfTime
+from fpdm.files import read_json, write_atomically
+from fpdm.on_gpu.parts import Part, Visit, parts
+from fpdm.on_gpu.summary import write_summary
+
+logger = logging.getLogger("fpdm")
+LEAST = 60  # seconds: with less, no part begins
+DONE, LEFT, STOPPED, FAILED = "done", "left", "stopped", "failed"
+
+
+class Record(NamedTuple):
+    """Of a part. state: done; left, to be resumed where it is; stopped at the deadline in the midst of something; or
+    failed. seconds: over all calls."""
+
+    name: str
+    what: str
+    state: str = LEFT
+    said: str = ""
+    seconds: float = 0.0
+
+
+def resume(visit: Visit, machine: dict[str, str]) -> bool:
+    """Run what is left until the deadline; whether everything is done.
+
+    Parts that failed, or had to be stopped in the midst of something, come after all others in the next call: one that
+    never ends must not keep the others waiting. machine: what the summary says of it.
+    """
+    path = visit.out / "parts.json"
+    kept = {row["name"]: Record(**row) for row in (read_json(path) if path.is_file() else [])}
+    every = parts(visit)
+    records = {part.name: kept.get(part.name, Record(part.name, part.what)) for part in every}
+
+    def keep() -> None:
+        write_atomically(path, json.dumps([record._asdict() for record in records.values()], indent=1))
+        write_summary(visit.out, machine, [record._asdict() for record in records.values()])
+
+    keep()
+    for part in sorted(every, key=lambda part: records[part.name].state in (STOPPED, FAILED)):
+        before = records[part.name]
+        if before.state == DONE:
+            continue
+        if time.monotonic() + LEAST > visit.deadline:
+            break
+        logger.info(f"{part.name}: {part.what}")
+        begun = time.monotonic()
+        try:
+            state, said = attempt(part, visit)
+        except BaseException as stop:  # SIGTERM, Ctrl-C
+            records[part.name] = before._replace(state=STOPPED, said=f"stopped by {type(stop).__name__}")
+            keep()
+            raise
+        seconds = time.monotonic() - begun
+        records[part.name] = before._replace(state=state, said=said, seconds=before.seconds + seconds)
+        logger.info(f"{part.name}: {state} after {seconds:.0f} s{f' ({said})' if said else ''}")
+        keep()
+    return all(record.state == DONE for record in records.values())
+
+
+def attempt(part: Part, visit: Visit) -> tuple[str, str]:
+    """The state after it, and what there is to say: an error of one part is no reason to leave out the others."""
+    try:
+        outcome = part.run(visit)
+    except OutOfTime as stopped:
+        return STOPPED, str(stopped)
+    except Exception as error:
+        return FAILED, " ".join(f"{type(error).__name__}: {error}".split())
+    return (DONE if outcome.done else LEFT), outcome.said

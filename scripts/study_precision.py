@@ -1,0 +1,98 @@
+"""What 16 bits do to trained networks, by the type of their residual stream: solves, predictions, gradients, memory.
+
+The networks are tried on scikit-learn's digits, so they must have been trained on them (assets/fpdm-digits was)."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fpdm import cli
+from fpdm.benchmarks.precision import (
+    deviation_table,
+    deviations,
+    forms,
+    gradient_deviation,
+    in_form,
+    largest_steps,
+    noisy_digits,
+    residual_table,
+    residuals,
+)
+from fpdm.config import PRECISIONS, check_choice
+from fpdm.devices import allow_tf32, check_precision, process_state
+from fpdm.evaluation.tables import markdown_table
+from fpdm.files import write_atomically
+from fpdm.loading import load_checkpoint, open_source
+from fpdm.models import FixedPointDiT
+
+logger = logging.getLogger("fpdm")
+ITERATIONS = (1, 4, 12, 60)
+IMAGES = 8  # at each timestep
+GIB = 2**30
+
+
+@dataclass
+class Settings:
+    """What is compared.
+
+    Args:
+        ckpt: checkpoints of networks trained on the digits, of an FPDM and perhaps of a DiT.
+        precisions: the 16-bit types that are held against float32, bf16 and fp16.
+        batch_size: of the training step whose memory is counted.
+        out: file of the tables.
+    """
+
+    ckpt: tuple[str, ...] = ("assets/fpdm-digits",)
+    precisions: tuple[str, ...] = ("bf16", "fp16")
+    batch_size: int = 64
+    out: str = "results/precision.md"
+
+    def __post_init__(self):
+        for precision in self.precisions:
+            check_choice("precisions", precision, PRECISIONS[1:])
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    device = process_state().device
+    allow_tf32(False)  # float32 is the measure here
+    for precision in settings.precisions if device.type == "cuda" else ():
+        check_precision("precisions", precision, device)
+    solved, found = {}, {}
+    for path in settings.ckpt:
+        model, facts, _ = load_checkpoint(path)
+        source = open_source(model, facts, device=device)
+        batch = noisy_digits(source, IMAGES)
+        exact = in_form(model, half_stream=False)
+        for label, precision, half in forms(settings.precisions):
+            network = in_form(model, half)
+            if isinstance(model, FixedPointDiT):
+                solved[label] = residuals(network, precision, batch, ITERATIONS)
+            found[model.family, label] = (
+                deviations(network, exact, precision, batch, ITERATIONS),
+                gradient_deviation(network, exact, source, precision, batch),
+            )
+    text = "\n\n".join(
+        [residual_table(solved, ITERATIONS), deviation_table(found, ITERATIONS), memory_table(settings.batch_size)]
+    )
+    logger.info(text)
+    out = Path(settings.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, f"{text}\n\n{device.type}, torch {torch.__version__}, {IMAGES} images a timestep\n")
+
+
+def memory_table(batch: int) -> str:
+    """Of the largest training step, counted."""
+    sixteen, thirty_two = (largest_steps(half, batch) for half in (True, False))
+    rows = [[name, f"{sixteen[name] / GIB:.2f}", f"{thirty_two[name] / GIB:.2f}"] for name in sixteen]
+    return markdown_table([f"largest step, batch {batch}, GiB", "16-bit stream", "float32 stream"], rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)

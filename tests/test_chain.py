@@ -1,0 +1,77 @@
+"""Scripts that run others: what they say in a file, and what becomes of them when the time is over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fpdm import chain
+from fpdm.chain import OutOfTime, last_line, run_python, run_script
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """A folder of scripts in place of the project's; the environment's fpdm is imported all the same."""
+    (tmp_path / "scripts").mkdir()
+    monkeypatch.setattr(chain, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / "scripts" / name).write_text(text)
+        return name
+
+    return write
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.is_file():
+        assert time.monotonic() < until, f"{path} was not written"
+        time.sleep(0.05)
+
+
+def test_what_a_script_says_goes_to_a_file(scripts, tmp_path):
+    log = tmp_path / "said.log"
+    run_script(scripts("says.py", "import sys; print('one'); print('two', file=sys.stderr)"), log=log)
+    with pytest.raises(ValueError, match=r"exit status 3; the reason \(all of it is in .*said.log\)"):
+        run_script(scripts("fails.py", "import sys; print('the reason\\n'); sys.exit(3)"), log=log)
+    said = log.read_text().split()
+    assert said[:3] == ["$", "python", "scripts/says.py"] and sorted(said[3:5]) == ["one", "two"]
+    assert last_line(log) == "the reason"
+
+
+def test_a_script_is_stopped_at_the_deadline(scripts):
+    begun = time.monotonic()
+    with pytest.raises(OutOfTime, match=r"scripts/sleeps.py was stopped"):
+        run_script(scripts("sleeps.py", "import time; time.sleep(60)"), deadline=begun + 0.5)
+    assert time.monotonic() - begun < 30
+
+
+def test_one_that_does_not_end_is_killed(tmp_path):
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    begun = time.monotonic()
+    assert run_python(["-c", deaf], begun + 2, None, signal.SIGINT, patience=1) is None
+    assert time.monotonic() - begun < 30
+
+
+def test_stopping_a_script_stops_what_it_runs(scripts, tmp_path):
+    """Or a training run would keep the GPU busy that the next measurement needs."""
+    pid = tmp_path / "pid"
+    inner = scripts("inner.py", (
+        "import os, pathlib, time\npath = pathlib.Path('pid.partial')\npath.write_text(str(os.getpid()))\n"
+        f"path.rename({str(pid)!r})\ntime.sleep(60)\n"
+    ))  # fmt: skip
+    outer = scripts("outer.py", (
+        "import pathlib\nfrom fpdm import chain\nchain.ROOT = pathlib.Path(__file__).parents[1]\n"
+        f"chain.end_on_sigterm()\nchain.run_script({inner!r})\n"
+    ))  # fmt: skip
+    process = subprocess.Popen([sys.executable, str(tmp_path / "scripts" / outer)], cwd=tmp_path)
+    wait_for(pid)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)

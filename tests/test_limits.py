@@ -1,0 +1,83 @@
+"""Every number that a user can type has an upper bound, and the error says it."""
+
+import re
+import runpy
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import fpdm.config
+from fpdm.diffusion import Diffusion
+
+ROOT = Path(__file__).parents[1]
+ABSURD = 10**12
+
+
+def every_settings() -> dict[str, type]:
+    """The dataclasses of fpdm.config, and the Settings of every script."""
+    found = {name: kind for name, kind in vars(fpdm.config).items() if isinstance(kind, type) and is_dataclass(kind)}
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        if "class Settings" in path.read_text():
+            found[path.name] = runpy.run_path(str(path))["Settings"]
+    return found
+
+
+SETTINGS = every_settings()
+
+
+def options(kind: str) -> list:
+    """(class, option, type) of all options whose type has `kind`, int or float, in it."""
+    return [
+        pytest.param(settings, field.name, str(field.type), id=f"{name}-{field.name}")
+        for name, settings in SETTINGS.items()
+        for field in fields(settings)
+        if re.search(rf"\b{kind}\b", str(field.type))
+    ]
+
+
+def given(kind: str, value: float):
+    """`value` in the form that an option of this type takes: by itself, or as a list of as many as are needed."""
+    found = re.search(r"(list|tuple)\[([^\]]*)\]", kind)
+    return [value] * (found[2].count(",") + 1 if "..." not in found[2] else 1) if found else value
+
+
+def test_options_are_found():
+    """Were none found, the tests below would test nothing."""
+    integers = {parameter.id for parameter in options("int")}
+    assert {"SJFBConfig-grad", "DataConfig-shape", "VAEConfig-widths", "benchmark.py-threads"} <= integers
+    assert {"RunConfig-keep_last", "sample.py-num_samples", "SamplingConfig-counts"} <= integers
+    assert {"OptimConfig-clip_norm", "reproduce.py-minutes"} <= {parameter.id for parameter in options("float")}
+
+
+@pytest.mark.parametrize(("settings", "name", "kind"), options("int"))
+def test_a_whole_number_has_a_bound(settings, name, kind):
+    with pytest.raises(ValueError, match=rf"\b{name}=\[?{ABSURD}.*(at most| to) [\d,]+"):
+        settings(**{name: given(kind, ABSURD)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("settings", "name", "kind"), options("float"))
+def test_a_number_is_finite(settings, name, kind, value):
+    with pytest.raises(ValueError, match=rf"\b{name}={value}: \S"):
+        settings(**{name: given(kind, value)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("timesteps", ABSURD), ("min_snr_gamma", float("nan")), ("beta_end", float("nan"))]
+)
+def test_the_diffusion_checks_its_arguments_too(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        Diffusion(**{name: value})
+
+
+def test_an_absurd_dry_run_ends_at_once():
+    words = ["--config", "configs/imagenet256/fpdm-xl-2.yaml", "--sjfb.grad", "1000000000", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "scripts/train.py", *words], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "sjfb.grad=1000000000: at least 1, at most 1,000" in done.stderr

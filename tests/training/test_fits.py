@@ -1,0 +1,64 @@
+"""The rule by which a step fits a GPU, against what can be worked out by hand."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
+from fpdm.models import build_model
+from fpdm.training.describe import describe_share
+from fpdm.training.fits import FIXED_GIB, FRAGMENTED, describe_fit, largest_fitting, needed_gib, reserve
+from fpdm.training.memory import StepMemory, step_memory
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.device("meta"):
+        return build_model("FPDM-XS/2")
+
+
+@pytest.fixture
+def config():
+    return ExperimentConfig(
+        ModelConfig("FPDM-XS/2"), sjfb=SJFBConfig(no_grad=2, grad=4), optim=OptimConfig(batch_size=96),
+        run=RunConfig(mixed_precision="fp16"),
+    )  # fmt: skip
+
+
+def test_the_reserve_by_hand():
+    memory = StepMemory(weights=1 * GIB, gradients=1 * GIB, optimizer=2 * GIB, ema=1 * GIB, activations=0, peak=9 * GIB)
+    assert reserve(memory) == pytest.approx((FIXED_GIB + FRAGMENTED * 4) * GIB)
+    assert reserve(memory._replace(peak=4 * GIB)) == FIXED_GIB * GIB
+
+
+def test_need_is_that_of_the_largest_step(config, network):
+    memory = step_memory(network, 8, True, False, True, iterations=4, iterations_no_grad=2)
+    assert needed_gib(config, network, 2, 8, False) == pytest.approx((memory.peak + reserve(memory)) / GIB)
+
+
+def test_need_grows_with_the_micro_batch_and_shrinks_with_recomputation(config, network):
+    needs = [needed_gib(config, network, 2, size, False) for size in (1, 8, 48)]
+    assert all(small < large for small, large in pairwise(needs))
+    assert needed_gib(config, network, 2, 48, True) < needs[-1]
+
+
+@pytest.mark.parametrize("size", [1, 6, 48])
+def test_the_largest_that_fits_is_found(config, network, size):
+    """A GPU that holds exactly a micro-batch of `size`; the share of 2 processes is 48."""
+    gpu = needed_gib(config, network, 2, size, False)
+    assert largest_fitting(config, network, 2, False, gpu) == size
+    assert largest_fitting(config, network, 2, False, needed_gib(config, network, 2, 1, False) - 1e-3) is None
+
+
+def test_whose_memory_it_is(config):
+    config.optim.micro_batch_size = 24
+    assert "each of 2 processes, which takes 48 of the 96 samples of a step, 24 at a time" in describe_share(config, 2)
+
+
+def test_the_proposal_divides_the_share(config, network):
+    gpu = needed_gib(config, network, 2, 32, False)  # 32 does not divide 48
+    said = describe_fit(config, network, 2, gpu)
+    assert "does not fit" in said and "--run.gradient_checkpointing false --optim.micro_batch_size 24 fits" in said
