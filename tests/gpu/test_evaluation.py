@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fpdm.devices import process_state
-from fpdm.evaluation.accumulate import InceptionScore, Moments, random_splits
+from fpdm.evaluation.accumulate import Accumulator, InceptionScore, Moments, random_splits
 from fpdm.evaluation.classifier import Classifier
 from fpdm.evaluation.extraction import RESULT, gather
 from fpdm.evaluation.features import Features, Inception
@@ -63,6 +63,17 @@ def test_inception_score_is_the_cpus(device):
         score.add(logits.to(on), random_splits(len(logits)))
         scores.append(score.score())
     assert scores[0] == pytest.approx(scores[1], rel=1e-9) and scores[1][0] > 2
+
+
+def test_sums_do_not_wait_for_the_device(no_waiting, device):
+    """A chunk of images, of which each batch is extracted while the next one is read."""
+    sums, splits = Accumulator.empty(), random_splits(40).to(device)
+    features = Features(*(torch.randn(20, size, device=device) for size in (12, 5, 8)))
+    sums.add(features, splits[:20])  # makes the tensors that are added to
+    no_waiting()
+    sums.add(features, splits[20:])
+    no_waiting(False)
+    assert sums.pool.statistics().count == sums.spatial.count == 40
 
 
 def test_classifier_features_are_the_cpus(device, classifier):

@@ -181,6 +181,12 @@ def test_study_sampling(fpdm_run, tmp_path, image_folder):
     assert "| reuse, Anderson(3) |" in report and "| adaptive, tolerance 0.2 |" in report and "nan" not in report
 
 
+def test_study_precision(tmp_path, monkeypatch, half):
+    monkeypatch.chdir(ROOT)  # where the assets are
+    run_on_device("study_precision.py", "--precisions", half, "--batch-size", 2, "--out", tmp_path / "precision.md")
+    assert (tmp_path / "precision.md").read_text().count("|") > 20
+
+
 def test_benchmark(tmp_path, tiny, scripts_run_here, half):
     words = [*tiny["benchmark.py"], "--questions", "updates,steps,published,sampling,rates,profiles"]
     run_on_device("benchmark.py", *words, "--precision", half, "--out", tmp_path)
