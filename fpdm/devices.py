@@ -1,10 +1,10 @@
 """Which device, processes and arithmetic this program runs on, and what the device can do."""
 
+import gc
 import re
 import sys
 from datetime import timedelta
 
-import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -30,8 +30,13 @@ def process_state(patience: timedelta | None = None) -> PartialState:
 
 def end_processes() -> None:
     """Wait for the other processes, then leave their group, all together: the main one may have work left when the
-    others are done, and would else do it in a group that is falling apart."""
+    others are done, and would else do it in a group that is falling apart.
+
+    What DDP made must be gone before: its end, were it the last to hold the group, would wait for a thread of gloo
+    that waits for Python's lock (seen with torch 2.11).
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         process_state().wait_for_everyone()
         torch.distributed.destroy_process_group()
 
@@ -114,6 +119,8 @@ def peak_memory(device: torch.device) -> int:
     try:
         import resource
     except ImportError:  # Windows
+        import psutil
+
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

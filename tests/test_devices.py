@@ -89,6 +89,7 @@ def test_processes_leave_their_group_together(tmp_path):
 
 ELSEWHERE = """
 import importlib, mmap, os, pkgutil, signal, sys
+import psutil  # which does without, there
 sys.modules["resource"] = None  # not on Windows, nor are these
 for module, names in ((signal, ["SIGUSR1"]), (mmap, ["MADV_RANDOM", "MADV_WILLNEED"]), (os, ["pwrite", "pread"])):
     for name in names:

@@ -32,11 +32,23 @@ def for_stream(x: Tensor) -> Tensor:
     return x.float() if under_autocast(x) else x
 
 
+class Saturated(torch.autograd.Function):
+    """x limited to float16's range; the gradient passes as it is, so that nothing is kept for it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def within_float16(x: Tensor) -> Tensor:
     """A stream as a map takes it that sees it without a norm: where autocast will cast it to float16, values beyond
     its range become its largest, not infinite."""
     if under_autocast(x) and torch.get_autocast_dtype(x.device.type) == torch.float16:
-        return x.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        return Saturated.apply(x)
     return x
 
 

@@ -100,6 +100,9 @@ def train(
         )  # accelerate has no other name
         model, optimizer = accelerator.prepare(network, adamw)
 
+    if ranks > 1 and micro < share:
+        settle_gradients(accelerator, model, store.manifest.shape, implicit)
+
     run, checkpoint = open_run(config, store, resume, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
@@ -244,6 +247,19 @@ def resample(batch: LatentBatch, noise: Tensor) -> Tensor:
     """A fresh sample (B, C, h, h) float32 of each latent, mean + std * noise, on the device of all three."""
     mean, std = batch.moments()
     return mean if std is None else mean + std * noise
+
+
+def settle_gradients(accelerator: Accelerator, model: nn.Module, shape: list[int], implicit: bool) -> None:
+    """Make the gradients, zeros, where DDP keeps them: in its buckets, before the first step accumulates any.
+
+    DDP puts them there in the first backward pass that it synchronises. The parts of a batch before it would make
+    gradients of their own beside: a second copy, in a resumed run on top of the optimizer's state.
+    """
+    index = torch.zeros(2, dtype=torch.long, device=accelerator.device)
+    x = torch.zeros(2, *shape, device=accelerator.device)
+    output = model(x, index, index, drop_labels=index.bool(), **({"iterations": 1} if implicit else {}))
+    accelerator.backward(0 * output.prediction.sum())
+    model.zero_grad(set_to_none=False)
 
 
 def set_groups(optimizer: torch.optim.Optimizer, **settings: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from fpdm.benchmarks.precision import Batch, forms, in_form, noisy_digits, residuals, run
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import build_model
-from fpdm.models.blocks import DiTBlock
+from fpdm.models.blocks import DiTBlock, within_float16
 from fpdm.models.fixed_point import ImplicitLayer
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,19 @@ def test_large_activations_do_not_overflow_float16(name):
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         in_sixteen_bits = in_form(model, half_stream=True).eval()(x, t, y, **settings(name))
     assert not in_sixteen_bits.prediction.isfinite().all()  # what the stream in 16 bits would give
+
+
+def test_saturation_keeps_nothing_for_the_backward_pass():
+    """And lets gradients through, also where it limits; in bfloat16, whose range is float32's, it does nothing."""
+    x = torch.tensor([1.0, 1e6, -torch.inf, 3.0], requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        y = within_float16(x)
+    assert y.tolist() == [1, 65504, -65504, 3]
+    assert not y.grad_fn.saved_tensors
+    y.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1, 1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert within_float16(x) is x
 
 
 def test_solves_of_a_trained_network_reach_a_lower_floor():

@@ -149,6 +149,71 @@ def test_layers_stay_whole_under_ddp(device):
     assert len(others) == 3 and others[0] == others[1] == others[2] and others[0][0] == others[0][1]
 
 
+def on_two_processes(program: str, folder: Path, device: str, *arguments: str) -> str:
+    """What a program prints under torchrun."""
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(folder / "program.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(device))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+BUCKETS = """
+import sys, torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from fpdm.models import build_model
+from fpdm.training.loop import settle_gradients
+
+name = sys.argv[2]
+kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+accelerator = Accelerator(cpu=sys.argv[1] == "cpu", kwargs_handlers=[kwargs])
+network = build_model(name, input_size=8, in_channels=3, num_classes=4, hidden_size=32).to(accelerator.device)
+model = accelerator.prepare(network)
+settle_gradients(accelerator, model, [3, 8, 8], name.startswith("FPDM"))
+assert not any(parameter.grad.any() for parameter in network.parameters() if parameter.requires_grad)
+index = torch.zeros(2, dtype=torch.long, device=accelerator.device)
+with accelerator.no_sync(model):
+    x = torch.ones(2, 3, 8, 8, device=accelerator.device)
+    extra = {"iterations": 2} if name.startswith("FPDM") else {}
+    model(x, index, index, drop_labels=index.bool(), **extra).prediction.square().sum().backward()
+places = [parameter.grad.untyped_storage().data_ptr() for parameter in network.parameters() if parameter.requires_grad]
+assert len(set(places)) < len(places) / 4, (len(set(places)), len(places))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("name", ["FPDM-XS/2", "DiT-XS/2"])
+def test_gradients_accumulate_in_ddps_buckets(tmp_path, device, name):
+    """From the first part of the first batch on; without `settle_gradients` each has a storage of its own by then."""
+    on_two_processes(BUCKETS, tmp_path, device, device, name)
+
+
+LEFT = """
+import gc, runpy, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+leave = torch.distributed.destroy_process_group
+
+def checked():
+    assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+    leave()
+    print("left the group", flush=True)
+
+torch.distributed.destroy_process_group = checked
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_group_is_left_after_ddp_is_gone(config_file, tmp_path, device):
+    """Else the end of DDP's reducer would be the group's, under Python's lock, for which a thread of gloo may wait."""
+    train = [str(ROOT / "scripts" / "train.py"), "--config", str(config_file), "--run.results", str(tmp_path / "runs")]
+    assert on_two_processes(LEFT, tmp_path, device, *train).count("left the group") == 2
+
+
 def test_compiled_on_two_processes_goes_on_eagerly_on_one(config_file, tmp_path, device):
     """Names of weights are the same, and so is the path, within the rounding of other kernels."""
     eager = launch(device, config_file, 1, tmp_path / "eager")
