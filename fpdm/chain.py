@@ -49,14 +49,15 @@ def run_script(
 
 def run_python(
     words: list, deadline: float | None = None, log: Path | None = None, stop: signal.Signals = signal.SIGTERM,
-    patience: float | None = None, folder: Path | None = None,
+    patience: float | None = None, folder: Path | None = None, variables: dict[str, str] | None = None,
 ) -> int | None:  # fmt: skip
     """The exit status of Python with these arguments; None where the deadline came first, see `run_script`.
 
     stop: the signal that it then gets. patience: seconds after which it is killed if that has not ended it
-    (None for never). folder: to run in, if not the current one.
+    (None for never). folder: to run in, if not the current one. variables: of the environment, besides ours.
     """
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment |= variables or {}
     if log is not None:
         environment.setdefault("TQDM_MININTERVAL", "10")  # a file keeps every state of a progress bar
     with nullcontext() if log is None else log.open("a") as output:

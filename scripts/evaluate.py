@@ -117,7 +117,7 @@ def main() -> None:
     with state.main_process_first():  # which trains, or downloads, what the others then find
         extractor, key = open_extractor(settings, resolution)
     measure = Measure(settings, extractor.to(state.device).eval(), key, state)
-    facts = {"extractor": extractor.name, "key": key, "resolution": resolution}
+    facts = {"extractor": extractor.name, "key": key, "resolution": resolution, "tf32": settings.tf32}
 
     if stored:
         expected = load_reference(settings.reference, facts)

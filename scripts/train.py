@@ -1,6 +1,7 @@
 """Train a DiT or an FPDM on a latent store: one process, or several under torchrun or accelerate launch."""
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,9 +77,12 @@ def main() -> None:
 
 
 def device_gib() -> float | None:
-    """Memory of the GPU that this process would train on; None without one."""
+    """Memory of the GPU that this process would train on, as it is sold; None without a GPU.
+
+    What the driver holds back of it is in the rule's reserve.
+    """
     device = process_state().device
-    return torch.cuda.get_device_properties(device).total_memory / GIB if device.type == "cuda" else None
+    return math.ceil(torch.cuda.get_device_properties(device).total_memory / GIB) if device.type == "cuda" else None
 
 
 def describe(config: ExperimentConfig, processes: int, gpu_gib: float | None) -> str:

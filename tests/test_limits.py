@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fpdm.config
-from fpdm.diffusion import Diffusion
+from fpdm.diffusion import MOST_TIMESTEPS, Diffusion
 
 ROOT = Path(__file__).parents[1]
 ABSURD = 10**12
@@ -81,3 +81,8 @@ def test_an_absurd_dry_run_ends_at_once():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "sjfb.grad=1000000000: at least 1, at most 1,000" in done.stderr
+
+
+def test_the_process_and_its_config_have_one_bound():
+    """fpdm.diffusion imports nothing of ours, so the number stands there too."""
+    assert fpdm.config.limits.TIMESTEPS == MOST_TIMESTEPS

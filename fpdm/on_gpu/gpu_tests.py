@@ -45,7 +45,8 @@ def run_tests(log: Path, deadline: float) -> str:
     names = unfinished(log) if log.is_file() else [TESTS]
     if names:
         words = ["-u", "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *names]
-        status = run_python(words, deadline, log, signal.SIGINT, PATIENCE, ROOT)
+        wide = {"COLUMNS": "400"}  # or pytest would cut off why a test failed
+        status = run_python(words, deadline, log, signal.SIGINT, PATIENCE, ROOT, wide)
         if status is None:
             raise OutOfTime(f"{read_log(log)}; the time is over, the same command resumes")
         if status not in (0, 1):
@@ -56,7 +57,10 @@ def run_tests(log: Path, deadline: float) -> str:
 def unfinished(log: Path) -> list[str]:
     """Tests without a result in the log; last the one that was interrupted, or ended pytest itself."""
     command = [sys.executable, "-m", "pytest", TESTS, "--collect-only", "-q", "--color=no", "-p", "no:cacheprovider"]
-    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+    collected = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    listed = collected.stdout.splitlines()
+    if collected.returncode:  # a file that cannot be imported must not pass for one whose tests are done
+        raise ValueError(f"{TESTS} cannot be collected: {' '.join(listed[-3:])} {collected.stderr[-500:]}")
     finished, begun = read_log(log).results, log.read_text(errors="replace")
     left = [name for name in listed if name.startswith(f"{TESTS}/") and "::" in name and name not in finished]
     return sorted(left, key=lambda name: f"\n{name} " in begun)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fpdm.chain import ROOT, run_script
+from fpdm.chain import ROOT, OutOfTime, run_script
 from fpdm.files import read_json
 from fpdm.on_gpu.gpu_tests import run_tests
 
@@ -75,7 +75,10 @@ def parts(visit: Visit) -> list[Part]:
 def tests(visit: Visit) -> Outcome:
     """At most two thirds of the time: one test that hangs must not cost all measurements."""
     now = time.monotonic()
-    return Outcome(True, run_tests(visit.out / "tests.log", now + 2 / 3 * (visit.deadline - now)))
+    try:
+        return Outcome(True, run_tests(visit.out / "tests.log", now + 2 / 3 * (visit.deadline - now)))
+    except OutOfTime as stopped:  # their turn comes first in the next call, too
+        return Outcome(False, str(stopped))
 
 
 def measuring(name: str, what: str, *words, folder: str = "batch-64") -> Part:

@@ -39,7 +39,10 @@ def resume(visit: Visit, machine: dict[str, str]) -> bool:
 
     def keep() -> None:
         write_atomically(path, json.dumps([record._asdict() for record in records.values()], indent=1))
-        write_summary(visit.out, machine, [record._asdict() for record in records.values()])
+        try:
+            write_summary(visit.out, machine, [record._asdict() for record in records.values()])
+        except Exception:  # measuring goes on, and the numbers are there for a later summary
+            logger.exception("the summary could not be written")
 
     keep()
     for part in sorted(every, key=lambda part: records[part.name].state in (STOPPED, FAILED)):

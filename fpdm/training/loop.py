@@ -257,8 +257,9 @@ def settle_gradients(accelerator: Accelerator, model: nn.Module, shape: list[int
     """
     index = torch.zeros(2, dtype=torch.long, device=accelerator.device)
     x = torch.zeros(2, *shape, device=accelerator.device)
-    output = model(x, index, index, drop_labels=index.bool(), **({"iterations": 1} if implicit else {}))
-    accelerator.backward(0 * output.prediction.sum())
+    with torch.compiler.set_stance("force_eager"):  # the compiler takes its measure from the batches it sees first
+        output = model(x, index, index, drop_labels=index.bool(), **({"iterations": 1} if implicit else {}))
+        accelerator.backward(0 * output.prediction.sum())
     model.zero_grad(set_to_none=False)
 
 

@@ -8,7 +8,8 @@ from types import FrameType
 
 # SIGTERM and SIGUSR1 (which Windows does not have) are what schedulers send before they take a machine away.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
-TOLD = b"\nCtrl-C: training stops with a checkpoint after this step; press it again to end at once, without one\n"
+TOLD = b"\nCtrl-C: training stops with a checkpoint after this step"
+AGAIN = b"; press it again to end at once, without one"  # torchrun would send SIGTERM the second time
 
 
 class StopRequest:
@@ -37,4 +38,5 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the next one raises KeyboardInterrupt
             if self.say:
-                os.write(2, TOLD)  # a handler may not touch Python's own streams, which may be in use
+                # A handler may not touch Python's own streams, which may be in use.
+                os.write(2, TOLD + (b"" if "TORCHELASTIC_RUN_ID" in os.environ else AGAIN) + b"\n")

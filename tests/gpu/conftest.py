@@ -2,6 +2,8 @@
 that the first run on a GPU is not the first run of all."""
 
 import gc
+import signal
+import sys
 
 import pytest
 import torch
@@ -66,6 +68,30 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Ctrl-C and SIGTERM end pytest, as they should where time is short; training would take them as its own, in
+    fixtures too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fpdm.training.signals.SIGNALS", ())
+        yield
+    signal.signal(signal.SIGINT, before)
+
+
+def pytest_runtest_logreport(report):
+    """Say at once why a test failed, for pytest may be killed before its end; and end where the GPU is in an error
+    that no later test of this process would survive."""
+    if not report.failed or "tests/gpu" not in report.nodeid:
+        return
+    sys.__stderr__.write(f"\n{report.nodeid}\n{report.longreprtext}\n")
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            pytest.exit(f"the GPU is in error after {report.nodeid}: {error}", returncode=3)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Every script once at tiny size: in this process, which has everything imported, and the chain's heart in one of its
 own."""
 
+import gc
 import io
 import json
 import logging
@@ -50,6 +51,7 @@ def run_on_device(script: str, *words) -> str:
     """The same; where there is a GPU, the script must have used it."""
     if not torch.cuda.is_available():
         return run(script, *words)
+    gc.collect()  # or what earlier tests left would be freed within the script, and hide what it needs
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     said = run(script, *words)

@@ -41,6 +41,19 @@ def step(model: nn.Module, batch: int, dtype: torch.dtype | None, **forward) -> 
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=["float32", "bf16", "fp16"])
+def test_layers_are_compiled_whole(dtype):
+    """What breaks a graph in some version of torch (as asking whether there is autocast did) runs uncompiled."""
+    model = network().train()
+    compile_layers(model)
+    torch._dynamo.utils.counters.clear()
+    step(model, 6, dtype, iterations=2, iterations_no_grad=1)
+    with torch.inference_mode(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        model.eval()(*inputs(), iterations=2)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bf16"])
 def test_odd_batches_and_other_iterations_compile_nothing(dtype, recompute):
