@@ -59,7 +59,7 @@ FALLBACKS = _Fallbacks(logging.WARNING)
 
 
 def _for_any_batch(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An odd last batch, or samples that leave it, compile nothing anew. It costs nothing (docs/performance.md)."""
+    """An odd last batch, or samples that leave the batch, compile nothing anew."""
 
     def call(h: Tensor, constants: tuple) -> Tensor:
         for tensor in (h, *torch.utils._pytree.tree_leaves(constants)):

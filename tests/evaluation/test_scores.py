@@ -1,5 +1,10 @@
 """Scores named for what they are, references as files, the bootstrap, and the self-test that must be able to fail."""
 
+import json
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,7 @@ from fpdm.evaluation.references import has_images, is_reference, load_reference,
 from fpdm.evaluation.scores import score
 from fpdm.evaluation.selftest import check_metrics
 
+ROOT = Path(__file__).parents[2]
 GENERATOR = torch.Generator().manual_seed(0)
 FEATURES = torch.randn(1000, 8, generator=GENERATOR)
 
@@ -93,3 +99,19 @@ def test_self_test_passes_here_and_can_fail(monkeypatch):
 
     monkeypatch.setattr(selftest, "frechet_distance", lambda a, b: 1.05 * frechet_distance(a, b) + 0.01)
     assert sum(not check.passed for check in selftest.check_metrics(FEATURES)) >= 3
+
+
+@pytest.mark.parametrize("words", [[], ["--tf32"]])
+def test_tf32_is_as_asked_for_and_recorded(inception_weights, tmp_path, monkeypatch, words):
+    asked, images = [], np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", images)
+    np.savez(tmp_path / "reference.npz", images[::-1])
+    script = str(ROOT / "scripts" / "evaluate.py")
+    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
+    monkeypatch.setattr(sys, "argv", [
+        script, "--samples", str(tmp_path / "samples.npz"), "--reference", str(tmp_path / "reference.npz"),
+        "--inception", str(inception_weights), "--cache", str(tmp_path / "cache"), *words,
+    ])  # fmt: skip
+    runpy.run_path(script, run_name="__main__")
+    assert asked == [bool(words)]
+    assert json.loads((tmp_path / "score-inception.json").read_text())["settings"]["tf32"] is bool(words)
