@@ -250,8 +250,7 @@ class FPDMPipeline(DiffusionPipeline):
         for name, value in (("budget", budget), ("num_inference_steps", steps)):
             if value is not None and not isinstance(value, Integral):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
-        check_range(1, limits.PASSES, budget=budget)
-        check_range(1, limits.TIMESTEPS, num_inference_steps=steps)
+        check_range(1, limits.PASSES, budget=budget, num_inference_steps=steps)
         if (steps or 0) > self.diffusion.timesteps:
             raise ValueError(f"num_inference_steps={steps}: the model knows {self.diffusion.timesteps} timesteps")
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if iterative else 0
