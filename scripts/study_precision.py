@@ -90,8 +90,10 @@ def main() -> None:
 
 def memory_table(batch: int) -> str:
     """Of the largest training step, counted."""
-    sixteen, thirty_two = (largest_steps(half, batch) for half in (True, False))
-    rows = [[name, f"{sixteen[name] / GIB:.2f}", f"{thirty_two[name] / GIB:.2f}"] for name in sixteen]
+    rows = []
+    for recompute, label in ((False, ""), (True, ", gradient checkpointing")):
+        sixteen, thirty_two = (largest_steps(half, batch, recompute) for half in (True, False))
+        rows += [[name + label, f"{sixteen[name] / GIB:.2f}", f"{thirty_two[name] / GIB:.2f}"] for name in sixteen]
     return markdown_table([f"largest step, batch {batch}, GiB", "16-bit stream", "float32 stream"], rows)
 
 

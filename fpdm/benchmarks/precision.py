@@ -22,6 +22,7 @@ from fpdm.sampling.generate import Source
 from fpdm.training.memory import norms_in_float32, step_memory
 
 FLOAT32 = ("float32", "no", False)
+DIGIT_CLASSES = 10
 LEVELS = (999, 800, 600, 400, 200, 50)  # timesteps
 
 
@@ -78,7 +79,15 @@ def in_form(model: DiT | FixedPointDiT, half_stream: bool) -> DiT | FixedPointDi
 
 
 def noisy_digits(source: Source, each: int) -> Batch:
-    """The first `each` digits of the images' list, all of them noised to each of LEVELS."""
+    """The first `each` digits of the images' list, all of them noised to each of LEVELS.
+
+    ValueError for a source that was not trained on digits.
+    """
+    if source.num_classes != DIGIT_CLASSES:
+        raise ValueError(
+            f"ckpt: a network of {source.num_classes} class(es); give one that was trained on the digits, which have "
+            f"{DIGIT_CLASSES}"
+        )
     side = source.latent_shape[1] * source.codec.downsampling
     images = next(iter(image_batches(open_images("digits"), side, each)))
     with torch.no_grad():
@@ -130,14 +139,15 @@ def gradient_deviation(model: nn.Module, exact: nn.Module, source: Source, preci
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 
 
-def largest_steps(half_stream: bool, batch: int) -> dict[str, int]:
-    """Peak bytes of the largest training step of the paper's pair in 16 bits, by network."""
+def largest_steps(half_stream: bool, batch: int, recompute: bool) -> dict[str, int]:
+    """Peak bytes of the largest training step of the paper's pair in 16 bits, by network; recompute: with gradient
+    checkpointing."""
     sizes = {"DiT-XL/2": {}, "FPDM-XL/2": {"iterations": 12}}
     found = {}
     for name, iterations in sizes.items():
         with torch.device("meta"):
             model = in_form(build_model(name), half_stream)
-        found[name] = step_memory(model, batch, True, False, **iterations).peak
+        found[name] = step_memory(model, batch, True, recompute, **iterations).peak
     return found
 
 

@@ -110,6 +110,13 @@ def test_solves_of_a_trained_network_reach_a_lower_floor():
     assert 10 * floors["float32"] < floors["bf16, float32 stream"] < floors["bf16, 16-bit stream"] < 1e-2
 
 
+def test_other_networks_than_of_digits_are_refused():
+    model, facts, _ = load_checkpoint(ROOT / "assets" / "fpdm-digits")
+    source = open_source(model, facts)._replace(num_classes=3)
+    with pytest.raises(ValueError, match=r"ckpt: a network of 3 class\(es\); give one that was trained on the digits"):
+        noisy_digits(source, each=1)
+
+
 def test_forms_agree_with_float32():
     model = network("FPDM-XS/2")
     x, t, y = inputs()
