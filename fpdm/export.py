@@ -15,7 +15,7 @@ from fpdm.data.codec import Codec, VAECodec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT
 from fpdm.models.card import model_card
-from fpdm.models.pretrained import CONFIG, WEIGHTS
+from fpdm.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from fpdm.training.checkpoint import SAMPLING
 
 VAE = "vae"
@@ -40,14 +40,14 @@ def export_model(
         raise ValueError(f"out={folder}: is there already and not empty; choose another folder")
     model.save_pretrained(folder)
     if half:
-        (folder / WEIGHTS).unlink()
+        (folder / WEIGHTS_FILE).unlink()
         rounded = {name: value.half() for name, value in model.state_dict().items()}
         save_torch_state_dict(rounded, folder, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD)
     if isinstance(codec, VAECodec):
         codec.vae.save_pretrained(folder / VAE)
-        config = json.loads((folder / VAE / CONFIG).read_text())
+        config = json.loads((folder / VAE / CONFIG_FILE).read_text())
         config.pop("_name_or_path", None)  # where it was opened from, on this machine
-        write_atomically(folder / VAE / CONFIG, json.dumps(config, indent=1))
+        write_atomically(folder / VAE / CONFIG_FILE, json.dumps(config, indent=1))
         facts = facts | {"codec": VAE}
     write_atomically(folder / SAMPLING, json.dumps(facts, indent=1))
     for weights in folder.rglob("*.safetensors"):  # which are written readable by their owner alone

@@ -14,12 +14,12 @@ from fpdm.diffusion import Diffusion
 from fpdm.export import locate_codec
 from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, count_explicit_blocks, load_pretrained
 from fpdm.models.pretrained import resolve_folder
+from fpdm.precision import PRECISIONS
 from fpdm.sampling.generate import Source
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint
 
-WEIGHTS = ("ema", "model")
+WEIGHT_KINDS = ("ema", "model")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | FixedPointDiT, dict, Path]:
@@ -28,8 +28,8 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | Fix
     source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
         Hub id. weights: `ema` or `model`; an exported folder has one of them alone.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
+    if weights not in WEIGHT_KINDS:
+        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHT_KINDS)}")
     if (exported := _exported(source)) is not None:
         facts = json.loads((exported / SAMPLING).read_text())
         if weights == "model" and facts.get("weights", "model") != "model":
@@ -88,7 +88,7 @@ def open_model_codec(
     if not (vae or facts["codec"]):
         raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
     codec = open_codec(vae or facts["codec"], device)
-    check_codec(codec, model, facts)
+    check_model_codec(codec, model, facts)
     return codec
 
 
@@ -107,7 +107,7 @@ def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, 
     )
 
 
-def check_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
+def check_model_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
     """Refuse a codec that the model was not trained with."""
     if codec.channels != model.in_channels:
         raise ValueError(

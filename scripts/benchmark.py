@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 
 import fpdm
 from fpdm import cli
-from fpdm.benchmarks.memory import memory
+from fpdm.benchmarks.counted_memory import memory
 from fpdm.benchmarks.profiles import profiles, shares
 from fpdm.benchmarks.published_form import published_form
 from fpdm.benchmarks.ranks import ranks
@@ -28,12 +28,13 @@ from fpdm.benchmarks.steps import steps
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.updates import updates
 from fpdm.chain import end_on_sigterm, keep_settings
-from fpdm.config import PRECISIONS, check_choice, check_range, limits
+from fpdm.config import check_choice, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.figures import plot_shares
 from fpdm.files import read_json, write_atomically
 from fpdm.models.sizes import SIZES
+from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
 QUESTIONS = ("updates", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles")

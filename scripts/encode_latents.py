@@ -15,7 +15,7 @@ from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import check_std
 from fpdm.devices import allow_tf32, check_precision, process_state
-from fpdm.loading import PRECISIONS
+from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
 

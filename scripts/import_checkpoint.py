@@ -7,8 +7,7 @@ from pathlib import Path
 from fpdm import cli
 from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
-from fpdm.models.convert import from_published
-from fpdm.models.published import infer_config, read_published
+from fpdm.models.convert import from_published, infer_config, read_published
 
 logger = logging.getLogger("fpdm")
 

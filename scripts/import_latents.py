@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fpdm import cli
 from fpdm.config import check_positive, check_range, limits
 from fpdm.data.codec import open_codec
-from fpdm.data.imports import import_latents
+from fpdm.data.importing import import_latents
 from fpdm.data.latents import check_std
 
 logger = logging.getLogger("fpdm")

@@ -12,9 +12,10 @@ import torch
 import fpdm
 from fpdm import cli
 from fpdm.chain import OutOfTime, end_on_sigterm, keep_settings
-from fpdm.config import PRECISIONS, check_choice, check_range, limits
+from fpdm.config import check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
+from fpdm.precision import PRECISIONS
 from fpdm.reproduction import cifar10, targets
 from fpdm.reproduction.digits import digits
 from fpdm.reproduction.experiments import Laboratory

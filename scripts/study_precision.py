@@ -20,12 +20,13 @@ from fpdm.benchmarks.precision import (
     residual_table,
     residuals,
 )
-from fpdm.config import PRECISIONS, check_choice, check_range, limits
+from fpdm.config import check_choice, check_range, limits
 from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.tables import markdown_table
 from fpdm.files import write_atomically
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import FixedPointDiT
+from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
 ITERATIONS = (1, 4, 12, 60)
@@ -51,7 +52,7 @@ class Settings:
 
     def __post_init__(self):
         for precision in self.precisions:
-            check_choice("precisions", precision, PRECISIONS[1:])
+            check_choice("precisions", precision, tuple(PRECISIONS)[1:])
         check_range(1, limits.BATCH, batch_size=self.batch_size)
 
 

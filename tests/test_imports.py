@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
-    "config": set(),
+    "precision": set(),
+    "config": {"precision"},
     "diffusion": set(),
     "seeding": set(),
     "config_files": set(),
@@ -17,8 +18,8 @@ ALLOWED = {
     "files": set(),
     "devices": set(),
     "models": {"config"},
-    "data": {"config", "devices", "seeding", "files"},
-    "training": {"devices", "models", "diffusion", "data", "config", "seeding", "files"},
+    "data": {"config", "precision", "devices", "seeding", "files"},
+    "training": {"precision", "devices", "models", "diffusion", "data", "config", "seeding", "files"},
     "sampling": {"devices", "diffusion", "data", "config", "seeding", "files"},
     "evaluation": {"sampling", "devices", "diffusion", "data", "config", "seeding", "files"},
     "chain": {"files"},
@@ -48,7 +49,7 @@ ALLOWED = {
     },
     "on_gpu": {"chain", "files", "evaluation", "benchmarks"},
     "export": {"models", "data", "training", "files"},
-    "loading": {"export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
+    "loading": {"precision", "export", "devices", "models", "diffusion", "data", "config", "sampling", "training"},
     "schedulers": {"diffusion"},
     "pipeline": {"schedulers", "loading", "export", "models", "diffusion", "data", "config", "sampling"},
 }

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from fpdm import chain, cli
 from fpdm.benchmarks import steps
-from fpdm.benchmarks.memory import LARGEST
+from fpdm.benchmarks.counted_memory import LARGEST
 from fpdm.chain import OutOfTime
 from fpdm.on_gpu import gpu_tests, parts, summary, visit
 from fpdm.on_gpu.goals import goals, remarks

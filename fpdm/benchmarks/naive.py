@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpdm.models import FixedPointDiT
-from fpdm.models.fixed_point import ImplicitLayer, iterate
+from fpdm.models.implicit import ImplicitLayer, iterate
 
 
 class Inputs(NamedTuple):

@@ -19,7 +19,7 @@ from fpdm.evaluation.tables import markdown_table
 from fpdm.models import DiT, FixedPointDiT, build_model
 from fpdm.models.blocks import DiTBlock, under_autocast
 from fpdm.sampling.generate import Source
-from fpdm.training.memory import norms_in_float32, step_memory
+from fpdm.training.step_memory import norms_in_float32, step_memory
 
 FLOAT32 = ("float32", "no", False)
 DIGIT_CLASSES = 10

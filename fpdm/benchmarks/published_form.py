@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import torch
 
-from fpdm.benchmarks.memory import GIB
+from fpdm.benchmarks.counted_memory import GIB
 from fpdm.benchmarks.naive import naive_form
 from fpdm.benchmarks.timing import Bench, Question, alternate
 from fpdm.benchmarks.workloads import network, sampling_run, training_step
@@ -13,8 +13,8 @@ from fpdm.devices import peak_memory
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import FixedPointDiT, compile_layers
 from fpdm.sampling.plan import make_plan
-from fpdm.training.memory import step_memory
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
+from fpdm.training.step_memory import step_memory
 
 
 def published_form(

@@ -6,13 +6,13 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-from fpdm.benchmarks.memory import GIB, STEPS, iterations_of, label_of
+from fpdm.benchmarks.counted_memory import GIB, STEPS, iterations_of, label_of
 from fpdm.benchmarks.timing import Bench, Question, alternate, matrix_product
 from fpdm.chain import run_script
 from fpdm.data.synthetic import write_random_store
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import build_model
-from fpdm.training.memory import step_memory
+from fpdm.training.step_memory import step_memory
 
 CLASSES = 1000
 # What each mode adds to train.py's command line.

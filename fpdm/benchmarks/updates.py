@@ -14,7 +14,7 @@ from fpdm.benchmarks.naive import NaiveImplicitLayer
 from fpdm.benchmarks.timing import Bench, Question, alternate, copying, matrix_product
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models.blocks import DiTBlock
-from fpdm.models.fixed_point import ImplicitLayer
+from fpdm.models.implicit import ImplicitLayer
 from fpdm.models.sizes import SIZES
 
 MODES = ("eager", "compiled")

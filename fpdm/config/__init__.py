@@ -3,7 +3,7 @@
 Each checks itself when built, so a wrong value is refused before any work starts.
 """
 
-from fpdm.config.checks import PRECISIONS, check_choice, check_positive, check_range
+from fpdm.config.checks import check_choice, check_positive, check_range
 from fpdm.config.experiment import (
     DataConfig,
     DiffusionConfig,
@@ -17,7 +17,6 @@ from fpdm.config.preparation import EncodeConfig, VAEConfig
 from fpdm.config.sampling import SamplingConfig
 
 __all__ = [
-    "PRECISIONS",
     "DataConfig",
     "DiffusionConfig",
     "EncodeConfig",

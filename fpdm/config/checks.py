@@ -1,11 +1,9 @@
 """What the dataclasses check their values with."""
 
-from collections.abc import Iterator
-
-PRECISIONS = ("no", "bf16", "fp16")
+from collections.abc import Collection, Iterator
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from fpdm.config import limits
-from fpdm.config.checks import PRECISIONS, check_choice, check_positive, check_range
+from fpdm.config.checks import check_choice, check_positive, check_range
+from fpdm.precision import PRECISIONS
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 SJFB_VARIANTS = ("stochastic", "multi-step", "jfb")

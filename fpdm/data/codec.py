@@ -18,7 +18,7 @@ MOST_PIXELS = 2**20
 MOST_IMAGES = 32
 
 
-class Moments(NamedTuple):
+class LatentMoments(NamedTuple):
     """Mean and standard deviation of the latents (B, C, h, h); std is None for a deterministic codec."""
 
     mean: Tensor
@@ -42,7 +42,7 @@ class Codec(Protocol):
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, h) as the network gives them -> scaled latents."""
 
-    def encode(self, images: Tensor) -> Moments:
+    def encode(self, images: Tensor) -> LatentMoments:
         """Images (B, 3, R, R) in -1..1 -> scaled latent moments."""
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ class PixelCodec:
     def normalise(self, latents: Tensor) -> Tensor:
         return latents
 
-    def encode(self, images: Tensor) -> Moments:
-        return Moments(images, None)
+    def encode(self, images: Tensor) -> LatentMoments:
+        return LatentMoments(images, None)
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
@@ -90,7 +90,7 @@ class VAECodec:
         return (latents - self._mean.to(latents.device)) * self.scale / self._std.to(latents.device)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Moments:
+    def encode(self, images: Tensor) -> LatentMoments:
         if images.shape[-1] % self.downsampling or images.shape[-2] % self.downsampling:
             raise ValueError(
                 f"resolution {tuple(images.shape[-2:])} is not a multiple of {self.downsampling}, "
@@ -98,7 +98,7 @@ class VAECodec:
             )
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         std = (posterior.logvar.float() / 2).exp()  # in float32, whatever the VAE computes in
-        return Moments(self.normalise(posterior.mean.float()), std * self.scale / self._std.to(std.device))
+        return LatentMoments(self.normalise(posterior.mean.float()), std * self.scale / self._std.to(std.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

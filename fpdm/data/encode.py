@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpdm.config import EncodeConfig
 from fpdm.data.batches import ImageTensors, image_loader, to_signed
-from fpdm.data.codec import Codec, Moments
+from fpdm.data.codec import Codec, LatentMoments
 from fpdm.data.images import ImageSet
 from fpdm.data.latents import Manifest
 from fpdm.data.writing import Batch, write_store
@@ -88,6 +88,6 @@ def _filled(pixels: Tensor, count: int) -> Tensor:
     return torch.cat([pixels, pixels[-1:].expand(count - len(pixels), -1, -1, -1)])
 
 
-def _first(moments: Moments, count: int) -> Moments:
+def _first(moments: LatentMoments, count: int) -> LatentMoments:
     """The moments of the first `count` images."""
-    return Moments(moments.mean[:count], None if moments.std is None else moments.std[:count])
+    return LatentMoments(moments.mean[:count], None if moments.std is None else moments.std[:count])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpdm.data.codec import PIXELS, Codec, Moments
+from fpdm.data.codec import PIXELS, Codec, LatentMoments
 
 MANIFEST = "manifest.json"
 JOURNAL = "encoding.json"
@@ -100,10 +100,10 @@ class LatentBatch(NamedTuple):
         """On `device`; where the batch is pinned, the host does not wait for the copy."""
         return LatentBatch(*(part.to(device, non_blocking=True) for part in self))
 
-    def moments(self) -> Moments:
+    def moments(self) -> LatentMoments:
         """Mean and, of a store with two parts, standard deviation: (B, C, h, h) float32 each."""
         mean, *std = self.records.float().unbind(1)
-        return Moments(mean, std[0] if std else None)
+        return LatentMoments(mean, std[0] if std else None)
 
 
 class LatentStore:
@@ -189,7 +189,7 @@ class LatentStore:
             self._maps[shard].madvise(mmap.MADV_WILLNEED, start, length)
 
 
-def check_codec(manifest: Manifest, codec: Codec, store: str | Path) -> None:
+def check_store_codec(manifest: Manifest, codec: Codec, store: str | Path) -> None:
     """Refuse a codec whose latents are not those of the store; what an imported store does not know is not checked."""
     known = manifest.fingerprint is not None
     remedy = "use the VAE they were made with" + (f", {manifest.codec}" if manifest.codec else "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fpdm.data.codec import Moments
+from fpdm.data.codec import LatentMoments
 from fpdm.data.latents import Manifest
 from fpdm.data.writing import Batch, write_store
 
@@ -30,7 +30,9 @@ def write_random_store(
     def batches(ranges: list[range]) -> Iterator[Batch]:
         for items in ranges:
             indices = torch.arange(items.start, items.stop)
-            views = [Moments(mean[: len(items)], std[: len(items)]) for mean, std in zip(means, stds, strict=True)]
+            views = [
+                LatentMoments(mean[: len(items)], std[: len(items)]) for mean, std in zip(means, stds, strict=True)
+            ]
             yield Batch(indices, indices % classes, views)
 
     return write_store(folder, manifest, batches, WRITTEN, "write")

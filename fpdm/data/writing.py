@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from fpdm.data.codec import Moments
+from fpdm.data.codec import LatentMoments
 from fpdm.data.latents import Manifest
 from fpdm.data.shards import StoreFolder
 
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     indices: Tensor
     labels: Tensor
-    views: list[Moments]
+    views: list[LatentMoments]
 
 
 def write_store(

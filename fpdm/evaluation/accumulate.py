@@ -20,7 +20,7 @@ SPLITS = 10  # of the Inception score
 SHUFFLE_SEED = 2020  # torch-fidelity's, so that its splits are ours
 
 
-class Moments:
+class FeatureMoments:
     """Count, sum (F,) and sum of products (F, F) of features, the two of them float64."""
 
     def __init__(self, count: int = 0, total: Tensor | None = None, products: Tensor | None = None):
@@ -31,7 +31,7 @@ class Moments:
         values = to_float64(features)
         self._grow(len(values), values.sum(0), values.mT @ values)
 
-    def merge(self, other: "Moments") -> None:
+    def merge(self, other: "FeatureMoments") -> None:
         if other.count:
             self._grow(other.count, other.total, other.products)
 
@@ -105,13 +105,13 @@ def random_splits(count: int) -> Tensor:
 class Accumulator(NamedTuple):
     """Everything that is summed up over images."""
 
-    pool: Moments
-    spatial: Moments
+    pool: FeatureMoments
+    spatial: FeatureMoments
     inception: InceptionScore
 
     @classmethod
     def empty(cls) -> "Accumulator":
-        return cls(Moments(), Moments(), InceptionScore())
+        return cls(FeatureMoments(), FeatureMoments(), InceptionScore())
 
     def add(self, features: Features, splits: Tensor) -> None:
         """features of B images; splits (B,), on their device."""

@@ -2,8 +2,7 @@
 
 from fpdm.models.compiled import compile_layers
 from fpdm.models.cost import ForwardCost, count_explicit_blocks, forward_cost, meta_twin
-from fpdm.models.denoiser import DenoiserOutput
-from fpdm.models.dit import DiT
+from fpdm.models.dit import DenoiserOutput, DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.models.pretrained import load_pretrained, load_weights
 from fpdm.models.sizes import build_model

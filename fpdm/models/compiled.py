@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fpdm.models.blocks import DiTBlock
-from fpdm.models.fixed_point import ImplicitLayer
+from fpdm.models.implicit import ImplicitLayer
 
 logger = logging.getLogger("fpdm")
 # Compiled forms that torch keeps of one piece of code, all layers of a class together; 8 if nobody says otherwise. A

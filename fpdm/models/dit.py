@@ -1,10 +1,137 @@
-"""DiT (Peebles & Xie, 2023): the explicit baseline, a stack of distinct blocks."""
+"""DiT (Peebles & Xie, 2023), the explicit baseline, and what FixedPointDiT shares with it.
 
-from huggingface_hub import PyTorchModelHubMixin
+B batch, C latent channels, H height and width, N tokens, D width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from fpdm.models.blocks import DiTBlock, apply_layer
-from fpdm.models.denoiser import Denoiser, DenoiserOutput
+from fpdm.models.blocks import (
+    DiTBlock,
+    FinalLayer,
+    LabelEmbedder,
+    TimestepEmbedder,
+    apply_layer,
+    for_stream,
+    sincos_positions,
+)
+from fpdm.models.card import model_card
+
+
+class DenoiserOutput(NamedTuple):
+    """What one call of a denoiser returns.
+
+    prediction: (B, C, H, H), or (B, 2C, H, H) with learned variance, float32.
+    solution: (B, N, D) last iterate of the implicit layer, to be passed as `init` at the
+        next timestep; None for a DiT.
+    residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, when asked for; always
+        with a tolerance, NaN after a sample's last update.
+    counts: (B,) updates of each sample, with a tolerance.
+    fallbacks: (B,) steps of Anderson acceleration that were taken back, where it is used.
+    """
+
+    prediction: Tensor
+    solution: Tensor | None = None
+    residuals: Tensor | None = None
+    counts: Tensor | None = None
+    fallbacks: Tensor | None = None
+
+
+class Denoiser(nn.Module):
+    """Patch embedding, conditioning and output head around a stack of blocks.
+
+    input_size: height and width of the latent; patch_size must divide it.
+    in_channels: latent channels. learn_sigma: predict as many channels again for the variance.
+    num_classes: labels 0..num_classes-1; `num_classes` itself is the null label.
+    class_dropout: how often training replaces a label by the null label; 0 means the
+        null label is never trained, so such a model cannot be guided.
+    """
+
+    family: str  # what it is called, DiT or FPDM
+
+    def __init__(
+        self,
+        input_size: int,
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        num_heads: int,
+        num_classes: int,
+        class_dropout: float,
+        learn_sigma: bool,
+    ):
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"patch_size={patch_size} does not divide input_size={input_size}")
+        if hidden_size % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide hidden_size={hidden_size}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: at least 1 (unconditional data has one class)")
+        if not 0 <= class_dropout < 1:
+            raise ValueError(f"class_dropout={class_dropout}: a probability, 0 <= p < 1")
+        self.input_size = input_size
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        self.num_classes = num_classes
+        self.class_dropout = class_dropout
+
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout)
+        self.register_buffer("pos_embed", sincos_positions(hidden_size, input_size // patch_size), persistent=False)
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+
+    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+        """What `save_pretrained` and `push_to_hub` write as README.md."""
+        name = type(self).__name__
+        usage = f"```python\nfrom fpdm.models import {name}\n\nmodel = {name}.from_pretrained(THIS)\n```"
+        return model_card(self, self.family, {}, usage)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pos_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.final_layer.linear.weight.dtype
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents (B, C, H, H) -> tokens (B, N, D), the start of the residual stream.
+
+        Under autocast they are float32, whatever the weights are, and so is all that blocks add to them.
+        """
+        # The embedding is a transposed view; left so, all that follows would run on strided memory.
+        return (for_stream(self.x_embedder(x)) + self.pos_embed).contiguous()
+
+    def head(self, tokens: Tensor, c: Tensor) -> Tensor:
+        """Tokens (B, N, D) -> prediction (B, out_channels, H, H) in float32."""
+        patches = self.final_layer(tokens, c).float()  # (B, N, p*p*out_channels)
+        side, p = self.input_size // self.patch_size, self.patch_size
+        patches = patches.reshape(-1, side, side, p, p, self.out_channels)
+        return torch.einsum("bhwpqc->bchpwq", patches).reshape(-1, self.out_channels, self.input_size, self.input_size)
+
+    def initialise(self) -> None:
+        """DiT's initialisation: Xavier for linear maps, zero for modulations and the output,
+        so that every block starts as the identity and the prediction as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # as the linear map it is
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        modulated = [m for m in self.modules() if isinstance(m, (DiTBlock, FinalLayer))]
+        for layer in [m.adaLN_modulation[-1] for m in modulated] + [self.final_layer.linear]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):

@@ -9,11 +9,10 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fpdm.models.adaptive import iterate_until
 from fpdm.models.anderson import Anderson
 from fpdm.models.blocks import DiTBlock, apply_layer, under_autocast
-from fpdm.models.denoiser import Denoiser, DenoiserOutput
-from fpdm.models.fixed_point import Constants, ImplicitLayer, iterate
+from fpdm.models.dit import Denoiser, DenoiserOutput
+from fpdm.models.implicit import Constants, ImplicitLayer, iterate, iterate_until
 
 
 class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):

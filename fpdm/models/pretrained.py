@@ -12,8 +12,8 @@ from torch import nn
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS_FILE}.index.json"  # of weights in several files
 
 
 def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
@@ -23,12 +23,12 @@ def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
     fit that architecture, FileNotFoundError where there is nothing to open.
     """
     folder = resolve_folder(source)
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text())
     cls = FixedPointDiT if "pre_depth" in config else DiT
     try:
         model = cls(**config)
     except TypeError as error:
-        raise ValueError(f"{folder / CONFIG} is not the config of a {cls.__name__}: {error}") from error
+        raise ValueError(f"{folder / CONFIG_FILE} is not the config of a {cls.__name__}: {error}") from error
     load_weights(model, folder)
     return model.eval()
 
@@ -47,13 +47,13 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} holds another architecture than is asked for: {error}") from error
+        raise ValueError(f"{folder / WEIGHTS_FILE} holds another architecture than is asked for: {error}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the files that it was split into."""
     if not (folder / INDEX).is_file():
-        return [folder / WEIGHTS]
+        return [folder / WEIGHTS_FILE]
     listed = json.loads((folder / INDEX).read_text())["weight_map"]
     return [folder / name for name in sorted(set(listed.values()))]
 
@@ -68,7 +68,7 @@ def resolve_folder(source: str | Path) -> Path:
             raise FileNotFoundError(
                 f"{source}: no such folder, and not a Hub repository that can be reached"
             ) from error
-    for path in (folder / CONFIG, *weight_files(folder)):
+    for path in (folder / CONFIG_FILE, *weight_files(folder)):
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: no {path.name}, so not a folder that save_pretrained wrote")
     return folder

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fpdm.benchmarks.memory import LARGEST
+from fpdm.benchmarks.counted_memory import LARGEST
 from fpdm.benchmarks.steps import allocated_share
 
 TRAINING, SAMPLING, PUBLISHED, UPDATE, BESIDE = 0.40, 0.50, 1.5, 1.40, 0.05

@@ -26,8 +26,8 @@ from fpdm.reproduction.experiments import Laboratory, Section, step_flops
 from fpdm.sampling.generate import draw, draw_images, plan_for
 from fpdm.sampling.plan import spread_evenly
 from fpdm.sampling.trace import Recorder
-from fpdm.training.memory import step_memory
 from fpdm.training.sjfb import mean_iterations
+from fpdm.training.step_memory import step_memory
 
 BUDGETS = (60, 120, 240)
 MIDDLE = BUDGETS[1]

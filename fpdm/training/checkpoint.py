@@ -18,7 +18,9 @@ from accelerate.utils import gather_object
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 
-TRAINER, WEIGHTS = "trainer.pt", "model.safetensors"
+from fpdm.models.pretrained import WEIGHTS_FILE
+
+TRAINER = "trainer.pt"
 SAMPLING = "sampling.json"
 LATEST = "latest"
 REPLACED = "-replaced"  # a checkpoint that is just being written again
@@ -42,7 +44,7 @@ def save_checkpoint(
             weights.save_pretrained(partial / name)
             (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
             # The weights come out readable by their owner alone, whatever the umask; make them as the other files are.
-            (partial / name / WEIGHTS).chmod((partial / name / SAMPLING).stat().st_mode)
+            (partial / name / WEIGHTS_FILE).chmod((partial / name / SAMPLING).stat().st_mode)
         torch.save(trainer, partial / TRAINER)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)

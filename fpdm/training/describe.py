@@ -9,9 +9,9 @@ from torch import nn
 from fpdm.config import ExperimentConfig
 from fpdm.data.latents import LatentStore, check_std
 from fpdm.models import DiT, FixedPointDiT, ForwardCost
-from fpdm.training.memory import StepMemory, step_memory
 from fpdm.training.setup import split_batch
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
+from fpdm.training.step_memory import StepMemory, step_memory
 
 GIB = 2**30
 COUNTED_UPDATES = 24  # beyond, each update with gradient adds as much as the one before

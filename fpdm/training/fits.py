@@ -1,6 +1,6 @@
 """Whether the largest training step fits a GPU and, where it does not, which micro-batch would.
 
-A step is counted (fpdm.training.memory), and a reserve is added for what cannot be: a fixed part, and a share of
+A step is counted (fpdm.training.step_memory), and a reserve is added for what cannot be: a fixed part, and a share of
 what comes and goes within the step. Weights, gradients, optimizer and EMA stay where they are and need no such share.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import replace
 from fpdm.config import ExperimentConfig
 from fpdm.models import DiT, FixedPointDiT
 from fpdm.training.describe import GIB, expected_memory, labelled, phases
-from fpdm.training.memory import StepMemory
 from fpdm.training.setup import split_batch
+from fpdm.training.step_memory import StepMemory
 
 FIXED_GIB = 1.5  # what driver and context hold, the libraries' workspaces and communication buffers, a preview's VAE
 FRAGMENTED = 0.1  # gaps and rounding of the allocator, as a share of what comes and goes

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig
 from fpdm.data.codec import PIXELS, Codec, open_codec
-from fpdm.data.latents import LatentStore, Manifest, check_codec
+from fpdm.data.latents import LatentStore, Manifest, check_store_codec
 from fpdm.files import write_atomically
 from fpdm.models import DiT, FixedPointDiT, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
@@ -84,7 +84,7 @@ def _check_same_vae(vae: str, store: LatentStore) -> None:
             f"data.vae={vae}: the latents in {store.folder} were made with {store.manifest.codec}, and whether that is "
             f"the same cannot be seen ({error}); if it is, set data.vae to {store.manifest.codec}"
         ) from error
-    check_codec(store.manifest, codec, store.folder)
+    check_store_codec(store.manifest, codec, store.folder)
 
 
 def open_store_codec(data: DataConfig, store: LatentStore, device: torch.device) -> Codec:
@@ -93,7 +93,7 @@ def open_store_codec(data: DataConfig, store: LatentStore, device: torch.device)
     if source is None:
         raise ValueError(f"data.vae is not set, and the latents in {store.folder} do not say which VAE they are of")
     codec = open_codec(source, device)
-    check_codec(store.manifest, codec, store.folder)
+    check_store_codec(store.manifest, codec, store.folder)
     return codec
 
 

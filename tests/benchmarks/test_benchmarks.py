@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fpdm.benchmarks import steps
-from fpdm.benchmarks.memory import LARGEST, MEAN, iterations_of
+from fpdm.benchmarks.counted_memory import LARGEST, MEAN, iterations_of
 from fpdm.benchmarks.naive import naive_form
 from fpdm.benchmarks.profiles import OTHER, kind_of
 from fpdm.benchmarks.published_form import average_steps
@@ -15,7 +15,7 @@ from fpdm.benchmarks.updates import count_work
 from fpdm.benchmarks.workloads import blocks_alone, network, sampling_run, training_step
 from fpdm.models import FixedPointDiT, build_model
 from fpdm.sampling.plan import make_plan
-from fpdm.training.memory import step_memory
+from fpdm.training.step_memory import step_memory
 
 BENCH = Bench(torch.device("cpu"), "no", repeats=3)
 LATENT = (3, 8, 8)

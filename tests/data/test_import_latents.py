@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-from fpdm.data import imports
+from fpdm.data import importing
 from fpdm.data.codec import open_codec
-from fpdm.data.imports import import_latents
+from fpdm.data.importing import import_latents
 from fpdm.data.latents import LatentStore
 
 SHAPE = (4, 6, 6)
@@ -71,7 +71,7 @@ def test_pairs_in_numeric_order(pairs, tmp_path):
 
 
 def test_batches_in_files_of_any_dtype_and_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(imports, "BATCH", 3)  # so that a batch spans files
+    monkeypatch.setattr(importing, "BATCH", 3)  # so that a batch spans files
     latents, names = draws(11), ["a", "b", "c"]
     parts = [latents[:2].astype(np.float64), latents[2:10].astype(np.float16), latents[10:]]
     save_pairs(tmp_path / "in", parts, [np.arange(2), np.arange(2, 10, dtype=np.int32), np.array([10])], names)
@@ -143,7 +143,7 @@ def test_damaged_shards_are_named(shards, tmp_path):
 
 
 def test_raw_shards_are_scaled(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(imports, "BATCH", 4)
+    monkeypatch.setattr(importing, "BATCH", 4)
     source, latents, flipped = shards
     manifest = import_latents(source, tmp_path / "out", scale=0.5)
     assert (manifest.flips, manifest.parts, manifest.scale, manifest.count) == (2, 1, 0.5, 9)
@@ -227,24 +227,24 @@ def test_vae_must_normalise_as_the_stats_do(shards, tiny_vae, tmp_path):
 
 
 def test_interrupted_import_continues(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(imports, "BATCH", 2)
+    monkeypatch.setattr(importing, "BATCH", 2)
     source = shards[0]
     whole = import_latents(source, tmp_path / "whole", scale=1.0, shard=5)
-    reads, read = [], imports._pieces
+    reads, read = [], importing._pieces
 
     def interrupted(layout, items, normalise):
         if items.start == 7 and not reads:
             raise KeyboardInterrupt
         return read(layout, items, normalise)
 
-    monkeypatch.setattr(imports, "_pieces", interrupted)
+    monkeypatch.setattr(importing, "_pieces", interrupted)
     with pytest.raises(KeyboardInterrupt):
         import_latents(source, tmp_path / "out", scale=1.0, shard=5)
     with pytest.raises(FileNotFoundError, match="not finished"):
         LatentStore(tmp_path / "out")
     with pytest.raises(ValueError, match=r"scale was 1\.0, is 0\.5"):
         import_latents(source, tmp_path / "out", scale=0.5, shard=5)
-    monkeypatch.setattr(imports, "_pieces", lambda layout, items, n: reads.append(items) or read(layout, items, n))
+    monkeypatch.setattr(importing, "_pieces", lambda layout, items, n: reads.append(items) or read(layout, items, n))
     assert import_latents(source, tmp_path / "out", scale=1.0, shard=5) == whole
     assert reads == [range(7, 9)]
 

@@ -17,7 +17,7 @@ from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
-from fpdm.data.latents import LatentStore, Manifest, check_codec, check_std
+from fpdm.data.latents import LatentStore, Manifest, check_std, check_store_codec
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,24 +133,24 @@ def test_mirror_images_must_be_there(image_folder, tmp_path):
 
 def test_codec_must_be_the_stores(tiny_store, tiny_vae, tmp_path):
     manifest = LatentStore(tiny_store).manifest
-    check_codec(manifest, open_codec(str(tiny_vae)), tiny_store)
+    check_store_codec(manifest, open_codec(str(tiny_vae)), tiny_store)
     with pytest.raises(ValueError, match="their channels is 4, the VAE's is 3"):
-        check_codec(manifest, open_codec("pixels"), tiny_store)
+        check_store_codec(manifest, open_codec("pixels"), tiny_store)
     other = open_codec(str(tiny_vae))
     other.fingerprint = "0"
     with pytest.raises(ValueError, match="their weights is"):
-        check_codec(manifest, other, tiny_store)
+        check_store_codec(manifest, other, tiny_store)
 
 
 def test_imported_latents_take_any_vae_that_fits(tiny_store, tiny_vae):
     codec = open_codec(str(tiny_vae))
     unknown = replace(LatentStore(tiny_store).manifest, codec=None, fingerprint=None)
-    check_codec(unknown, codec, tiny_store)
-    check_codec(replace(unknown, scale=None), codec, tiny_store)
+    check_store_codec(unknown, codec, tiny_store)
+    check_store_codec(replace(unknown, scale=None), codec, tiny_store)
     with pytest.raises(ValueError, match=r"scale factor is 0\.3, the VAE's is 0\.5; use the VAE they were made with$"):
-        check_codec(replace(unknown, scale=0.3), codec, tiny_store)
+        check_store_codec(replace(unknown, scale=0.3), codec, tiny_store)
     with pytest.raises(ValueError, match="mean per channel"):
-        check_codec(replace(unknown, latents_mean=[0.0] * 4), codec, tiny_store)
+        check_store_codec(replace(unknown, latents_mean=[0.0] * 4), codec, tiny_store)
 
 
 @pytest.mark.parametrize(("codec", "std", "warns"), [("vae", 1.0, False), ("vae", 0.1, True), ("pixels", 0.1, False)])

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fpdm.config import EncodeConfig
 from fpdm.data import writing
-from fpdm.data.codec import Moments, open_codec
+from fpdm.data.codec import LatentMoments, open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore, Manifest
@@ -61,7 +61,7 @@ def numbered(ranges):
     """Batches whose latents and labels are the numbers of the images."""
     for images in ranges:
         numbers = torch.tensor(images)
-        yield Batch(numbers, numbers, [Moments(numbers[:, None, None, None].expand(-1, 1, 2, 2).float(), None)])
+        yield Batch(numbers, numbers, [LatentMoments(numbers[:, None, None, None].expand(-1, 1, 2, 2).float(), None)])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 7])
@@ -259,7 +259,7 @@ def test_full_disk_leaves_a_store_to_continue(tmp_path):
         for batch in numbered(ranges):
             if limit and batch.indices[0] == 4:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-            yield batch._replace(views=[Moments(batch.views[0].mean[..., :1, :1].expand(-1, 1, 400, 400), None)])
+            yield batch._replace(views=[LatentMoments(batch.views[0].mean[..., :1, :1].expand(-1, 1, 400, 400), None)])
 
     write_store(tmp_path / "whole", wide, batches, 4, "test")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -275,7 +275,7 @@ def test_full_disk_leaves_a_store_to_continue(tmp_path):
 
 def test_latents_that_are_not_finite_are_refused(tmp_path):
     def batches(ranges):
-        yield Batch(torch.tensor([0]), torch.tensor([0]), [Moments(torch.full((1, 1, 2, 2), 1e6), None)])
+        yield Batch(torch.tensor([0]), torch.tensor([0]), [LatentMoments(torch.full((1, 1, 2, 2), 1e6), None)])
 
     with pytest.raises(ValueError, match="not finite in float16"):
         write_store(tmp_path / "s", draft(), batches, 1, "test")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from fpdm.evaluation.accumulate import Accumulator, InceptionScore, Moments, random_splits
+from fpdm.evaluation.accumulate import Accumulator, FeatureMoments, InceptionScore, random_splits
 from fpdm.evaluation.features import Features
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -13,8 +13,8 @@ FEATURES = torch.randn(500, 12, generator=GENERATOR) @ torch.randn(12, 12, gener
 LOGITS = 3 * torch.randn(503, 40, generator=GENERATOR)
 
 
-def moments(parts) -> Moments:
-    made = Moments()
+def moments(parts) -> FeatureMoments:
+    made = FeatureMoments()
     for part in parts:
         made.add(part)
     return made
@@ -32,7 +32,7 @@ def test_mean_and_covariance_in_batches(size):
 
 def test_parts_merge_in_any_order():
     first, second = moments(FEATURES[:300].split(64)), moments(FEATURES[300:].split(64))
-    first.merge(Moments())
+    first.merge(FeatureMoments())
     second.merge(first)
     np.testing.assert_allclose(
         second.statistics().covariance, np.cov(FEATURES.double().numpy().T), rtol=1e-8, atol=1e-8

@@ -11,7 +11,7 @@ from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore
-from fpdm.loading import PRECISIONS
+from fpdm.precision import PRECISIONS
 
 pytestmark = pytest.mark.gpu
 IMAGES = 2 * torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1

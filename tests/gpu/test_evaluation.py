@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fpdm.devices import process_state
-from fpdm.evaluation.accumulate import Accumulator, InceptionScore, Moments, random_splits
+from fpdm.evaluation.accumulate import Accumulator, FeatureMoments, InceptionScore, random_splits
 from fpdm.evaluation.classifier import Classifier
 from fpdm.evaluation.extraction import RESULT, gather
 from fpdm.evaluation.features import Features, Inception
@@ -47,7 +47,7 @@ def npz(tmp_path):
 def test_statistics_are_numpys(device):
     """The mean is far from zero against the deviation, where one pass in float32 would fail."""
     generator = torch.Generator().manual_seed(0)
-    features, moments = torch.randn(500, 12, generator=generator) + 100, Moments()
+    features, moments = torch.randn(500, 12, generator=generator) + 100, FeatureMoments()
     for part in features.split(64):
         moments.add(part.to(device))
     values, found = features.double().numpy(), moments.statistics()

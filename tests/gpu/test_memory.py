@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fpdm.training.memory import step_memory
+from fpdm.training.step_memory import step_memory
 
 pytestmark = pytest.mark.gpu
 STD = 0.05  # of the weights

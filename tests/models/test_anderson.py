@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from fpdm.models import FixedPointDiT
-from fpdm.models.adaptive import iterate_until
 from fpdm.models.anderson import Anderson
-from fpdm.models.fixed_point import Constants, iterate
+from fpdm.models.implicit import Constants, iterate, iterate_until
 
 
 def linear_map(size=6, samples=3, rate=0.9):

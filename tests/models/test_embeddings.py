@@ -1,7 +1,7 @@
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from fpdm.models.embeddings import sincos_positions, sinusoidal_embedding
+from fpdm.models.blocks import sincos_positions, sinusoidal_embedding
 
 
 def test_timesteps_against_diffusers():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fpdm.models import FixedPointDiT
-from fpdm.models.fixed_point import ImplicitLayer, iterate, relative_residual
+from fpdm.models.implicit import ImplicitLayer, iterate, relative_residual
 
 
 def small(**overrides) -> FixedPointDiT:
@@ -224,7 +224,7 @@ def test_tolerance_that_is_never_met_and_one_that_always_is():
 
 
 def test_samples_that_are_done_leave_the_batch(monkeypatch):
-    from fpdm.models.fixed_point import ImplicitLayer
+    from fpdm.models.implicit import ImplicitLayer
 
     model, sizes, original = small().eval(), [], ImplicitLayer.forward
 

@@ -9,7 +9,7 @@ from fpdm.benchmarks.precision import Batch, forms, in_form, noisy_digits, resid
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import build_model
 from fpdm.models.blocks import DiTBlock, within_float16
-from fpdm.models.fixed_point import ImplicitLayer
+from fpdm.models.implicit import ImplicitLayer
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ["DiT-XS/2", "FPDM-XS/2"]

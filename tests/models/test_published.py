@@ -3,8 +3,7 @@ import argparse
 import pytest
 import torch
 
-from fpdm.models.convert import from_published
-from fpdm.models.published import infer_config, read_published
+from fpdm.models.convert import from_published, infer_config, read_published
 
 
 @pytest.mark.parametrize("name", ["dit", "fpdm_untimed", "fpdm_timed"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fpdm.models import build_model, compile_layers
-from fpdm.training.memory import AllocationCounter
+from fpdm.training.step_memory import AllocationCounter
 
 ITERATIONS = {"FPDM-XS/2": {"iterations": 3, "iterations_no_grad": 2}, "DiT-XS/2": {}}
 

@@ -9,7 +9,7 @@ from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, S
 from fpdm.models import build_model
 from fpdm.training.describe import COUNTED_UPDATES, describe_share, expected_memory
 from fpdm.training.fits import FIXED_GIB, FRAGMENTED, describe_fit, largest_fitting, needed_gib, reserve
-from fpdm.training.memory import StepMemory, step_memory
+from fpdm.training.step_memory import StepMemory, step_memory
 
 GIB = 2**30
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpdm.data.codec import Codec, Moments
+from fpdm.data.codec import Codec, LatentMoments
+from fpdm.data.latent_formats import STATS, Layout, load_stats, open_layout
 from fpdm.data.latents import Manifest
-from fpdm.data.layouts import STATS, Layout, load_stats, open_layout
 from fpdm.data.writing import Batch, write_store
 
 BATCH = 256
@@ -27,7 +27,7 @@ def import_latents(
     name: str | None = None,
     shard: int = 4096,
 ) -> Manifest:
-    """Write the latents in `source` (a layout of fpdm.data.layouts) as the store `folder`; its manifest.
+    """Write the latents in `source` (a layout of fpdm.data.latent_formats) as the store `folder`; its manifest.
 
     codec: what made them, if it is known. scale: its scale factor; raw latents (safetensors) are
     multiplied with it, after normalising where the source has latents_stats.pt. resolution: of the images.
@@ -59,7 +59,9 @@ def import_latents(
         for items in ranges:
             labels = torch.from_numpy(layout.labels[items.start : items.stop])
             latents = torch.cat(list(_pieces(layout, items, normalise)))
-            yield Batch(torch.arange(items.start, items.stop), labels, [Moments(x, None) for x in latents.unbind(1)])
+            yield Batch(
+                torch.arange(items.start, items.stop), labels, [LatentMoments(x, None) for x in latents.unbind(1)]
+            )
 
     return write_store(folder, draft, batches, BATCH, "import")
 

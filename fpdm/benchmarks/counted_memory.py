@@ -5,8 +5,8 @@ import math
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import build_model, meta_twin
-from fpdm.training.memory import step_memory
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
+from fpdm.training.step_memory import step_memory
 
 GIB = 2**30
 MEAN, LARGEST = STEPS = ("mean, rounded up", "largest")

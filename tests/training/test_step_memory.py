@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fpdm.models import build_model
-from fpdm.training.memory import AllocationCounter, step_memory
+from fpdm.training.step_memory import AllocationCounter, step_memory
 
 
 def test_counter_knows_a_case_with_a_known_answer():

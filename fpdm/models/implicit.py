@@ -4,12 +4,13 @@ B batch, N tokens, D width, h the iterate, u the injection.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpdm.models.anderson import Anderson, relative_residual
 from fpdm.models.blocks import DiTBlock, within_float16
 
 
@@ -70,27 +71,12 @@ class ImplicitLayer(nn.Module):
             self.mix_u.weight.copy_(joint[:, self.mix_h.in_features :])
 
 
-class Accelerator(Protocol):
-    """What chooses the next iterate from an iterate h and its update g(h), (B, N, D) both."""
-
-    def __call__(self, h: Tensor, new: Tensor) -> Tensor: ...
-
-    def settle(self, h: Tensor, new: Tensor) -> Tensor:
-        """The same for the last one."""
-
-
-def relative_residual(new: Tensor, old: Tensor) -> Tensor:
-    """||new - old|| / ||new|| of each sample: (B, N, D) twice -> (B,), in float32."""
-    new, old = new.detach().float().flatten(1), old.detach().float().flatten(1)
-    return (new - old).norm(dim=1) / new.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def iterate(
     update: Callable[[Tensor], Tensor],
     h: Tensor,
     iterations: int,
     with_residuals: bool = False,
-    accelerate: Accelerator | None = None,
+    accelerate: Anderson | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Fixed point iteration: `iterations` updates from h (B, N, D).
 
@@ -110,3 +96,40 @@ def iterate(
         else:
             h = accelerate.settle(h, new)
     return h, residuals
+
+
+def iterate_until(
+    layer: ImplicitLayer,
+    h: Tensor,
+    constants: Constants,
+    tolerance: float,
+    at_most: Tensor,
+    accelerate: Anderson | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Iterate each sample until its residual is at most `tolerance`, or `at_most` (B,) updates are done.
+
+    Samples that are done leave the batch, so the others alone cost; every sample gets at least
+    one update. h (B, N, D). Returns the last iterates; the residual of each update, (B, most
+    updates of any sample) with NaN where a sample had fewer; the updates of each sample (B,);
+    and, with Anderson acceleration, how many of its steps were taken back (B,).
+    Waits for the device at every update.
+    """
+    solution, counts = h.clone(), torch.zeros(len(h), dtype=torch.long, device=h.device)
+    fallbacks = None if accelerate is None else torch.zeros_like(counts)
+    residuals = []
+    active = torch.arange(len(h), device=h.device)
+    while len(active):
+        new = layer(h, constants)
+        residual = relative_residual(new, h)
+        counts[active] += 1
+        going = ~(residual <= tolerance) & (counts[active] < at_most[active])  # also where it is not a number
+        if accelerate is not None:
+            chosen = accelerate(h, new)
+            new = torch.where(going[:, None, None], chosen, accelerate.settled(new))
+            fallbacks[active] = accelerate.fallbacks
+        solution[active] = new.to(solution.dtype)
+        residuals.append(torch.full((len(counts),), torch.nan, device=h.device).index_copy(0, active, residual))
+        h, constants, active = new[going], constants.rows(going), active[going]
+        if accelerate is not None:
+            accelerate.rows(going)
+    return solution, torch.stack(residuals, dim=1), counts, fallbacks
