@@ -14,10 +14,11 @@ _HOMES = {
     "build_model": "fpdm.models",
     "Diffusion": "fpdm.diffusion",
     "FPDMPipeline": "fpdm.pipeline",
-    "SamplingConfig": "fpdm.config",
-    "draw": "fpdm.sampling.generate",
+    "SamplingConfig": "fpdm.sampling.settings",
     "load_checkpoint": "fpdm.loading",
     "load_source": "fpdm.loading",
+    "sample": "fpdm.sampling.generate",
+    "sample_to_folder": "fpdm.sampling.folder",
     "save_grid": "fpdm.sampling.images",
 }
 __all__ = sorted(_HOMES)

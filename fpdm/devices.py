@@ -10,6 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
+SAMPLING_PATIENCE = timedelta(hours=6)  # what is still missing may cost one process more than another
+
 
 def on_cpu() -> bool:
     """Whether to run on the CPU: there is no accelerator, or accelerate's ACCELERATE_USE_CPU=true asks for it.
@@ -58,6 +60,11 @@ def allow_tf32(allowed: bool) -> None:
     """Let float32 matrix products and convolutions run as TF32 where a GPU has it."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def tf32_allowed() -> bool:
+    """Whether float32 matrix products may run as TF32."""
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from huggingface_hub import create_repo, save_torch_state_dict, upload_folder
 
 from fpdm.data.codec import Codec, VAECodec
 from fpdm.files import write_atomically
-from fpdm.models import DiT, FixedPointDiT
+from fpdm.models import Denoiser
 from fpdm.models.card import model_card
 from fpdm.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from fpdm.training.checkpoint import SAMPLING
@@ -24,7 +24,7 @@ SHARD = "14MB"
 
 def export_model(
     folder: str | Path,
-    model: DiT | FixedPointDiT,
+    model: Denoiser,
     facts: dict,
     codec: Codec | None,
     history: dict[str, str],
@@ -53,7 +53,7 @@ def export_model(
     for weights in folder.rglob("*.safetensors"):  # which are written readable by their owner alone
         weights.chmod((folder / SAMPLING).stat().st_mode)
     facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
-    iterations = " --iterations 4" if isinstance(model, FixedPointDiT) else ""
+    iterations = " --iterations 4" if model.iterative else ""
     usage = (
         f"Images:\n\n```\npython scripts/sample.py --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
     )

@@ -1,4 +1,4 @@
-"""From a checkpoint to something images can be drawn from; above the packages it joins."""
+"""From a checkpoint to a source of images; above the packages it joins."""
 
 import json
 import re
@@ -8,21 +8,22 @@ from pathlib import Path
 
 import torch
 
+from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, open_codec
-from fpdm.devices import check_precision, on_cpu
+from fpdm.devices import SAMPLING_PATIENCE, check_precision, process_state
 from fpdm.diffusion import Diffusion
 from fpdm.export import locate_codec
-from fpdm.models import DenoiserOutput, DiT, FixedPointDiT, count_explicit_blocks, load_pretrained
+from fpdm.models import Denoiser, DenoiserOutput, compile_layers, forward_cost, load_pretrained
 from fpdm.models.pretrained import resolve_folder
 from fpdm.precision import PRECISIONS
-from fpdm.sampling.generate import Source
+from fpdm.sampling.call import Source
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint
 
 WEIGHT_KINDS = ("ema", "model")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[DiT | FixedPointDiT, dict, Path]:
+def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser, dict, Path]:
     """Model in eval mode, its sampling facts and the checkpoint's folder.
 
     source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
@@ -55,24 +56,24 @@ def load_source(
     vae: str | None = None,
     device: torch.device | str | None = None,
     precision: str = "no",
+    compiled: bool = False,
 ) -> Source:
     """A source of images from a run, a checkpoint, an exported folder or its Hub id.
 
-    weights: ema or model. vae: where its codec is, if it has moved. device: the accelerator if
-    there is one. precision: of the network, no, bf16 or fp16.
+    weights: ema or model. vae: where its codec is, if it has moved. device: by default this process's: the accelerator
+    if there is one. precision: of the network, no, bf16 or fp16. compiled: compile its layers; pays for many images.
     """
-    model, facts, _ = load_checkpoint(checkpoint, weights)
-    return open_source(
-        model, facts, vae, device or ("cpu" if on_cpu() else torch.accelerator.current_accelerator()), precision
-    )
+    model, facts, folder = load_checkpoint(checkpoint, weights)
+    source = open_source(model, facts, vae, device or process_state(SAMPLING_PATIENCE).device, precision)
+    if compiled:
+        compile_layers(model)
+    kind = facts.get("weights", weights)  # an exported folder has one kind, and says which
+    origin = {"checkpoint": str(folder), "weights": kind, "precision": precision, "codec": facts["codec"]}
+    return source._replace(origin=origin)
 
 
 def open_source(
-    model: DiT | FixedPointDiT,
-    facts: dict,
-    vae: str | None = None,
-    device: torch.device | str = "cpu",
-    precision: str = "no",
+    model: Denoiser, facts: dict, vae: str | None = None, device: torch.device | str = "cpu", precision: str = "no"
 ) -> Source:
     """A source of images from a model and its facts; `vae` overrides where its codec is found."""
     device = torch.device(device)
@@ -81,9 +82,7 @@ def open_source(
     return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
 
 
-def open_model_codec(
-    model: DiT | FixedPointDiT, facts: dict, vae: str | None = None, device: torch.device | str = "cpu"
-) -> Codec:
+def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, device: torch.device | str = "cpu") -> Codec:
     """The codec a model was trained with, where its facts or `vae` say that it is; ValueError if it is another."""
     if not (vae or facts["codec"]):
         raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
@@ -92,22 +91,23 @@ def open_model_codec(
     return codec
 
 
-def make_source(model: DiT | FixedPointDiT, diffusion: Diffusion, codec: Codec, precision: str = "no") -> Source:
-    """A source from parts that are already on their device."""
+def make_source(
+    model: Denoiser, diffusion: Diffusion, codec: Codec, precision: str = "no", cost: ForwardCost | None = None
+) -> Source:
+    """A source from parts that are already on their device. cost: of a call, counted if not given."""
     return Source(
         denoise=denoiser(model, precision),
         diffusion=diffusion,
-        codec=codec,
+        cost=cost or forward_cost(model),
         latent_shape=(model.in_channels, model.input_size, model.input_size),
         num_classes=model.num_classes,
         guidable=model.class_dropout > 0,
-        explicit_blocks=count_explicit_blocks(model),
-        iterative=isinstance(model, FixedPointDiT),
+        codec=codec,
         device=next(model.parameters()).device,
     )
 
 
-def check_model_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> None:
+def check_model_codec(codec: Codec, model: Denoiser, facts: dict) -> None:
     """Refuse a codec that the model was not trained with."""
     if codec.channels != model.in_channels:
         raise ValueError(
@@ -120,7 +120,7 @@ def check_model_codec(codec: Codec, model: DiT | FixedPointDiT, facts: dict) -> 
         )
 
 
-def denoiser(model: DiT | FixedPointDiT, precision: str) -> Callable[..., DenoiserOutput]:
+def denoiser(model: Denoiser, precision: str) -> Callable[..., DenoiserOutput]:
     """The model as samplers call it, its arithmetic in a precision (no, bf16, fp16)."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")

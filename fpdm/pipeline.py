@@ -7,7 +7,6 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
@@ -21,15 +20,19 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fpdm.config import SamplingConfig, check_range, limits
+from fpdm.config import check_range, limits
+from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
 from fpdm.diffusion import Diffusion
 from fpdm.export import export_model, upload
-from fpdm.loading import load_checkpoint, open_model_codec
-from fpdm.models import DiT, FixedPointDiT, count_explicit_blocks
-from fpdm.sampling.generate import DEFAULT_ITERATIONS
-from fpdm.sampling.guidance import guide
-from fpdm.sampling.starts import Starts
+from fpdm.loading import load_checkpoint, make_source, open_model_codec
+from fpdm.models import Denoiser, block_cost
+from fpdm.precision import PRECISIONS
+from fpdm.sampling.allocation import DEFAULT_ITERATIONS
+from fpdm.sampling.call import Call, ModelCalls, Source
+from fpdm.sampling.guidance import Guidance
+from fpdm.sampling.plan import check_iterations
+from fpdm.sampling.solving import Solving
 from fpdm.schedulers import check_scheduler, default_scheduler, takes_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -44,10 +47,10 @@ class FPDMPipelineOutput(BaseOutput):
 
 
 class FPDMPipeline(DiffusionPipeline):
-    """Draws images from a FixedPointDiT or a DiT with a diffusers scheduler.
+    """Samples images from a FixedPointDiT or a DiT with a diffusers scheduler.
 
     facts: diffusion, codec and class names, as a checkpoint's sampling.json holds them. vae: None
-    for a model of pixels. Schedulers over discrete timesteps go that are made by `from_config` of this one's config.
+    for a model of pixels. Any discrete-timestep scheduler built with `from_config(pipe.scheduler.config)` works.
     """
 
     model_cpu_offload_seq = "model->vae"
@@ -55,7 +58,7 @@ class FPDMPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        model: DiT | FixedPointDiT,
+        model: Denoiser,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | None = None,
         facts: dict | None = None,
@@ -155,96 +158,78 @@ class FPDMPipeline(DiffusionPipeline):
         budget: block passes per image; the scheduler takes as many steps as it holds, be it one or two
             model calls a step. Or give num_inference_steps.
         iterations: of each model call, one number for all or one each (FPDM only; 4 if not given).
-        reuse, reuse_weight, extrapolation, anderson: see `SamplingConfig`.
-        guidance_scale: 1 for none; guidance_channels, guidance_rescale: see `guide`.
+        reuse, reuse_weight, extrapolation, anderson: see `Solving`.
+        guidance_scale: 1 for none; guidance_channels, guidance_rescale: see `Guidance`.
         eta: of schedulers that have one. generator: of the noise, one for all or one for each image.
-        latents: the noise to start from, (B, C, H, H), instead of drawing it.
+        latents: the noise to start from, (B, C, H, H); by default it comes from `generator`.
         output_type: pil, np (B, R, R, 3) or pt (B, 3, R, R) in 0..1, or latent (B, C, H, H).
         callback_on_step_end: called as (pipeline, position, timestep, {"latents": latents}) after each
             model call; may return other latents.
         """
-        labels = self._labels(class_labels, guidance_scale)
-        iterative = isinstance(self.model, FixedPointDiT)
-        if not iterative and (iterations is not None or reuse or reuse_weight != 1 or extrapolation or anderson):
-            raise ValueError("iterations, reuse, extrapolation, anderson: a DiT has no implicit layer; leave them out")
+        labels = self._labels(class_labels)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        if guidance_scale < 0:
-            raise ValueError(f"guidance_scale={guidance_scale}: at least 0, 1 for none")
-        SamplingConfig(  # whose checks hold here as well
-            steps=1, reuse=reuse, reuse_weight=reuse_weight, extrapolation=extrapolation, anderson=anderson,
-            cfg_channels=guidance_channels, guidance_rescale=guidance_rescale, eta=eta,
-            cfg_scale=2.0 if guidance_channels or guidance_rescale else 1.0,
-        )  # fmt: skip
         check_scheduler(self.scheduler, self.diffusion)
         if isinstance(generator, list) and len(generator) != len(labels):
             raise ValueError(f"generator: {len(generator)} of them for {len(labels)} labels; give one, or one for each")
-        if eta and "eta" not in inspect.signature(self.scheduler.step).parameters:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        check_range(0, 1, eta=eta)
+        if eta and "eta" not in accepted:
             raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} has none; leave it out")
         device = self._execution_device
-        counts = self._plan(budget, num_inference_steps, iterations, iterative, device)
+        calls = ModelCalls(
+            self._source(device),
+            labels.to(device),
+            Guidance(guidance_scale, guidance_channels, rescale=guidance_rescale, option="guidance"),
+            Solving(reuse, reuse_weight, extrapolation, anderson),
+        )
+        cost = calls.source.cost
+        counts = self._plan(cost, budget, num_inference_steps, iterations, device)
 
-        shape = (len(labels), self.model.in_channels, self.model.input_size, self.model.input_size)
+        shape = (len(labels), *calls.source.latent_shape)
         if latents is None:
             latents = randn_tensor(shape, generator, device, torch.float32)
         elif latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, {shape} is needed")
         latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
-        doubled = guidance_scale != 1
-        labels = labels.to(device)
-        if doubled:
-            labels = torch.cat([labels, torch.full_like(labels, self.model.num_classes)])
-        starts = Starts(reuse_weight, extrapolation) if iterative and reuse is not False else None
-        accepted = inspect.signature(self.scheduler.step).parameters
         extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
         times = self.scheduler.timesteps.tolist()  # once, for it waits for the device
-        half = self.model.dtype != torch.float32
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            inputs = self.scheduler.scale_model_input(latents, t)
-            inputs = torch.cat([inputs, inputs]) if doubled else inputs
+            x = self.scheduler.scale_model_input(latents, t)
             alpha_bar = float(np.interp(times[i], np.arange(self.diffusion.timesteps), self.diffusion.alphas_cumprod))
-            solving = {}
-            if iterative:
-                start = None if starts is None else starts.at(alpha_bar, len(inputs))
-                solving = {"iterations": counts[i], "init": start, "anderson": anderson}
-            with torch.autocast(device.type, self.model.dtype) if half else nullcontext():
-                output = self.model(inputs, t.to(device).expand(len(inputs)), labels, **solving)
-            if starts is not None:
-                starts.add(alpha_bar, output.solution)
-            prediction = output.prediction.float()
-            if doubled:
-                prediction = guide(prediction, guidance_scale, shape[1], guidance_channels, guidance_rescale)
-            prediction = self._for_scheduler(prediction, inputs[: len(latents)], alpha_bar)
-            latents = self.scheduler.step(prediction, t, latents, **extra).prev_sample
+            found = calls(x, t, alpha_bar, counts[i])
+            latents = self.scheduler.step(self._for_scheduler(found, x, alpha_bar), t, latents, **extra).prev_sample
             if callback_on_step_end is not None:
                 latents = callback_on_step_end(self, i, t, {"latents": latents}).pop("latents", latents)
 
         images = self._images(latents, output_type)
         self.maybe_free_model_hooks()
-        passes = count_explicit_blocks(self.model) * len(self.scheduler.timesteps) + sum(counts)
+        passes = cost.total_blocks(counts)
         return FPDMPipelineOutput(images, passes) if return_dict else (images, passes)
 
-    def _for_scheduler(self, prediction: Tensor, x: Tensor, alpha_bar: float) -> Tensor:
-        """The prediction with its variance where the scheduler takes one; predicted pixels limited to -1..1."""
-        mean, variance = self.diffusion.split(prediction)
-        if self.vae is None:
-            x0, _ = self.diffusion.x0_and_eps(mean, x, alpha_bar)
-            mean = self.diffusion.mean_of(x0.clamp(-1, 1), x, alpha_bar)
-        learned = takes_variance(self.scheduler)
-        return torch.cat([mean, variance], dim=1) if learned and variance is not None else mean
+    def _source(self, device: torch.device) -> Source:
+        """What one run samples from."""
+        half = None if self.model.dtype == torch.float32 else self.model.dtype
+        precision = next(name for name, dtype in PRECISIONS.items() if dtype == half)
+        source = make_source(self.model, self.diffusion, self._codec(), precision, block_cost(self.model))
+        return source._replace(device=device)
 
-    def _labels(self, class_labels: int | Sequence[int], guidance_scale: float) -> Tensor:
+    def _for_scheduler(self, found: Call, x: Tensor, alpha_bar: float) -> Tensor:
+        """The prediction with its variance where the scheduler takes one; predicted pixels limited to their range."""
+        mean = found.mean if self.vae is not None else self.diffusion.mean_of(found.x0, x, alpha_bar)
+        learned = takes_variance(self.scheduler)
+        return torch.cat([mean, found.variance], dim=1) if learned and found.variance is not None else mean
+
+    def _labels(self, class_labels: int | Sequence[int]) -> Tensor:
         labels = [int(class_labels)] if isinstance(class_labels, Integral) else [int(label) for label in class_labels]
         wrong = [label for label in labels if not 0 <= label < self.model.num_classes]
         if wrong or not labels:
             raise ValueError(f"class_labels={labels}: labels of this model are 0..{self.model.num_classes - 1}")
-        if guidance_scale != 1 and not self.model.class_dropout:
-            raise ValueError(f"guidance_scale={guidance_scale}: this model has no trained null label; leave it at 1")
         return torch.tensor(labels)
 
-    def _plan(self, budget, steps, iterations, iterative: bool, device: torch.device) -> list[int]:
-        """Set the scheduler's timesteps; returns the iterations of each model call, none for a DiT."""
+    def _plan(self, cost: ForwardCost, budget, steps, iterations, device: torch.device) -> list[int | None]:
+        """Set the scheduler's timesteps; returns the iterations of each model call, None for an explicit model."""
         if (budget is None) == (steps is None):
             raise ValueError(f"budget={budget}, num_inference_steps={steps}: give one of the two")
         for name, value in (("budget", budget), ("num_inference_steps", steps)):
@@ -253,23 +238,23 @@ class FPDMPipeline(DiffusionPipeline):
         check_range(1, limits.PASSES, budget=budget, num_inference_steps=steps)
         if (steps or 0) > self.diffusion.timesteps:
             raise ValueError(f"num_inference_steps={steps}: the model knows {self.diffusion.timesteps} timesteps")
-        each = (DEFAULT_ITERATIONS if iterations is None else iterations) if iterative else 0
+        check_iterations(cost, iterations=iterations)
+        each = (DEFAULT_ITERATIONS if iterations is None else iterations) if cost.iterative else None
         listed = isinstance(each, (list, tuple))
-        if not all(isinstance(count, Integral) for count in (each if listed else [each])):
+        if cost.iterative and not all(isinstance(count, Integral) for count in (each if listed else [each])):
             raise ValueError(f"iterations={iterations!r}: a whole number, or a list of them, is needed")
-        if iterative:
-            check_range(1, limits.ITERATIONS, iterations=each)
+        check_range(1, limits.ITERATIONS, iterations=each)
         if budget is None:
             self.scheduler.set_timesteps(int(steps), device=device)
         elif listed:
             raise ValueError("budget with a list of iterations: leave it out, and give num_inference_steps")
         else:
-            self._fill(budget, budget // (count_explicit_blocks(self.model) + each), device)
+            self._fill(budget, budget // max(cost.blocks(each), 1), device)
         calls = len(self.scheduler.timesteps)
-        counts = [int(count) for count in each] if listed else [int(each)] * calls
+        counts = list(each) if listed else [each] * calls
         if len(counts) != calls:
             raise ValueError(f"iterations: {len(counts)} of them, but the scheduler calls the model {calls} times")
-        return counts
+        return [None if count is None else int(count) for count in counts]
 
     def _fill(self, budget: int, calls: int, device: torch.device) -> None:
         """As many steps as so many model calls hold, whatever a step of this scheduler takes."""
@@ -292,9 +277,7 @@ class FPDMPipeline(DiffusionPipeline):
         return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
-def make_pipeline(
-    model: DiT | FixedPointDiT, facts: dict, codec: Codec, scheduler: SchedulerMixin | None = None
-) -> FPDMPipeline:
+def make_pipeline(model: Denoiser, facts: dict, codec: Codec, scheduler: SchedulerMixin | None = None) -> FPDMPipeline:
     """A pipeline from what `load_checkpoint` and `open_model_codec` return."""
     scheduler = scheduler or default_scheduler(Diffusion(**facts["diffusion"]))
     return FPDMPipeline(model, scheduler, codec.vae if isinstance(codec, VAECodec) else None, facts)

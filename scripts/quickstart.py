@@ -10,22 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import yaml
 
 import fpdm
 from fpdm import cli
 from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
-from fpdm.config import SamplingConfig, check_range, limits
+from fpdm.config import check_range, limits
+from fpdm.cost import ForwardCost
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.tables import markdown_table
-from fpdm.models.sizes import SIZES
+from fpdm.models import block_cost, build_model
 from fpdm.reproduction.contenders import Trained, load_trained
 from fpdm.reproduction.digits import prepare, reference
-from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import make_plan
+from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.checkpoint import step_of
 from fpdm.training.runlog import latest_run
 
@@ -94,9 +97,16 @@ def main() -> None:
 def check_plans(settings: Settings) -> None:
     """Refuse budgets that do not hold a timestep now, not after minutes of training."""
     for budget in (settings.budget, settings.large_budget):
-        make_plan(SIZES["XS"].depth, budget=budget)
-        for iterations in settings.iterations:
-            make_plan(2, budget=budget, iterations=iterations)
+        for name in MODELS:
+            cost = model_cost(name)
+            for iterations in settings.iterations if cost.iterative else (None,):
+                make_plan(cost, budget=budget, iterations=iterations)
+
+
+def model_cost(name: str) -> ForwardCost:
+    """Block passes of the model that a config is of."""
+    with torch.device("meta"):
+        return block_cost(build_model(yaml.safe_load(config_path(name).read_text())["model"]["name"]))
 
 
 def config_path(name: str) -> Path:
@@ -158,7 +168,7 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
         title=f"{settings.budget} block passes per image, DDIM",
     )
     plot_smoothing(smoothing, out / "smoothing.png")
-    strips = draw_strips(models, [("dit", small), ("fpdm", ours), ("dit", large), ("fpdm", ours_large)])
+    strips = sample_strips(models, [("dit", small), ("fpdm", ours), ("dit", large), ("fpdm", ours_large)])
     plot_overview([(label, images) for label, _, images in strips], GRID_COLUMNS, smoothing, out / "overview.png")
     for _, file, strip in strips:
         save_grid(strip, out / file, GRID_COLUMNS)
@@ -167,14 +177,14 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
     logger.info("\n" + report)
 
 
-def draw_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingConfig]]) -> list[tuple]:
+def sample_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingConfig]]) -> list[tuple]:
     """The same noise and labels through each choice, as (label, file name, images)."""
     strips = []
     for name, config in choices:
         config = replace(config, classes=list(range(10)))
         plan = plan_for(models[name].contender.source, config)
         with torch.inference_mode():
-            images = draw_images(models[name].contender.source, config, plan, range(2 * GRID_COLUMNS)).cpu()
+            images = sample_images(models[name].contender.source, config, plan, range(2 * GRID_COLUMNS)).cpu()
         each = f", {config.iterations} it. each" if config.iterations else ""
         family = "FPDM" if name == "fpdm" else "DiT"
         label = f"{family}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"

@@ -7,7 +7,7 @@ from fpdm import cli
 from fpdm.config import check_range, limits
 from fpdm.evaluation.analytic import solver_error
 from fpdm.evaluation.tables import markdown_table
-from fpdm.sampling.solvers import SOLVERS, TWO_CALLS
+from fpdm.sampling.solvers import SOLVERS
 
 logger = logging.getLogger("fpdm")
 
@@ -35,10 +35,10 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    names = [name for name in SOLVERS if name != "ddpm"]
+    names = [name for name, solver in SOLVERS.items() if not solver.random]
     rows = []
     for calls in settings.calls:
-        steps = {name: (calls + 1) // 2 if name in TWO_CALLS else calls for name in names}
+        steps = {name: (calls + 1) // 2 if SOLVERS[name].two_calls else calls for name in names}
         rows.append([str(calls), *(f"{solver_error(name, steps[name]):.4f}" for name in names)])
     logger.info(markdown_table(["model calls", *(f"`{name}`" for name in names)], rows, text_columns=0))
 

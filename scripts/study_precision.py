@@ -25,7 +25,6 @@ from fpdm.devices import allow_tf32, check_precision, process_state
 from fpdm.evaluation.tables import markdown_table
 from fpdm.files import write_atomically
 from fpdm.loading import load_checkpoint, open_source
-from fpdm.models import FixedPointDiT
 from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
@@ -74,7 +73,7 @@ def main() -> None:
         exact = in_form(model, half_stream=False)
         for label, precision, half in forms(settings.precisions):
             network = in_form(model, half)
-            if isinstance(model, FixedPointDiT):
+            if model.iterative:
                 solved[label] = residuals(network, precision, batch, ITERATIONS)
             found[model.family, label] = (
                 deviations(network, exact, precision, batch, ITERATIONS),

@@ -12,7 +12,7 @@ import torch
 import fpdm
 from fpdm import cli
 from fpdm.chain import keep_settings
-from fpdm.config import SamplingConfig, check_choice, check_range, limits
+from fpdm.config import check_choice, check_range, limits
 from fpdm.data.codec import Codec
 from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.classifier import cached_classifier
@@ -23,7 +23,8 @@ from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import difference, over_seeds, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.contenders import load_contender
-from fpdm.sampling.plan import spread_evenly
+from fpdm.sampling.allocation import spread_evenly
+from fpdm.sampling.settings import SamplingConfig
 from fpdm.sampling.solvers import SOLVERS
 
 logger = logging.getLogger("fpdm")
@@ -142,7 +143,7 @@ def solves_table(settings: Settings, book: ScoreBook, models: list[Contender], i
         compared = ["", ""] if baseline is None else difference(result, baseline)
         baseline = result if baseline is None else baseline
         rows.append([label, f"{starts:.3f}", f"{ends:.3f}", spread(result), *compared])
-    timesteps = settings.budget // (models[0].source.explicit_blocks + iterations)
+    timesteps = settings.budget // models[0].source.cost.blocks(iterations)
     head = [f"{timesteps} timesteps of {iterations} it.", "residual at start", "at end", name, "difference", ""]
     return markdown_table(head, rows)
 
@@ -169,14 +170,14 @@ def allocation_table(settings: Settings, book: ScoreBook, models: list[Contender
     rows.append(
         ["constant", f"{constant.block_passes:.1f}", f"{constant.gflops:.2f}", spread(constant.distances), "", ""]
     )
-    calls, explicit = constant.scores[0].timesteps, models[0].source.explicit_blocks
+    calls, cost = constant.scores[0].timesteps, models[0].source.cost
     ways = {f"{way}, ratio 3": {"allocation": way} for way in ("decreasing", "increasing")} | {
         f"adaptive, tolerance {tolerance:g}": {"allocation": "adaptive", "tolerance": tolerance}
         for tolerance in TOLERANCES
     }
     for label, way in ways.items():
         result = over_seeds(book, models, replace(config, **way))
-        updates = [round(score.block_passes) - explicit * calls for score in result.scores]
+        updates = [round(cost.updates(score.block_passes, calls)) for score in result.scores]
         equal = over_seeds(
             book, models, lambda seed, u=updates: SamplingConfig(counts=spread_evenly(u[seed], calls), seed=seed)
         )

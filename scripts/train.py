@@ -10,14 +10,15 @@ import yaml
 from torch import nn
 
 from fpdm import cli
-from fpdm.config import ExperimentConfig, SamplingConfig, check_positive, limits
+from fpdm.config import ExperimentConfig, check_positive, limits
 from fpdm.data.latents import MANIFEST, LatentStore
 from fpdm.devices import process_state
 from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import forward_cost
-from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import save_grid
+from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.describe import GIB, describe_cost, describe_memory, describe_share, model_table
 from fpdm.training.fits import describe_fit
 from fpdm.training.loop import train
@@ -128,7 +129,7 @@ def make_preview(config: ExperimentConfig):
         sampling = SamplingConfig(budget=PREVIEW_BUDGET, seed=config.run.seed)
         plan, indices = plan_for(source, sampling), range(PREVIEW_IMAGES)
         parts = [indices[i : i + PREVIEW_BATCH] for i in range(0, PREVIEW_IMAGES, PREVIEW_BATCH)]
-        images = torch.cat([draw_images(source, sampling, plan, part) for part in parts])
+        images = torch.cat([sample_images(source, sampling, plan, part) for part in parts])
         (run / "samples").mkdir(exist_ok=True)
         save_grid(images, run / "samples" / f"{step:07d}.png")
 

@@ -173,3 +173,20 @@ def inception_weights(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(Untrained("x", ["2048"], feature_extractor_weights_path=str(path)).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def run_sampler():
+    """Runs a plan from noise x with labels y, with any solver, guidance and way of solving."""
+    from fpdm.sampling.call import ModelCalls
+    from fpdm.sampling.guidance import Guidance
+    from fpdm.sampling.sampler import run_plan
+    from fpdm.sampling.solvers import make_solver
+    from fpdm.sampling.solving import Solving
+
+    def run(source, plan, x, y, sampler="ddim", eta=0.0, step_noise=None, guidance=None, solving=None, on_step=None):
+        calls = ModelCalls(source, y, guidance or Guidance(), solving or Solving())
+        advance = make_solver(sampler, source.diffusion.alphas_cumprod, plan.timesteps, eta, step_noise)
+        return run_plan(calls, plan, x, advance, on_step)
+
+    return run

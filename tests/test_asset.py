@@ -25,7 +25,7 @@ def test_samples_are_the_digits_asked_for(source, settings):
     """By the nearest real digits, which name 96 % of real ones rightly (5-fold)."""
     images, labels, _ = load_labelled("digits", 32)
     neighbours = KNeighborsClassifier(5).fit(images[:, 0].flatten(1).numpy(), labels)
-    drawn = fpdm.draw(source, 60, classes=list(range(10)), **settings)
+    drawn = fpdm.sample(source, 60, classes=list(range(10)), **settings)
     named = torch.tensor(neighbours.predict(drawn[:, 0].flatten(1).numpy()))
     assert (named == torch.arange(60) % 10).float().mean() > 0.85
     assert len(torch.unique(drawn.flatten(1), dim=0)) == 60

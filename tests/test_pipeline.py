@@ -15,11 +15,12 @@ from diffusers import AutoencoderKL
 from fpdm.config import DiffusionConfig
 from fpdm.data.codec import VAECodec, fingerprint
 from fpdm.diffusion import Diffusion
+from fpdm.loading import make_source
 from fpdm.models import build_model
 from fpdm.pipeline import FPDMPipeline
+from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.plan import Plan, Step
-from fpdm.sampling.sampler import sample
-from fpdm.sampling.starts import Starts
+from fpdm.sampling.solving import Solving
 from fpdm.schedulers import default_scheduler
 
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -50,22 +51,27 @@ def make(tiny_vae):
     return made
 
 
-def ours(pipe, iterations, labels=(1, 2), **settings):
+@pytest.fixture
+def ours(run_sampler):
     """Our sampler along the scheduler's timesteps."""
-    times = [int(t) for t in pipe.scheduler.timesteps] + [-1]
-    steps = tuple(Step(t, after, iterations) for t, after in pairwise(times))
-    with torch.no_grad():
-        return sample(pipe.model, pipe.diffusion, Plan(steps, 2), NOISE, torch.tensor(labels), **settings)
+
+    def run(pipe, iterations, labels=(1, 2), **settings):
+        times = [int(t) for t in pipe.scheduler.timesteps] + [-1]
+        steps = tuple(Step(t, after, iterations) for t, after in pairwise(times))
+        source = make_source(pipe.model, pipe.diffusion, pipe._codec())
+        return run_sampler(source, Plan(steps, source.cost), NOISE, torch.tensor(labels), **settings)
+
+    return run
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("reuse", [True, False])
-def test_ddim_of_diffusers_draws_what_our_ddim_draws(make, reuse, guidance):
+def test_ddim_of_diffusers_is_our_ddim(make, ours, reuse, guidance):
     pipe = make()
     output = pipe([1, 2], budget=42, iterations=4, reuse=reuse, guidance_scale=guidance, latents=NOISE,
                   output_type="latent")  # fmt: skip
     assert len(pipe.scheduler.timesteps) == 7 and output.block_passes == 42 and int(pipe.scheduler.timesteps[0]) == 999
-    expected = ours(pipe, 4, starts=Starts() if reuse else None, cfg_scale=guidance, null_label=4)
+    expected = ours(pipe, 4, solving=Solving(reuse), guidance=Guidance(guidance))
     torch.testing.assert_close(output.images, expected, atol=5e-3, rtol=5e-3)  # its last alpha_bar is not quite 0
 
 
@@ -110,11 +116,11 @@ def test_learned_variance_for_schedulers_that_take_it(make):
 
 
 @pytest.mark.parametrize("parametrisation", ["v", "x0", "eps"])
-def test_every_parametrisation(make, parametrisation):
+def test_every_parametrisation(make, ours, parametrisation):
     zero = parametrisation != "eps"
     pipe = make(parametrisation=parametrisation, zero_terminal_snr=zero)
     images = pipe([1, 2], num_inference_steps=5, iterations=2, latents=NOISE, output_type="latent").images
-    torch.testing.assert_close(images, ours(pipe, 2, starts=Starts()), atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(images, ours(pipe, 2), atol=5e-3, rtol=5e-3)
 
 
 SCHEDULERS = {
@@ -172,10 +178,10 @@ def test_mistakes_are_said(make, settings, says):
 
 
 def test_what_a_model_cannot_do(make):
-    with pytest.raises(ValueError, match="no trained null label"):
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0: .*no null label"):
         make(class_dropout=0.0)([1], budget=60, guidance_scale=2.0)
     for settings in ({"iterations": 3}, {"reuse": True}, {"anderson": 1}, {"extrapolation": 1.0}):
-        with pytest.raises(ValueError, match="a DiT has no implicit layer"):
+        with pytest.raises(ValueError, match="an explicit model \\(DiT\\) has no"):
             make("DiT-XS/2")([1], budget=60, **settings)
     assert make("DiT-XS/2")([1], budget=60).block_passes == 60
 

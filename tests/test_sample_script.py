@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fpdm.loading import load_source
-from fpdm.sampling.generate import draw
+import fpdm
 from fpdm.sampling.images import load_pngs
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +46,7 @@ def test_files_do_not_depend_on_processes(tiny_run, tmp_path, way):
         out = tmp_path / str(processes)
         said = sample("--ckpt", tiny_run, "--num-samples", 12, "--seed", 1, *settings, "--batch-size", 2,
                       "--out", out, processes=processes)  # fmt: skip
-        assert "12 images, 12 of them drawn now" in said
+        assert "12 images, 12 of them new" in said
         assert {p.name for p in out.glob("0*.png")} == {f"{i:06d}.png" for i in range(12)}
     one, other = (load_pngs(tmp_path / str(n), range(12)).astype(int) for n in (1, several))
     assert len(np.unique(one.reshape(12, -1), axis=0)) == 12
@@ -71,7 +70,7 @@ def test_protocol_and_what_the_recipe_says(tiny_run, tmp_path):
 
 def test_tf32_is_as_asked_for(tiny_run, tmp_path, monkeypatch):
     asked, script = [], str(ROOT / "scripts" / "sample.py")
-    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
+    monkeypatch.setattr("fpdm.commands.sample.allow_tf32", asked.append)
     for words in ([], ["--tf32", "false"]):
         draw_one = ["--ckpt", str(tiny_run), "--num-samples", "1", "--steps", "1", "--out", str(tmp_path / str(words))]
         monkeypatch.setattr(sys, "argv", [script, *draw_one, *words])
@@ -81,7 +80,7 @@ def test_tf32_is_as_asked_for(tiny_run, tmp_path, monkeypatch):
 
 def test_compiled_draws_the_same(tiny_run, tmp_path):
     sample("--ckpt", tiny_run, "--num-samples", 4, "--steps", 3, "--compile", "--out", tmp_path)
-    eager = draw(load_source(tiny_run, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
+    eager = fpdm.sample(fpdm.load_source(tiny_run, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
     assert np.abs(load_pngs(tmp_path, range(4)).astype(int) - eager).max() <= 1
 
 

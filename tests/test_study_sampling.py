@@ -69,10 +69,10 @@ def test_mistakes_are_one_line(study, runs, capsys):
 
 def test_residuals_of_start_and_solution(runs):
     """Against a plain run: the start's is that of the first update, the solution's that of one update more."""
-    from fpdm.config import SamplingConfig
     from fpdm.evaluation.convergence import solve_residuals
     from fpdm.loading import load_source
     from fpdm.sampling.noise import image_labels, image_noise
+    from fpdm.sampling.settings import SamplingConfig
 
     source, config = load_source(runs[0], device="cpu"), SamplingConfig(steps=2, iterations=3, seed=4)
     starts, ends = solve_residuals(source, config, range(5))

@@ -20,6 +20,8 @@ class Inputs(NamedTuple):
 class NaiveImplicitLayer(nn.Module):
     """Concatenates h and u, multiplies both by W_1, and computes the block's modulation, at every update."""
 
+    depth = ImplicitLayer.depth
+
     def __init__(self, layer: ImplicitLayer):
         super().__init__()
         width = layer.mix_h.in_features

@@ -18,7 +18,7 @@ from fpdm.data.images import open_images
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import DiT, FixedPointDiT, build_model
 from fpdm.models.blocks import DiTBlock, under_autocast
-from fpdm.sampling.generate import Source
+from fpdm.sampling.call import Source
 from fpdm.training.step_memory import norms_in_float32, step_memory
 
 FLOAT32 = ("float32", "no", False)
@@ -72,7 +72,7 @@ def in_form(model: DiT | FixedPointDiT, half_stream: bool) -> DiT | FixedPointDi
     under autocast, and the blocks keep the type that they are given."""
     copy = norms_in_float32(deepcopy(model))
     if half_stream:
-        copy.__class__ = SixteenBitFixedPointDiT if isinstance(model, FixedPointDiT) else SixteenBitDiT
+        copy.__class__ = SixteenBitFixedPointDiT if model.iterative else SixteenBitDiT
         for block in (module for module in copy.modules() if isinstance(module, DiTBlock)):
             block.__class__ = SixteenBitBlock
     return copy
@@ -118,8 +118,8 @@ def deviations(
 ) -> list[float]:
     """Mean over samples of |prediction - float32's| / |float32's|, after so many iterations of an FPDM."""
     found = []
-    for k in iterations if isinstance(exact, FixedPointDiT) else iterations[:1]:
-        settings = {"iterations": k} if isinstance(exact, FixedPointDiT) else {}
+    for k in iterations if exact.iterative else iterations[:1]:
+        settings = {"iterations": k} if exact.iterative else {}
         ours = run(model, precision, batch, **settings).prediction.flatten(1)
         theirs = run(exact, "no", batch, **settings).prediction.flatten(1)
         found.append(float(((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).mean()))
@@ -131,7 +131,7 @@ def gradient_deviation(model: nn.Module, exact: nn.Module, source: Source, preci
     gradients = []
     for network, how in ((model, precision), (exact, "no")):
         network.zero_grad()
-        settings = {"iterations": 6, "iterations_no_grad": 6} if isinstance(exact, FixedPointDiT) else {}
+        settings = {"iterations": 6, "iterations_no_grad": 6} if exact.iterative else {}
         output = run(network, how, batch, **settings)
         # A scale as a loss scaler's, or small gradients are lost in float16.
         (1024 * source.diffusion.losses(output.prediction, batch.x0, batch.noise, batch.t).total.mean()).backward()

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.workloads import network, sampling_run, training_step
 from fpdm.evaluation.tables import markdown_table
-from fpdm.models import compile_layers
+from fpdm.models import block_cost, compile_layers
 from fpdm.sampling.plan import make_plan
 
 # The first kind of which a part of an operation's or kernel's name is told wins.
@@ -47,15 +47,13 @@ def measure(
 ) -> dict:  # fmt: skip
     torch.compiler.reset()
     profiled = network(bench, model, latent)
-    implicit = model.startswith("FPDM")
     if mode == "compiled":
         compile_layers(profiled)
     if work == "sampling":
-        explicit = 2 if implicit else len(profiled.blocks)
-        plan = make_plan(explicit, budget=budget, iterations=iterations if implicit else None)
+        plan = make_plan(block_cost(profiled), budget=budget, iterations=iterations if profiled.iterative else None)
         run = sampling_run(bench, profiled, latent, batch, plan)
     else:
-        run = training_step(bench, profiled, latent, batch, [updates] if implicit else [])
+        run = training_step(bench, profiled, latent, batch, [updates] if profiled.iterative else [])
     gpu = bench.device.type == "cuda"
     for _ in range(2):  # set-up and compilation
         run()

@@ -11,7 +11,7 @@ from fpdm.benchmarks.timing import Bench, Question, alternate
 from fpdm.benchmarks.workloads import network, sampling_run, training_step
 from fpdm.devices import peak_memory
 from fpdm.evaluation.tables import markdown_table
-from fpdm.models import FixedPointDiT, compile_layers
+from fpdm.models import FixedPointDiT, block_cost, compile_layers
 from fpdm.sampling.plan import make_plan
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
 from fpdm.training.step_memory import step_memory
@@ -46,7 +46,7 @@ def measure(
         steps = {name: training_step(bench, form, latent, batch, pairs) for name, form in forms.items()}
         works, images = {name: _all_of(step, len(pairs)) for name, step in steps.items()}, batch * len(pairs)
     else:
-        plan = make_plan(2, budget=budget, iterations=iterations)
+        plan = make_plan(block_cost(ours), budget=budget, iterations=iterations)
         works = {name: sampling_run(bench, form, latent, batch, plan) for name, form in forms.items()}
         images = batch
     times = alternate(bench, works)

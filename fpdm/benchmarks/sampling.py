@@ -1,4 +1,4 @@
-"""How fast images are drawn, from noise to PNG files, and what of that is not block passes."""
+"""How fast images are made, from noise to PNG files, and what of that is not block passes."""
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +9,17 @@ import torch
 
 from fpdm.benchmarks.timing import Bench, Question, alternate, matrix_product
 from fpdm.benchmarks.workloads import blocks_alone, network, sampling_run
-from fpdm.config import SamplingConfig
 from fpdm.data.codec import Codec
 from fpdm.devices import peak_memory
 from fpdm.diffusion import Diffusion
 from fpdm.evaluation.tables import markdown_table
 from fpdm.loading import make_source
-from fpdm.models import FixedPointDiT, compile_layers, forward_cost
-from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.models import compile_layers, forward_cost
+from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import png_path, save_png
+from fpdm.sampling.settings import SamplingConfig
 
-BATCHES = 2  # drawn in one measurement
+BATCHES = 2  # sampled in one measurement
 
 
 def sampling(
@@ -40,18 +40,18 @@ def measure(
     cost = forward_cost(drawn)
     if mode != "eager":
         compile_layers(drawn, graphs=mode == "graphs")
-    source = make_source(drawn, Diffusion(), codec, bench.precision)
-    config = SamplingConfig(budget=budget, iterations=iterations if isinstance(drawn, FixedPointDiT) else None)
+    source = make_source(drawn, Diffusion(), codec, bench.precision, cost)
+    config = SamplingConfig(budget=budget, iterations=iterations if cost.iterative else None)
     plan = plan_for(source, config)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as writers:
 
         def images():
-            """As sample.py does it: the files of a batch are written while the next is drawn. Here of BATCHES."""
+            """BATCHES of them; the files of a batch are written while the next is computed, as sample.py does it."""
             writing = []
             for first in range(0, BATCHES * batch, batch):
                 with torch.inference_mode():
-                    pixels = draw_images(source, config, plan, range(first, first + batch)).cpu()
+                    pixels = sample_images(source, config, plan, range(first, first + batch)).cpu()
                 for job in writing:
                     job.result()
                 writing = [

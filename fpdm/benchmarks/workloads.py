@@ -4,25 +4,28 @@ Random weights: those that a new network sets to 0 would leave its blocks withou
 """
 
 from collections.abc import Callable, Iterable
-from itertools import cycle
+from itertools import chain, cycle
 
 import torch
 from torch import Tensor, nn
 
 from fpdm.benchmarks.timing import Bench
 from fpdm.diffusion import Diffusion
-from fpdm.loading import denoiser
-from fpdm.models import DiT, FixedPointDiT, build_model
+from fpdm.loading import make_source
+from fpdm.models import Denoiser, block_cost, build_model
+from fpdm.sampling.call import ModelCalls
+from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.plan import Plan
-from fpdm.sampling.sampler import sample
-from fpdm.sampling.starts import Starts
+from fpdm.sampling.sampler import run_plan
+from fpdm.sampling.solvers import make_solver
+from fpdm.sampling.solving import Solving
 from fpdm.training.draws import draw_step
 from fpdm.training.ema import EMA
 
 Shape = tuple[int, int, int]
 
 
-def network(bench: Bench, name: str, latent: Shape, **overrides) -> DiT | FixedPointDiT:
+def network(bench: Bench, name: str, latent: Shape, **overrides) -> Denoiser:
     """A network by name for latents (C, h, h), on the bench's device."""
     torch.manual_seed(0)
     with bench.device:
@@ -62,28 +65,26 @@ def training_step(
     return step
 
 
-def sampling_run(
-    bench: Bench, model: DiT | FixedPointDiT, latent: Shape, batch: int, plan: Plan
-) -> Callable[[], Tensor]:
+def sampling_run(bench: Bench, model: Denoiser, latent: Shape, batch: int, plan: Plan) -> Callable[[], Tensor]:
     """Latents of one batch, DDIM, solutions reused; without decoding."""
     noise = torch.randn(batch, *latent, device=bench.device)
     labels = torch.arange(batch, device=bench.device) % model.num_classes
-    denoise, diffusion = denoiser(model.eval(), bench.precision), Diffusion()
+    source = make_source(model.eval(), Diffusion(), None, bench.precision, block_cost(model))
 
     def run() -> Tensor:
-        starts = Starts() if isinstance(model, FixedPointDiT) else None
+        calls = ModelCalls(source, labels, Guidance(), Solving())
+        advance = make_solver("ddim", source.diffusion.alphas_cumprod, plan.timesteps)
         with torch.inference_mode():
-            return sample(denoise, diffusion, plan, noise, labels, starts=starts)
+            return run_plan(calls, plan, noise, advance)
 
     return run
 
 
-def blocks_alone(bench: Bench, model: DiT | FixedPointDiT, batch: int, plan: Plan) -> Callable[[], Tensor]:
+def blocks_alone(bench: Bench, model: Denoiser, batch: int, plan: Plan) -> Callable[[], Tensor]:
     """The block passes of a sampling run and nothing else: no embedding, no head, no schedule."""
     tokens = torch.randn(batch, *model.pos_embed.shape[1:], device=bench.device)
     c = torch.randn(batch, tokens.shape[-1], device=bench.device)
-    implicit = isinstance(model, FixedPointDiT)
-    before, after = (model.pre_blocks, model.post_blocks) if implicit else (model.blocks, [])
+    before, *after = model.stacks()
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -92,11 +93,11 @@ def blocks_alone(bench: Bench, model: DiT | FixedPointDiT, batch: int, plan: Pla
                 with bench.autocast():  # once a timestep, as weights are cast once a call
                     for block in before:
                         h = block(h, block.modulation(c))
-                    if implicit:
+                    if model.iterative:
                         constants = model.implicit.constants(h, c)
                         for _ in range(step.iterations):
                             h = model.implicit(h, constants)
-                    for block in after:
+                    for block in chain(*after):
                         h = block(h, block.modulation(c))
         return h
 

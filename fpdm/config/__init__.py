@@ -1,4 +1,6 @@
-"""The dataclasses behind every YAML file and command line: nothing is configured anywhere else.
+"""The dataclasses behind YAML files and command lines, and what all settings are checked with.
+
+Sampling has its own in `fpdm.sampling.settings`, beside the choices that it lists.
 
 Each checks itself when built, so a wrong value is refused before any work starts.
 """
@@ -14,7 +16,6 @@ from fpdm.config.experiment import (
     SJFBConfig,
 )
 from fpdm.config.preparation import EncodeConfig, VAEConfig
-from fpdm.config.sampling import SamplingConfig
 
 __all__ = [
     "DataConfig",
@@ -25,7 +26,6 @@ __all__ = [
     "OptimConfig",
     "RunConfig",
     "SJFBConfig",
-    "SamplingConfig",
     "VAEConfig",
     "check_choice",
     "check_positive",

@@ -40,11 +40,6 @@ class ModelConfig:
         for name in ("depth", "pre_depth", "post_depth"):
             check_range(0, limits.DEPTH, **{f"model.{name}": getattr(self, name)})
         check_range(0, 1, **{"model.class_dropout": self.class_dropout})
-        explicit = ("depth",)
-        implicit = ("pre_depth", "post_depth", "pre_post_timestep_conditioning")
-        for name in implicit if self.name.startswith("DiT") else explicit:
-            if getattr(self, name) is not None:
-                raise ValueError(f"model.{name}={getattr(self, name)}: {self.name} has no such setting; remove it")
 
     def overrides(self) -> dict:
         """The settings given besides the name, as arguments for `build_model`."""

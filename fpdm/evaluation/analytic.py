@@ -5,10 +5,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from fpdm.cost import ForwardCost
 from fpdm.diffusion import Diffusion
+from fpdm.sampling.call import ModelCalls, Source
+from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.plan import make_plan
-from fpdm.sampling.sampler import sample
-from fpdm.sampling.solvers import MULTISTEP, TWO_CALLS
+from fpdm.sampling.sampler import run_plan
+from fpdm.sampling.solvers import SOLVERS, make_solver
+from fpdm.sampling.solving import Solving
 
 MEAN, STD = 0.7, 0.4
 SAMPLES = 64
@@ -27,14 +31,21 @@ class ExactDenoiser:
         return SimpleNamespace(prediction=self.diffusion.mean_of(x0, x, alpha_bar), solution=None)
 
 
+def exact_source(diffusion: Diffusion) -> Source:
+    """A source whose model is the exact denoiser, with one channel of 2 x 2 values."""
+    return Source(ExactDenoiser(diffusion), diffusion, ForwardCost(1), (1, 2, 2))
+
+
 def solver_error(sampler: str, steps: int, down_to_zero: bool | None = None) -> float:
     """Largest distance, over SAMPLES x 4 values, of a deterministic solver's end from the exact flow's, MEAN + STD z.
 
-    down_to_zero: whether the timesteps end at 0; by default as sample.py chooses them for this solver.
+    down_to_zero: whether the timesteps end at 0; by default as plans for this solver have them.
     """
     diffusion = Diffusion(learn_sigma=False)
     z = torch.randn(SAMPLES, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    zero = sampler not in MULTISTEP if down_to_zero is None else down_to_zero
-    plan = make_plan(1, steps=steps, down_to_zero=zero, two_calls=sampler in TWO_CALLS)
-    x = sample(ExactDenoiser(diffusion), diffusion, plan, z, torch.zeros(SAMPLES).long(), sampler=sampler)
+    solver, source = SOLVERS[sampler], exact_source(diffusion)
+    zero = solver.down_to_zero if down_to_zero is None else down_to_zero
+    plan = make_plan(source.cost, steps=steps, down_to_zero=zero, two_calls=solver.two_calls)
+    calls = ModelCalls(source, torch.zeros(SAMPLES).long(), Guidance(), Solving())
+    x = run_plan(calls, plan, z, make_solver(sampler, diffusion.alphas_cumprod, plan.timesteps))
     return float((x - MEAN - STD * z).abs().max())

@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,23 +10,23 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fpdm.config import SamplingConfig
 from fpdm.evaluation.metrics import Statistics, frechet_distance, statistics
 from fpdm.files import read_json, write_atomically
-from fpdm.sampling.generate import Source, draw_images, plan_for
+from fpdm.sampling.call import Source
+from fpdm.sampling.generate import plan_for, sample_images, total_flops
 from fpdm.sampling.plan import describe
+from fpdm.sampling.settings import SamplingConfig
 from fpdm.sampling.trace import Spent
 
 logger = logging.getLogger("fpdm")
 
 
 class Contender(NamedTuple):
-    """A model to draw from. key: identifies its weights; total_flops: iterations per timestep -> FLOPs per image."""
+    """A model to sample from. key: identifies its weights."""
 
     name: str
     key: str
     source: Source
-    total_flops: Callable[[Iterable[float]], float]
 
 
 class Score(NamedTuple):
@@ -43,7 +42,7 @@ class Score(NamedTuple):
 class ScoreBook:
     """Scores by (weights, sampling config, features, number of images).
 
-    path: JSON file they are kept in, so that a comparison goes on where it stopped.
+    path: JSON file they are kept in, so that a comparison is resumed where it stopped.
     extractor: uint8 images (B, 3, R, R) -> features (B, F); extractor_key: identifies it.
     """
 
@@ -66,21 +65,20 @@ class ScoreBook:
         source = contender.source
         plan = plan_for(source, config)
         spent = Spent(plan) if config.allocation == "adaptive" else None
-        flops = contender.total_flops(plan.iterations)
         reuse = ", reuse" if source.iterative and config.reuse is not False else ""
-        logger.info(f"{contender.name}, {config.sampler}{reuse}: {describe(plan, flops)}")
+        logger.info(f"{contender.name}, {config.sampler}{reuse}: {describe(plan, total_flops(config, plan))}")
         features, started = [], time.perf_counter()
         with tqdm(total=self.images, desc=f"sample {contender.name}", unit="image", leave=False) as progress:
             for first in range(0, self.images, self.batch_size):
                 indices = range(first, min(first + self.batch_size, self.images))
-                features.append(self.extractor(draw_images(source, config, plan, indices, spent)).cpu())
+                features.append(self.extractor(sample_images(source, config, plan, indices, spent)).cpu())
                 progress.update(len(indices))
         seconds = time.perf_counter() - started
         updates = plan.iterations if spent is None else spent.mean()
         return Score(
             distance=frechet_distance(statistics(torch.cat(features)), self.reference),
             timesteps=len(plan.steps),
-            block_passes=plan.explicit_blocks * len(plan.steps) + sum(updates),
-            gflops=contender.total_flops(updates) / 1e9,
+            block_passes=plan.cost.total_blocks(updates),
+            gflops=total_flops(config, plan, updates) / 1e9,
             ms_per_image=1000 * seconds / self.images,
         )

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpdm.config import SamplingConfig
-from fpdm.sampling.generate import Source, draw_images, plan_for
+from fpdm.sampling.call import Source
+from fpdm.sampling.generate import plan_for, sample_images
+from fpdm.sampling.settings import SamplingConfig
 
 
 def solve_residuals(source: Source, config: SamplingConfig, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Of images drawn from an FPDM: residual of each solve's start and of its solution, (B, S) each, S model calls.
+    """Of images sampled from an FPDM: residual of each solve's start and of its solution, (B, S) each, S model calls.
 
     That of the solution, ||g(h) - h|| / ||g(h)||, takes one update more than sampling does.
     """
@@ -27,5 +28,5 @@ def solve_residuals(source: Source, config: SamplingConfig, indices: Sequence[in
         return output
 
     with torch.inference_mode():
-        draw_images(source._replace(denoise=watched), config, plan, indices)
+        sample_images(source._replace(denoise=watched), config, plan, indices)
     return tuple(torch.stack(values, dim=1).float().cpu().numpy() for values in (starts, ends))

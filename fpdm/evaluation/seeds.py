@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpdm.config import SamplingConfig
 from fpdm.evaluation.comparison import Contender, Score, ScoreBook
+from fpdm.sampling.settings import SamplingConfig
 
 
 class Results(NamedTuple):
@@ -35,7 +35,7 @@ class Results(NamedTuple):
 def over_seeds(
     book: ScoreBook, models: list[Contender], config: SamplingConfig | Callable[[int], SamplingConfig]
 ) -> Results:
-    """Of models alike but for the training seed; the i-th draws with sampling seed i.
+    """Of models alike but for the training seed; the i-th is sampled with seed i.
 
     config: for all, or a function of i.
     """

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fpdm.models.blocks import DiTBlock
-from fpdm.models.implicit import ImplicitLayer
+from fpdm.models.dit import Denoiser
 
 logger = logging.getLogger("fpdm")
 # Compiled forms that torch keeps of one piece of code, all layers of a class together; 8 if nobody says otherwise. A
@@ -16,7 +15,7 @@ MOST_FORMS = 64
 LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.6
 
 
-def compile_layers(model: nn.Module, graphs: bool = False) -> None:
+def compile_layers(model: Denoiser, graphs: bool = False) -> None:
     """Compile the explicit blocks and the implicit layer's update, in place.
 
     Parameter names stay as they are. All blocks share one compiled graph, and the loop over
@@ -32,14 +31,12 @@ def compile_layers(model: nn.Module, graphs: bool = False) -> None:
     torch._dynamo.config.optimize_ddp = False
     setattr(torch._dynamo.config, LIMIT, max(getattr(torch._dynamo.config, LIMIT), MOST_FORMS))
     logging.getLogger("torch._dynamo.convert_frame").addHandler(FALLBACKS)  # once, however often it is called
-    inner = {layer.block for layer in model.modules() if isinstance(layer, ImplicitLayer)}  # part of its update
-    for layer in model.modules():
-        if isinstance(layer, (DiTBlock, ImplicitLayer)) and layer not in inner:
-            if graphs:
-                layer.forward = _replayed(layer.forward)
-            else:
-                layer.compile()
-                layer._compiled_call_impl = _for_any_batch(layer._compiled_call_impl)
+    for layer in model.layers():
+        if graphs:
+            layer.forward = _replayed(layer.forward)
+        else:
+            layer.compile()
+            layer._compiled_call_impl = _for_any_batch(layer._compiled_call_impl)
 
 
 class _Fallbacks(logging.Handler):

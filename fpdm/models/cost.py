@@ -1,62 +1,27 @@
-"""What one forward of a model costs, in the paper's unit (block passes) and in operations."""
+"""The cost of one call of a model, counted without running it."""
 
-from collections.abc import Iterable
 from copy import deepcopy
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fpdm.models.dit import DiT
-from fpdm.models.fixed_point_dit import FixedPointDiT
+from fpdm.cost import ForwardCost
+from fpdm.models.dit import Denoiser
 
 
-class ForwardCost(NamedTuple):
-    """Cost of one forward for one image: explicit part + iterations x update.
-
-    Block passes count transformer blocks (the paper's Sec. 4.2: pre + iterations + post).
-    FLOPs are 2 per multiply-add of the matrix products and attention, as counted by
-    torch's own counter; elementwise work is not in them.
-    """
-
-    explicit_blocks: int
-    explicit_flops: int
-    update_flops: int
-
-    def blocks(self, iterations: int | None) -> int:
-        return self.explicit_blocks + (iterations or 0)
-
-    def flops(self, iterations: int | None) -> int:
-        return self.explicit_flops + (iterations or 0) * self.update_flops
-
-    def training_flops(self, n: int = 0, m: int = 0) -> int:
-        """Of one image through a training step with n updates without gradient and m with.
-
-        The backward pass costs twice the forward; what gradient checkpointing computes again
-        is not counted.
-        """
-        return 3 * self.explicit_flops + (n + 3 * m) * self.update_flops
-
-    def total_flops(self, iterations: Iterable[int | None]) -> int:
-        """Of a whole sampling run, given the iterations of each timestep."""
-        return sum(map(self.flops, iterations))
+def block_cost(model: Denoiser) -> ForwardCost:
+    """Block passes alone, which need no counting."""
+    return ForwardCost(model.explicit_blocks, model.update_blocks)
 
 
-def count_explicit_blocks(model: DiT | FixedPointDiT) -> int:
-    """Block passes of one forward besides the implicit layer's."""
-    if isinstance(model, DiT):
-        return len(model.blocks)
-    return len(model.pre_blocks) + len(model.post_blocks)
-
-
-def forward_cost(model: DiT | FixedPointDiT) -> ForwardCost:
-    """Counted by running a copy on the meta device, without arithmetic, so it holds for changed models too."""
-    twin = meta_twin(model).eval()
-    if isinstance(model, DiT):
-        return ForwardCost(count_explicit_blocks(model), _count(twin), 0)
+def forward_cost(model: Denoiser) -> ForwardCost:
+    """Block passes, and FLOPs counted by running a copy on the meta device: right for changed models too."""
+    twin, cost = meta_twin(model).eval(), block_cost(model)
+    if not cost.iterative:
+        return cost._replace(explicit_flops=_count(twin))
     once, twice = _count(twin, iterations=1), _count(twin, iterations=2)
-    return ForwardCost(count_explicit_blocks(model), 2 * once - twice, twice - once)
+    return cost._replace(explicit_flops=2 * once - twice, update_flops=twice - once)
 
 
 def meta_twin(model: nn.Module) -> nn.Module:

@@ -52,6 +52,7 @@ class Denoiser(nn.Module):
     """
 
     family: str  # what it is called, DiT or FPDM
+    update_blocks = 0  # blocks in one update of the implicit layer; 0 means that there is none, and no iterations
 
     def __init__(
         self,
@@ -93,6 +94,24 @@ class Denoiser(nn.Module):
         return model_card(self, self.family, {}, usage)
 
     @property
+    def iterative(self) -> bool:
+        """Whether a call takes iterations: the one difference between families that other code asks for."""
+        return self.update_blocks > 0
+
+    @property
+    def explicit_blocks(self) -> int:
+        """Block passes of one call besides the implicit layer's."""
+        return sum(len(stack) for stack in self.stacks())
+
+    def stacks(self) -> list[nn.ModuleList]:
+        """The explicit blocks, stack by stack, each block called as `block(h, constants)`."""
+        raise NotImplementedError
+
+    def layers(self) -> list[nn.Module]:
+        """All layers called as `layer(h, constants)`, which is nearly all of the time: what is compiled."""
+        return [block for stack in self.stacks() for block in stack]
+
+    @property
     def device(self) -> torch.device:
         return self.pos_embed.device
 
@@ -128,8 +147,8 @@ class Denoiser(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
-        modulated = [m for m in self.modules() if isinstance(m, (DiTBlock, FinalLayer))]
-        for layer in [m.adaLN_modulation[-1] for m in modulated] + [self.final_layer.linear]:
+        modulated = [m.adaLN_modulation[-1] for m in self.modules() if hasattr(m, "adaLN_modulation")]
+        for layer in [*modulated, self.final_layer.linear]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -158,6 +177,9 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
             raise ValueError(f"depth={depth}: at least 0")
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.initialise()
+
+    def stacks(self) -> list[nn.ModuleList]:
+        return [self.blocks]
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, *, drop_labels: Tensor | None = None, recompute: bool = False

@@ -51,6 +51,16 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         self.initialise()
         self.implicit.initialise_mixing()
 
+    @property
+    def update_blocks(self) -> int:
+        return self.implicit.depth
+
+    def stacks(self) -> list[nn.ModuleList]:
+        return [self.pre_blocks, self.post_blocks]
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.pre_blocks, self.implicit, *self.post_blocks]
+
     def forward(
         self,
         x: Tensor,

@@ -40,6 +40,8 @@ class ImplicitLayer(nn.Module):
     on h, so it is computed once per timestep (`constants`) and not at every update.
     """
 
+    depth = 1  # blocks in one update: what an update costs in block passes
+
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
         self.injection = nn.Linear(hidden_size, hidden_size)  # W_p, b_p

@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from fpdm.models.dit import DiT
-from fpdm.models.fixed_point_dit import FixedPointDiT
+from fpdm.models.dit import Denoiser
+from fpdm.models.sizes import class_of
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS_FILE}.index.json"  # of weights in several files
 
 
-def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
+def load_pretrained(source: str | Path) -> Denoiser:
     """Model in eval mode, on the CPU, from a local folder or a Hub id.
 
     The architecture comes from its config.json. Raises ValueError where the weights do not
@@ -24,11 +24,10 @@ def load_pretrained(source: str | Path) -> DiT | FixedPointDiT:
     """
     folder = resolve_folder(source)
     config = json.loads((folder / CONFIG_FILE).read_text())
-    cls = FixedPointDiT if "pre_depth" in config else DiT
     try:
-        model = cls(**config)
-    except TypeError as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is not the config of a {cls.__name__}: {error}") from error
+        model = class_of(config)(**config)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     load_weights(model, folder)
     return model.eval()
 

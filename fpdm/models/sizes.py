@@ -1,9 +1,10 @@
 """Models by name: `DiT-XL/2`, `FPDM-XL/2` and the other sizes and patches."""
 
 import re
+from inspect import signature
 from typing import NamedTuple
 
-from fpdm.models.dit import DiT
+from fpdm.models.dit import Denoiser, DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 
 
@@ -25,7 +26,7 @@ PATCHES = (2, 4, 8)
 FAMILIES = {"DiT": DiT, "FPDM": FixedPointDiT}
 
 
-def model_config(name: str, **overrides) -> tuple[type[DiT] | type[FixedPointDiT], dict]:
+def model_config(name: str, **overrides) -> tuple[type[Denoiser], dict]:
     """The class that `name` stands for and its constructor's arguments, `overrides` applied."""
     match = re.fullmatch(r"(\w+)-(\w+)/(\d+)", name)
     known = match and match[1] in FAMILIES and match[2] in SIZES and int(match[3]) in PATCHES
@@ -34,17 +35,33 @@ def model_config(name: str, **overrides) -> tuple[type[DiT] | type[FixedPointDiT
             f"model name={name!r}: expected FAMILY-SIZE/PATCH with family {'|'.join(FAMILIES)}, "
             f"size {'|'.join(SIZES)} and patch {'|'.join(map(str, PATCHES))}, as in 'FPDM-XL/2'"
         )
-    family, size = match[1], SIZES[match[2]]
-    config = {"patch_size": int(match[3]), "hidden_size": size.hidden_size, "num_heads": size.num_heads}
-    if family == "DiT":
-        config["depth"] = size.depth
-    return FAMILIES[family], config | overrides
+    cls, size = FAMILIES[match[1]], SIZES[match[2]]
+    known = settings_of(cls)
+    for setting in overrides.keys() - known:
+        raise ValueError(f"model.{setting}={overrides[setting]}: {name} has no such setting; remove it")
+    config = {"patch_size": int(match[3]), **{name: value for name, value in size._asdict().items() if name in known}}
+    return cls, config | overrides
 
 
-def build_model(name: str, **overrides) -> DiT | FixedPointDiT:
+def settings_of(cls: type[Denoiser]) -> set[str]:
+    """The arguments of a family's constructor, which are the keys of its config.json."""
+    return set(signature(cls.__init__).parameters) - {"self"}
+
+
+def class_of(config: dict) -> type[Denoiser]:
+    """The family whose constructor takes these arguments; ValueError where none does."""
+    for cls in FAMILIES.values():
+        if config.keys() <= settings_of(cls):
+            return cls
+    nearest = min(FAMILIES.values(), key=lambda cls: len(config.keys() - settings_of(cls)))
+    unknown = ", ".join(sorted(config.keys() - settings_of(nearest)))
+    raise ValueError(f"not the config of a {' or '.join(FAMILIES)}: {nearest.__name__} has no {unknown}")
+
+
+def build_model(name: str, **overrides) -> Denoiser:
     """`build_model("FPDM-XL/2", num_classes=1000, pre_depth=2)`: a freshly initialised model.
 
-    `overrides` are arguments of the family's constructor; one it does not have is a TypeError.
+    `overrides` are arguments of the family's constructor; ValueError for one that it does not have.
     """
     cls, config = model_config(name, **overrides)
     return cls(**config)

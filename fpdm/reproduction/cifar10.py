@@ -9,7 +9,7 @@ from fpdm.evaluation.metrics import noise_floor, score_name
 from fpdm.evaluation.seeds import spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Data, Experiment, Laboratory, Section, reference_of
-from fpdm.sampling.generate import draw
+from fpdm.sampling.generate import sample
 
 BUDGETS = (140, 280, 560)  # the paper's; 11, 23 and 46 timesteps of DiT-S/2
 ITERATIONS = (2, 4)
@@ -55,7 +55,7 @@ def samples(lab: Laboratory) -> Section:
     for label, name, settings in (("FPDM-S/2, 2 it.", "fpdm", {"iterations": 2}), ("DiT-S/2", "dit", {})):
         for budget in BUDGETS:
             source = lab.models(name)[0].contender.source
-            images = draw(source, 40, budget=budget, sampler="ab2", classes=CLASSES, **settings)
+            images = sample(source, 40, budget=budget, sampler="ab2", classes=CLASSES, **settings)
             strips.append((f"{label}, {budget} block passes", images))
     plot_strips(strips, 20, lab.out / "samples.png")
     runs = ",".join(str(path.parent) for path in sorted((lab.out / "runs").glob("*-seed0/log.jsonl")))

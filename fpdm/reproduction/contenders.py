@@ -10,7 +10,7 @@ import yaml
 
 from fpdm.evaluation.comparison import Contender
 from fpdm.loading import load_checkpoint, open_source
-from fpdm.models import DiT, FixedPointDiT, forward_cost
+from fpdm.models import Denoiser
 from fpdm.models.pretrained import weight_files
 
 
@@ -18,7 +18,7 @@ class Trained(NamedTuple):
     """steps and seconds: of its training, by its log; config: the run's, as a dictionary."""
 
     contender: Contender
-    model: DiT | FixedPointDiT
+    model: Denoiser
     steps: int
     seconds: float
     config: dict
@@ -34,17 +34,17 @@ def load_contender(checkpoint: str | Path, device: torch.device | str = "cpu") -
 
 
 def _contender(
-    model: DiT | FixedPointDiT, facts: dict, folder: Path, device: torch.device | str, precision: str = "no"
+    model: Denoiser, facts: dict, folder: Path, device: torch.device | str, precision: str = "no"
 ) -> Contender:
     digest = hashlib.blake2b(precision.encode() if precision != "no" else b"", digest_size=8)
     for path in weight_files(folder / "ema" if (folder / "ema").is_dir() else folder):
         digest.update(path.read_bytes())
     source = open_source(model, facts, device=device, precision=precision)
-    return Contender(model.family, digest.hexdigest(), source, forward_cost(model).total_flops)
+    return Contender(model.family, digest.hexdigest(), source)
 
 
 def load_trained(run: Path, device: torch.device | str = "cpu", precision: str = "no") -> Trained:
-    """The newest checkpoint of a run. precision: to draw in, no, bf16 or fp16."""
+    """The newest checkpoint of a run. precision: to sample in, no, bf16 or fp16."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
     for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()):

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from fpdm.chain import ROOT, OutOfTime, run_script, steps_for_equal_time
-from fpdm.config import SamplingConfig
 from fpdm.devices import process_state
 from fpdm.evaluation.classifier import Classifier, cached_classifier
 from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.metrics import statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import Results, over_seeds
-from fpdm.models import forward_cost
 from fpdm.reproduction.contenders import Trained, load_trained
+from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.checkpoint import step_of
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
 
@@ -68,7 +67,7 @@ class Laboratory:
 
     seconds: training time of an experiment on this machine; the steps that it holds are measured once,
     before its first training. seeds: training seeds of each. deadline: on time.monotonic()'s clock.
-    arguments: of train.py, for all experiments. precision: to draw in, no, bf16 or fp16.
+    arguments: of train.py, for all experiments. precision: to sample in, no, bf16 or fp16.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Laboratory:
         return self._opened[name]
 
     def score(self, name: str, **settings) -> Results:
-        """Of an experiment's models, one for each seed, drawn from with these settings of a SamplingConfig."""
+        """Of an experiment's models, one for each seed, sampled with these settings of a SamplingConfig."""
         contenders = [trained.contender for trained in self.models(name)]
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTime("the time is over; the same command resumes")
@@ -140,7 +139,7 @@ class Section(NamedTuple):
 
 def step_flops(trained: Trained) -> float:
     """FLOPs of one training step, on average."""
-    cost = forward_cost(trained.model)
+    cost = trained.contender.source.cost
     sjfb = SJFBConfig(**trained.config["sjfb"])
-    n, m = mean_iterations(sjfb) if trained.contender.source.iterative else (0, 0)
+    n, m = mean_iterations(sjfb) if cost.iterative else (0, 0)
     return trained.config["optim"]["batch_size"] * cost.training_flops(n, m)

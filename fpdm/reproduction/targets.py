@@ -8,14 +8,13 @@ from collections.abc import Callable
 
 import torch
 
-from fpdm.config import SamplingConfig, SJFBConfig
+from fpdm.config import SJFBConfig
 from fpdm.evaluation.figures import (
     Curve,
     Point,
     Smoothing,
     plot_curves,
     plot_points,
-    plot_residuals,
     plot_smoothing,
     plot_strips,
 )
@@ -23,9 +22,10 @@ from fpdm.evaluation.metrics import noise_floor, score_name
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Laboratory, Section, step_flops
-from fpdm.sampling.generate import draw, draw_images, plan_for
-from fpdm.sampling.plan import spread_evenly
-from fpdm.sampling.trace import Recorder
+from fpdm.sampling.allocation import spread_evenly
+from fpdm.sampling.generate import plan_for, sample, sample_images
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.sampling.trace import Recorder, plot_residuals
 from fpdm.training.sjfb import mean_iterations
 from fpdm.training.step_memory import step_memory
 
@@ -89,7 +89,7 @@ def table3(lab: Laboratory) -> Section:
     rows = []
     for label, name, settings, paper in ways:
         first = lab.models(name)[0]
-        each = first.contender.total_flops([settings.get("iterations", 0)]) / 1e9
+        each = first.contender.source.cost.total_flops([settings.get("iterations", 0)]) / 1e9
         result = lab.score(name, steps=max(2, round(allowed / each)), **settings)
         sizes = [f"{first.parameters:,d}", str(first.steps), str(result.scores[0].timesteps), f"{result.gflops:.2f}"]
         rows.append([label, *sizes, spread(result.distances), "" if paper is None else str(paper)])
@@ -123,12 +123,12 @@ def figure4(lab: Laboratory) -> Section:
     for k, r in zip(ITERATIONS, constant, strict=True):
         against = " ".join(difference(r.distances, dit))
         rows.append([f"FPDM, {k} it.", f"{r.block_passes:.1f}", spread(r.distances), f"{against} against DiT"])
-    explicit = 2
+    cost = lab.models("fpdm")[0].contender.source.cost
     for k in (2, 4):
-        calls = MIDDLE // (explicit + k)
+        calls = MIDDLE // cost.blocks(k)
         for way in ALLOCATIONS:
             result = lab.score("fpdm", budget=MIDDLE, iterations=k, **way)
-            updates = round(result.block_passes) - explicit * calls
+            updates = round(cost.updates(result.block_passes, calls))
             equal = lab.score("fpdm", counts=spread_evenly(updates, calls)).distances
             label = f"FPDM, {k} it. on average, {', '.join(map(str, way.values()))}"
             rows.append([label, f"{result.block_passes:.1f}", spread(result.distances),
@@ -141,10 +141,12 @@ def figure5(lab: Laboratory) -> Section:
     """The same noise and labels over iterations per timestep."""
     strips = []
     for k in ITERATIONS:
-        images = draw(lab.models("fpdm")[0].contender.source, 20, budget=MIDDLE, iterations=k, classes=CLASSES)
-        strips.append((f"FPDM, {k} it. on {MIDDLE // (2 + k)} timesteps", images))
+        source = lab.models("fpdm")[0].contender.source
+        images = sample(source, 20, budget=MIDDLE, iterations=k, classes=CLASSES)
+        strips.append((f"FPDM, {k} it. on {MIDDLE // source.cost.blocks(k)} timesteps", images))
     source = lab.models("dit")[0].contender.source
-    strips.append((f"DiT, {MIDDLE // 12} timesteps", draw(source, 20, budget=MIDDLE, classes=CLASSES)))
+    images = sample(source, 20, budget=MIDDLE, classes=CLASSES)
+    strips.append((f"DiT, {MIDDLE // source.cost.blocks(None)} timesteps", images))
     plot_strips(strips, 20, lab.out / "fig5.png")
     return Section("Fig. 5: the same seeds over iterations", "![samples over iterations](fig5.png)")
 
@@ -161,7 +163,7 @@ def figure6(lab: Laboratory) -> Section:
         config = SamplingConfig(steps=10, iterations=12, reuse=reuse)
         plan, recorder = plan_for(source, config), Recorder()
         with torch.inference_mode():
-            draw_images(source, config, plan, range(64), recorder, with_residuals=True)
+            sample_images(source, config, plan, range(64), recorder, with_residuals=True)
         trace = recorder.trace(plan)
         plot_residuals(trace.timesteps, trace.residuals, lab.out / f"fig6-{label.replace(' ', '-')}.png")
     dit = float(lab.score("dit", budget=MIDDLE).distances.mean())
@@ -210,12 +212,12 @@ def weighting(lab: Laboratory) -> Section:
 
 
 def memorisation(lab: Laboratory) -> Section:
-    """Nearest training images of samples, drawn; and how near they are against real images' own neighbours."""
+    """Nearest training images of samples, shown; and how near they are against real images' own neighbours."""
     real = lab.real.images.float().flatten(1) / 255
     gaps = torch.cdist(real, real).fill_diagonal_(torch.inf).min(1).values
     rows, strips = [["real, to the nearest other real", f"{gaps.median():.2f}", f"{gaps.min():.2f}"]], []
     for label, name, settings in (("FPDM", "fpdm", {"iterations": USUAL}), ("DiT", "dit", {})):
-        images = draw(lab.models(name)[0].contender.source, 200, budget=BUDGETS[-1], **settings)
+        images = sample(lab.models(name)[0].contender.source, 200, budget=BUDGETS[-1], **settings)
         near = torch.cdist(images.float().flatten(1) / 255, real).min(1)
         rows.append([f"{label}, to the nearest real", f"{near.values.median():.2f}", f"{near.values.min():.2f}"])
         closest = near.values.argsort()[:20]

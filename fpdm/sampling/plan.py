@@ -1,9 +1,13 @@
 """Plans: how a budget of block passes is spent over timesteps, decided before any tensor exists.
 
-One timestep costs `explicit_blocks + iterations` block passes (the paper's Sec. 4.2).
+One model call costs its explicit blocks and, for each update, the blocks of an update (the paper's Sec. 4.2): the
+model's ForwardCost says how many.
 """
 
 from typing import NamedTuple
+
+from fpdm.cost import ForwardCost
+from fpdm.sampling.allocation import ALLOCATIONS, DEFAULT_ITERATIONS
 
 CLEAN = -1  # t_next of the last step: the image itself
 
@@ -17,10 +21,13 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The model calls of one sampling run, from noise to image; solvers with two calls a step visit timesteps twice."""
+    """The model calls of one sampling run, from noise to image; solvers with two calls a step visit timesteps twice.
+
+    cost: of one call.
+    """
 
     steps: tuple[Step, ...]
-    explicit_blocks: int
+    cost: ForwardCost
 
     @property
     def timesteps(self) -> list[int]:
@@ -35,11 +42,18 @@ class Plan(NamedTuple):
     @property
     def block_passes(self) -> int:
         """For one image; guidance doubles the batch, not this count."""
-        return self.explicit_blocks * len(self.steps) + sum(self.iterations)
+        return self.cost.total_blocks(self.iterations)
+
+
+def check_iterations(cost: ForwardCost, **iterations: int | list[int] | None) -> None:
+    """Refuse iterations for a model without an implicit layer."""
+    for name, value in iterations.items():
+        if value is not None and not cost.iterative:
+            raise ValueError(f"{name}={value}: an explicit model (DiT) has no iterations; leave it out")
 
 
 def make_plan(
-    explicit_blocks: int,
+    cost: ForwardCost,
     *,
     budget: int | None = None,
     steps: int | None = None,
@@ -52,64 +66,61 @@ def make_plan(
 ) -> Plan:
     """Plan from a `budget` of block passes, or from a number of `steps`.
 
-    iterations: updates per timestep, or their mean; None for an explicit model, whose
-    timestep costs `explicit_blocks`. A constant plan uses as much of the budget as whole
-    timesteps can; an increasing or decreasing one uses it exactly. down_to_zero: see `evenly_spaced`.
-    two_calls: call the model at both ends of every step but the last; steps then count these.
+    cost: of one model call. iterations: updates per call, or their mean (4 if not given); not for an explicit model.
+    A constant plan uses as much of the budget as whole timesteps can; an increasing or decreasing one uses all of it
+    that whole updates can. down_to_zero: see `evenly_spaced`. two_calls: call the model at both ends of every step but
+    the last; steps then count these.
     """
     if (budget is None) == (steps is None):
         raise ValueError(f"budget={budget}, steps={steps}: give one of the two")
-    if iterations is None and allocation != "constant":
-        raise ValueError(f"allocation={allocation!r}: an explicit model has no iterations to allocate")
+    check_iterations(cost, iterations=iterations)
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
+    if not cost.iterative and allocation != "constant":
+        raise ValueError(f"allocation={allocation!r}: an explicit model (DiT) has no iterations to allocate")
     if iterations is not None and iterations < 1:
         raise ValueError(f"iterations={iterations}: at least 1")
-    per_step = explicit_blocks + (iterations or 0)
+    each = (iterations or DEFAULT_ITERATIONS) if cost.iterative else None
     if steps is None:
-        calls = budget // max(per_step, 1)
+        calls = budget // max(cost.blocks(each), 1)
         steps = (calls + 1) // 2 if two_calls else calls
         if steps == 0:
             raise ValueError(
-                f"budget={budget} does not hold one timestep of {per_step} block passes: "
-                + ("raise it" if iterations is None else "raise it, or lower iterations")
+                f"budget={budget} does not hold one timestep of {cost.blocks(each)} block passes: "
+                + ("raise it, or lower iterations" if cost.iterative else "raise it")
             )
     if steps > timesteps:
-        advice = "lower the budget or steps" if iterations is None else "lower the budget or steps, or raise iterations"
+        advice = "lower the budget or steps" + (", or raise iterations" if cost.iterative else "")
         raise ValueError(f"{steps} steps, but the model knows {timesteps} timesteps: {advice}")
     calls = 2 * steps - 1 if two_calls else steps
-    total = (budget or calls * per_step) - calls * explicit_blocks
-    counts = _allocate(calls, iterations, allocation, ratio, total)
-    return _over_time(counts, explicit_blocks, timesteps, down_to_zero, two_calls)
+    counts = [None] * calls
+    if cost.iterative:
+        total = int(cost.updates(budget or calls * cost.blocks(each), calls))
+        counts = ALLOCATIONS[allocation].counts(calls, each, ratio, total)
+    return _over_time(counts, cost, timesteps, down_to_zero, two_calls)
 
 
 def plan_of_counts(
-    explicit_blocks: int,
-    counts: list[int],
-    timesteps: int = 1000,
-    down_to_zero: bool = True,
-    two_calls: bool = False,
+    cost: ForwardCost, counts: list[int], timesteps: int = 1000, down_to_zero: bool = True, two_calls: bool = False
 ) -> Plan:
     """Plan with the given updates in each model call, from noise to image."""
+    check_iterations(cost, counts=counts)
     if two_calls and len(counts) % 2 == 0:
         raise ValueError(f"counts: {len(counts)} of them, but two calls a step, one for the last, make an odd number")
     if len(counts) > (2 * timesteps - 1 if two_calls else timesteps):
         raise ValueError(f"counts: {len(counts)} of them, but the model knows {timesteps} timesteps")
-    return _over_time(counts, explicit_blocks, timesteps, down_to_zero, two_calls)
-
-
-def spread_evenly(total: int, calls: int) -> list[int]:
-    """`total` updates over so many model calls, as nearly alike as whole numbers can be."""
-    return [(total * (i + 1)) // calls - (total * i) // calls for i in range(calls)]
+    return _over_time(counts, cost, timesteps, down_to_zero, two_calls)
 
 
 def _over_time(
-    counts: list[int | None], explicit_blocks: int, timesteps: int, down_to_zero: bool, two_calls: bool
+    counts: list[int | None], cost: ForwardCost, timesteps: int, down_to_zero: bool, two_calls: bool
 ) -> Plan:
     if two_calls:
         first, *later = evenly_spaced((len(counts) + 1) // 2, timesteps, down_to_zero)
         times = [first, *(t for t in later for _ in range(2)), CLEAN]
     else:
         times = [*evenly_spaced(len(counts), timesteps, down_to_zero), CLEAN]
-    return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), explicit_blocks)
+    return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), cost)
 
 
 def evenly_spaced(steps: int, timesteps: int = 1000, down_to_zero: bool = True) -> list[int]:
@@ -128,47 +139,14 @@ def evenly_spaced(steps: int, timesteps: int = 1000, down_to_zero: bool = True) 
     return [(2 * i * (timesteps - 1) + gaps) // (2 * gaps) for i in reversed(range(steps))]  # halves round up
 
 
-def _allocate(steps: int, iterations: int | None, allocation: str, ratio: float, total: int) -> list[int | None]:
-    if allocation in ("constant", "adaptive"):  # of the latter this is the mean
-        return [iterations] * steps
-    ramp = [1 + (ratio - 1) * i / max(steps - 1, 1) for i in range(steps)]
-    counts = _share_out(total, ramp)
-    if allocation == "increasing":
-        return counts
-    if allocation == "decreasing":
-        return counts[::-1]
-    raise ValueError(f"allocation={allocation!r}: choose constant, increasing, decreasing or adaptive")
-
-
-def _share_out(total: int, weights: list[float]) -> list[int]:
-    """Whole numbers of at least 1, in proportion to ascending `weights`, that add up to `total`.
-
-    Shares that would fall below 1 are set to 1 and the others share what is left; rounding
-    is by largest remainder, which keeps the order.
-    """
-    ones = 0
-    while True:
-        rest, left = weights[ones:], total - ones
-        shares = [left * weight / sum(rest) for weight in rest]
-        if shares[0] >= 1 or len(rest) == 1:
-            break
-        ones += sum(share < 1 for share in shares)
-    counts = [int(share) for share in shares]
-    by_remainder = sorted(range(len(rest)), key=lambda i: (shares[i] - counts[i], i), reverse=True)
-    for i in by_remainder[: left - sum(counts)]:
-        counts[i] += 1
-    return [1] * ones + counts
-
-
-def describe(plan: Plan, flops_per_image: int) -> str:
-    """Plan as the line that is shown before it runs."""
-    counts = plan.iterations
-    if plan.steps[0].iterations is None:
-        spent = f"{plan.explicit_blocks} blocks each"
-    elif min(counts) == max(counts):
-        spent = f"{plan.explicit_blocks} explicit blocks + {counts[0]} iterations each"
-    else:
-        spent = f"{plan.explicit_blocks} explicit blocks + {counts[0]} to {counts[-1]} iterations each"
+def describe(plan: Plan, flops_per_image: float) -> str:
+    """Plan as the line that is shown before it runs. flops_per_image: of the run, guidance included."""
+    counts, cost = plan.iterations, plan.cost
+    spent = f"{cost.explicit_blocks} blocks each"
+    if cost.iterative:
+        iterations = f"{counts[0]}" if min(counts) == max(counts) else f"{counts[0]} to {counts[-1]}"
+        size = "" if cost.update_blocks == 1 else f" of {cost.update_blocks} blocks"
+        spent = f"{cost.explicit_blocks} explicit blocks + {iterations} iterations{size} each"
     steps = len(set(plan.timesteps))
     calls = "" if steps == len(plan.steps) else f", {len(plan.steps)} model calls"
     return (

@@ -6,6 +6,7 @@ DDPM, DDIM (steps.py), Heun and Adams-Bashforth are ours; DPM-Solver++ (Lu et al
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +14,42 @@ from torch import Tensor
 
 from fpdm.sampling.steps import ddim_step, ddpm_step, step_coefficients
 
-MULTISTEP = ("dpm++", "unipc")
-TWO_CALLS = ("heun",)  # model calls a step, but for the last one
-SOLVERS = ("ddpm", "ddim", "ab2", *TWO_CALLS, *MULTISTEP)
 PURE_NOISE = 2**-24  # alpha_bar that stands for 0 at the last timestep, where log-SNR would be infinite
 
 # (position in the plan, x, predicted x0, predicted eps, the network's variance output or None) -> the next x
-Solver = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Advance = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Run(NamedTuple):
+    """What a solver is made for: one run along `timesteps`, one for each model call, descending.
+
+    alpha_bars: (S,) float64, at these timesteps. eta: DDIM's. noise: fresh noise (B, C, H, H) of a step, or None.
+    """
+
+    timesteps: list[int]
+    alpha_bars: np.ndarray
+    eta: float = 0.0
+    noise: Callable[[int], Tensor] | None = None
+
+
+class Solver(NamedTuple):
+    """make: a Run -> how it advances. about: what it is, for the help.
+
+    two_calls: calls the model at both ends of every step but the last. down_to_zero: whether its timesteps end at 0 or
+    one gap above (see `evenly_spaced`). random: needs fresh noise at each step. eta: whether it takes one, and with it
+    noise.
+    """
+
+    make: Callable[[Run], Advance]
+    about: str
+    two_calls: bool = False
+    down_to_zero: bool = True
+    random: bool = False
+    eta: bool = False
+
+    def needs_noise(self, eta: float) -> bool:
+        """Whether a run with this eta draws fresh noise."""
+        return self.random or eta > 0
 
 
 def make_solver(
@@ -28,29 +58,40 @@ def make_solver(
     timesteps: list[int],
     eta: float = 0.0,
     step_noise: Callable[[int], Tensor] | None = None,
-) -> Solver:
-    """A solver for one run along `timesteps`, one for each model call, as a plan for this solver lists them.
+) -> Advance:
+    """The solver `name` for one run along `timesteps`, as a plan for this solver lists them.
 
-    alphas_cumprod: the diffusion's alpha_bar (T,). eta: DDIM's. step_noise: fresh noise of a step,
-    for ddpm and for ddim with eta > 0. Those that are not ddpm or ddim remember earlier
-    predictions: make one for each run.
+    alphas_cumprod: the diffusion's alpha_bar (T,). eta: DDIM's. step_noise: fresh noise of a step, for ddpm, and for
+    ddim with eta > 0. Solvers other than ddpm and ddim remember earlier predictions: make one for each run.
     """
     if name not in SOLVERS:
         raise ValueError(f"sampler={name!r}: choose one of {', '.join(SOLVERS)}")
-    if step_noise is None and (name == "ddpm" or eta > 0):
+    solver = SOLVERS[name]
+    if step_noise is None and solver.needs_noise(eta):
         raise ValueError(f"sampler={name}, eta={eta}: needs step_noise")
-    if name in TWO_CALLS and timesteps[1::2] != timesteps[2::2]:
+    if solver.two_calls and timesteps[1::2] != timesteps[2::2]:
         raise ValueError(f"sampler={name}: needs a plan with two calls a step, make_plan(..., two_calls=True)")
-    if name in MULTISTEP:
-        return _multistep(name, alphas_cumprod[timesteps], timesteps)
-    if name in ("ab2", "heun"):
-        return (_heun if name == "heun" else _adams_bashforth)(_Angles(alphas_cumprod[timesteps]))
-    coefficients = step_coefficients(alphas_cumprod, timesteps)
+    return solver.make(Run(timesteps, alphas_cumprod[timesteps], eta, step_noise))
+
+
+def _ancestral(run: Run) -> Advance:
+    """DDPM, with the learned variance."""
+    coefficients = step_coefficients(run.alpha_bars)
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
         c = coefficients[i]
-        noise = step_noise(i) if step_noise is not None and c.alpha_bar_next != 1 else None
-        return ddpm_step(x, x0, variance, c, noise) if name == "ddpm" else ddim_step(x0, eps, c, eta, noise)
+        return ddpm_step(x, x0, variance, c, run.noise(i) if c.alpha_bar_next != 1 else None)
+
+    return step
+
+
+def _ddim(run: Run) -> Advance:
+    coefficients = step_coefficients(run.alpha_bars)
+
+    def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
+        c = coefficients[i]
+        fresh = run.noise is not None and run.eta > 0 and c.alpha_bar_next != 1
+        return ddim_step(x0, eps, c, run.eta, run.noise(i) if fresh else None)
 
     return step
 
@@ -76,8 +117,9 @@ class _Angles:
         return math.cos(self.angles[i]) * eps - math.sin(self.angles[i]) * x0
 
 
-def _heun(over: _Angles) -> Solver:
+def _heun(run: Run) -> Advance:
     """The deviation at a step's end from a second call there; the trapezoid rule, for it is 0 at the start."""
+    over = _Angles(run.alpha_bars)
     expected_v = None  # at the end of the step in hand, by its first call
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
@@ -90,8 +132,9 @@ def _heun(over: _Angles) -> Solver:
     return step
 
 
-def _adams_bashforth(over: _Angles) -> Solver:
+def _adams_bashforth(run: Run) -> Advance:
     """The deviation over a step foretold from that of the step before, as if it grew steadily."""
+    over = _Angles(run.alpha_bars)
     expected_v = None  # at this timestep, by the call before
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
@@ -105,26 +148,45 @@ def _adams_bashforth(over: _Angles) -> Solver:
     return step
 
 
-def _multistep(name: str, alpha_bars: np.ndarray, timesteps: list[int]) -> Solver:
+def _dpm(run: Run) -> Advance:
+    from diffusers import DPMSolverMultistepScheduler  # slow to import, and not always needed
+
+    return _multistep(DPMSolverMultistepScheduler, run)
+
+
+def _unipc(run: Run) -> Advance:
+    from diffusers import UniPCMultistepScheduler
+
+    return _multistep(UniPCMultistepScheduler, run)
+
+
+def _multistep(scheduler_class: type, run: Run) -> Advance:
     """diffusers' scheduler on our timesteps and noise levels, fed with predicted x0.
 
     With x0 as the prediction nothing is divided by sqrt(alpha_bar), whatever the network
     predicts, and images that are clipped stay so.
     """
-    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler  # slow to import, and not always needed
-
-    cls = DPMSolverMultistepScheduler if name == "dpm++" else UniPCMultistepScheduler
-    scheduler = cls(prediction_type="sample", solver_order=2, final_sigmas_type="zero")
-    scheduler.set_timesteps(len(timesteps))
-    alpha_bars = np.maximum(
-        alpha_bars, min(PURE_NOISE, alpha_bars[alpha_bars > 0].min(initial=1) / 4)
-    )  # still distinct
+    scheduler = scheduler_class(prediction_type="sample", solver_order=2, final_sigmas_type="zero")
+    scheduler.set_timesteps(len(run.timesteps))
+    lowest = min(PURE_NOISE, run.alpha_bars[run.alpha_bars > 0].min(initial=1) / 4)  # below the others
+    alpha_bars = np.maximum(run.alpha_bars, lowest)
     scheduler.sigmas = torch.tensor([*np.sqrt((1 - alpha_bars) / alpha_bars), 0.0], dtype=torch.float32)
-    scheduler.timesteps = torch.tensor(timesteps)
-    scheduler.num_inference_steps = len(timesteps)
+    scheduler.timesteps = torch.tensor(run.timesteps)
+    scheduler.num_inference_steps = len(run.timesteps)
     scheduler.set_begin_index(0)
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
         return scheduler.step(x0, scheduler.timesteps[i], x).prev_sample
 
     return step
+
+
+# The names that settings give them. To add a solver, add an entry.
+SOLVERS = {
+    "ddpm": Solver(_ancestral, "with the learned variance", random=True),
+    "ddim": Solver(_ddim, "first order", eta=True),
+    "ab2": Solver(_adams_bashforth, "Adams-Bashforth, second order"),
+    "heun": Solver(_heun, "second order, two model calls a step", two_calls=True),
+    "dpm++": Solver(_dpm, "DPM-Solver++(2M), second order in log-SNR", down_to_zero=False),
+    "unipc": Solver(_unipc, "UniPC, second order in log-SNR", down_to_zero=False),
+}

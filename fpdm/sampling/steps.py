@@ -23,9 +23,9 @@ class StepCoefficients(NamedTuple):
     log_variance_max: float
 
 
-def step_coefficients(alphas_cumprod: np.ndarray, timesteps: list[int]) -> list[StepCoefficients]:
-    """Coefficients of each step along descending `timesteps`, from the model's own alpha_bar (T,)."""
-    chain = alphas_cumprod[np.asarray(timesteps[::-1])]  # ascending noise
+def step_coefficients(alpha_bars: np.ndarray) -> list[StepCoefficients]:
+    """Coefficients of each step along descending timesteps with these alpha_bar (S,), the model's own."""
+    chain = alpha_bars[::-1]  # ascending noise
     columns = (chain, np.append(1.0, chain[:-1]), *posterior_tables(chain))
     return [StepCoefficients(*map(float, row)) for row in zip(*columns, strict=True)][::-1]
 

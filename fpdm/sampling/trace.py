@@ -18,10 +18,11 @@ from fpdm.sampling.plan import Plan
 FILMSTRIP = "filmstrip.png"
 RESIDUALS = "residuals.npz"
 FRAMES = 12
+COLOUR, DPI = "#1b6ca8", 130
 
 
 class Recorder:
-    """Called by `sampler.sample` at each step, as its on_step; keeps all on the device until it is asked."""
+    """Called by `run_plan` after each call, as its on_step; keeps all on the device until it is asked."""
 
     def __init__(self):
         self._residuals: list[Tensor | None] = []
@@ -106,3 +107,40 @@ def last_residuals(residuals: np.ndarray) -> np.ndarray:
     """Residual of each solve's last update, (B, S), of those of all updates (B, S, K), NaN after the last."""
     last = (~np.isnan(residuals)).sum(-1, keepdims=True) - 1
     return np.take_along_axis(residuals, last, -1)[..., 0]
+
+
+def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> None:
+    """Of a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all of some timesteps' updates.
+
+    timesteps (S,), residuals (B, S, K) with NaN where an image had fewer than K updates.
+    """
+    import matplotlib  # slow to import, and not needed for sampling
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    last, twice = last_residuals(residuals), len(set(timesteps.tolist())) < len(timesteps)
+    # Where a solver calls the model twice at a timestep, timesteps are no axis to draw over.
+    along = np.arange(1, len(timesteps) + 1) if twice else timesteps
+    faint = left.plot(along, last.T, color=COLOUR, alpha=0.25, linewidth=1)
+    faint[0].set_label("each image")
+    left.plot(along, np.median(last, axis=0), color=COLOUR, marker="o", label="median over images")
+    xlabel = "model call" if twice else "timestep"
+    left.set(xlabel=f"{xlabel}, from noise to image", ylabel="residual of the last update", yscale="log")
+    if not twice:
+        left.invert_xaxis()
+    left.legend()
+    shown = sorted({round(i * (len(timesteps) - 1) / 4) for i in range(5)})
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
+    for position, shade in zip(shown, shades, strict=True):
+        updates = residuals[:, position]
+        median = np.nanmedian(updates[:, ~np.isnan(updates).all(0)], axis=0)  # over the images that had the update
+        label = f"call {position + 1}, t = {timesteps[position]}" if twice else f"t = {timesteps[position]}"
+        right.plot(np.arange(1, len(median) + 1), median, color=shade, marker="o", label=label)
+    right.set(xlabel="update", ylabel="residual, median over images", yscale="log")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=DPI)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from torch import nn
 
 from fpdm.config import ExperimentConfig
+from fpdm.cost import ForwardCost
 from fpdm.data.latents import LatentStore, check_std
-from fpdm.models import DiT, FixedPointDiT, ForwardCost
+from fpdm.models import Denoiser
 from fpdm.training.setup import split_batch
 from fpdm.training.sjfb import SJFBConfig, mean_iterations
 from fpdm.training.step_memory import StepMemory, step_memory
@@ -27,7 +28,7 @@ class Phase(NamedTuple):
 
 def first_screen(
     config: ExperimentConfig,
-    network: DiT | FixedPointDiT,
+    network: Denoiser,
     cost: ForwardCost,
     store: LatentStore,
     run: Path,
@@ -49,9 +50,9 @@ def first_screen(
     return "\n".join([*lines, warning] if warning else lines)
 
 
-def phases(config: SJFBConfig, network: DiT | FixedPointDiT) -> list[Phase]:
+def phases(config: SJFBConfig, network: Denoiser) -> list[Phase]:
     """A step on average and the largest step; one for a network whose steps are all alike."""
-    if not isinstance(network, FixedPointDiT):
+    if not network.iterative:
         return [Phase("every step", 0, 0)]
     mean = Phase("on average", *mean_iterations(config))
     if config.variant != "stochastic":
@@ -59,12 +60,12 @@ def phases(config: SJFBConfig, network: DiT | FixedPointDiT) -> list[Phase]:
     return [mean, Phase("at most", config.no_grad, config.grad)]
 
 
-def describe_cost(config: ExperimentConfig, network: DiT | FixedPointDiT, cost: ForwardCost) -> str:
+def describe_cost(config: ExperimentConfig, network: Denoiser, cost: ForwardCost) -> str:
     """Block passes and FLOPs of a step."""
     lines = []
     for name, n, m in phases(config.sjfb, network):
-        passes, kept = cost.explicit_blocks + n + m, cost.explicit_blocks + m
-        flops = config.optim.batch_size * (3 * cost.explicit_flops + (n + 3 * m) * cost.update_flops)
+        passes, kept = cost.blocks(n + m), cost.blocks(m)
+        flops = config.optim.batch_size * cost.training_flops(n, m)
         with_gradient = f", {kept:g} of them with gradient" if n else ""
         lines.append(
             f"{passes:g} block passes forward per image{with_gradient}; {flops / 1e12:.3g} TFLOPs per step {name}"
@@ -72,7 +73,7 @@ def describe_cost(config: ExperimentConfig, network: DiT | FixedPointDiT, cost: 
     return labelled("step", lines)
 
 
-def describe_memory(config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int) -> str:
+def describe_memory(config: ExperimentConfig, network: Denoiser, processes: int) -> str:
     """Expected memory of each of so many processes."""
     rows, micro_batch = split_batch(config.optim, 0, processes)
     gradients_stay = processes > 1 or micro_batch < rows.stop
@@ -102,7 +103,7 @@ def describe_share(config: ExperimentConfig, processes: int) -> str:
 
 def expected_memory(
     config: ExperimentConfig,
-    network: DiT | FixedPointDiT,
+    network: Denoiser,
     micro_batch: int,
     gradients_stay: bool,
     n: float,

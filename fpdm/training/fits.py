@@ -8,7 +8,7 @@ from bisect import bisect_right
 from dataclasses import replace
 
 from fpdm.config import ExperimentConfig
-from fpdm.models import DiT, FixedPointDiT
+from fpdm.models import Denoiser
 from fpdm.training.describe import GIB, expected_memory, labelled, phases
 from fpdm.training.setup import split_batch
 from fpdm.training.step_memory import StepMemory
@@ -23,9 +23,7 @@ def reserve(memory: StepMemory) -> float:
     return FIXED_GIB * GIB + FRAGMENTED * max(0, memory.peak - lasting)
 
 
-def needed_gib(
-    config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int, micro_batch: int, recompute: bool
-) -> float:
+def needed_gib(config: ExperimentConfig, network: Denoiser, processes: int, micro_batch: int, recompute: bool) -> float:
     """GiB, the reserve included, of the largest step of one of so many processes."""
     config = replace(config, run=replace(config.run, gradient_checkpointing=recompute))
     gradients_stay = processes > 1 or micro_batch < config.optim.batch_size
@@ -35,7 +33,7 @@ def needed_gib(
 
 
 def largest_fitting(
-    config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int, recompute: bool, gpu_gib: float
+    config: ExperimentConfig, network: Denoiser, processes: int, recompute: bool, gpu_gib: float
 ) -> int | None:
     """The largest micro-batch that divides a process's share and fits; None where not even one sample does."""
     share = config.optim.batch_size // processes
@@ -48,7 +46,7 @@ def largest_fitting(
     return sizes[fitting - 1] if fitting else None
 
 
-def describe_fit(config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int, gpu_gib: float) -> str:
+def describe_fit(config: ExperimentConfig, network: Denoiser, processes: int, gpu_gib: float) -> str:
     """Whether one of so many processes fits a GPU of `gpu_gib` GiB and, where it does not, what would."""
     _, micro_batch = split_batch(config.optim, 0, processes)
     need = needed_gib(config, network, processes, micro_batch, config.run.gradient_checkpointing)
@@ -63,9 +61,7 @@ def describe_fit(config: ExperimentConfig, network: DiT | FixedPointDiT, process
     return labelled("fits", lines)
 
 
-def _remedy(
-    config: ExperimentConfig, network: DiT | FixedPointDiT, processes: int, recompute: bool, gpu_gib: float
-) -> str:
+def _remedy(config: ExperimentConfig, network: Denoiser, processes: int, recompute: bool, gpu_gib: float) -> str:
     switch = f"--run.gradient_checkpointing {str(recompute).lower()}"
     size = largest_fitting(config, network, processes, recompute, gpu_gib)
     if size is None:

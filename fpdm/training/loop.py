@@ -20,7 +20,7 @@ from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state, skips_by_flag
 from fpdm.diffusion import Diffusion
-from fpdm.models import FixedPointDiT, compile_layers, forward_cost, load_weights
+from fpdm.models import compile_layers, forward_cost, load_weights
 from fpdm.training.checkpoint import (
     load_trainer,
     prune_checkpoints,
@@ -87,7 +87,7 @@ def train(
     diffusion = Diffusion(**asdict(config.diffusion))
     set_seed(seed)  # Python's, numpy's and torch's: the initial weights, and what a user's change may draw
     network = build_network(config, store.manifest.shape, len(store.manifest.class_names))
-    implicit, cost = isinstance(network, FixedPointDiT), forward_cost(network)
+    implicit, cost = network.iterative, forward_cost(network)
     set_seed(seed, device_specific=True)
     network.to(device)
     ema = EMA(network, optim.ema_decay)

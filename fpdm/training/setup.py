@@ -15,7 +15,7 @@ from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig
 from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_store_codec
 from fpdm.files import write_atomically
-from fpdm.models import DiT, FixedPointDiT, build_model
+from fpdm.models import Denoiser, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
 from fpdm.training.runlog import forget_after, has_run, latest_run, new_run
 
@@ -107,7 +107,7 @@ def _check_same_latents(checkpoint: Path, store: LatentStore) -> None:
         )
 
 
-def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> DiT | FixedPointDiT:
+def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> Denoiser:
     """The configured network for latents of `shape` (C, h, h) of so many classes."""
     channels, size, _ = shape
     if classes == 1 and config.model.class_dropout > 0:

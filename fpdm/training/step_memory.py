@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fpdm.models import DiT, FixedPointDiT, meta_twin
+from fpdm.models import Denoiser, meta_twin
 
 
 class StepMemory(NamedTuple):
@@ -35,7 +35,7 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(
-    model: DiT | FixedPointDiT,
+    model: Denoiser,
     micro_batch: int,
     half: bool,
     recompute: bool,

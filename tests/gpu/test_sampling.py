@@ -5,12 +5,12 @@ from copy import deepcopy
 import pytest
 import torch
 
-from fpdm.config import SamplingConfig
 from fpdm.data.codec import open_codec
 from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import compile_layers
-from fpdm.sampling.generate import draw_images, plan_for
+from fpdm.sampling.generate import plan_for, sample_images
+from fpdm.sampling.settings import SamplingConfig
 from fpdm.sampling.solvers import SOLVERS
 
 pytestmark = pytest.mark.gpu
@@ -36,7 +36,7 @@ def drawn(network, codec="pixels", precision="no", on_step=None, **settings) -> 
     source = make_source(network, Diffusion(), open_codec(codec, on), precision)
     config = SamplingConfig(**{"steps": 5, **settings})
     with torch.inference_mode():
-        return draw_images(source, config, plan_for(source, config), IMAGES, on_step).cpu().int()
+        return sample_images(source, config, plan_for(source, config), IMAGES, on_step).cpu().int()
 
 
 def assert_same_images(ours, expected):
@@ -102,9 +102,9 @@ def test_host_does_not_wait_while_sampling(network, no_waiting, tiny_vae, settin
     source = make_source(network(**sizes).eval(), Diffusion(), open_codec(str(tiny_vae) if sizes else "pixels", "cuda"))
     config = SamplingConfig(steps=4, iterations=3, **settings)
     with torch.inference_mode():
-        draw_images(source, config, plan_for(source, config), range(4))  # makes tables and workspaces
+        sample_images(source, config, plan_for(source, config), range(4))  # makes tables and workspaces
         no_waiting()
-        images = draw_images(source, config, plan_for(source, config), range(4))
+        images = sample_images(source, config, plan_for(source, config), range(4))
         no_waiting(False)
     assert images.shape == (4, 3, 16, 16)
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fpdm.loading import load_source
 from fpdm.reproduction import digits
-from fpdm.sampling.generate import draw
+from fpdm.sampling.generate import sample
 from fpdm.sampling.images import load_pngs
 
 pytestmark = pytest.mark.gpu
@@ -112,7 +112,7 @@ def test_train_resumes(chain, tmp_path, half):
 def test_sample_draws_the_cpus_images(fpdm_run, tmp_path):
     words = ["--budget", 24, "--iterations", 2, "--sampler", "ddpm", "--tf32", "false", "--trace", 2]
     run_on_device("sample.py", "--ckpt", fpdm_run, *words, "--num-samples", 5, "--batch-size", 3, "--out", tmp_path)
-    expected = draw(load_source(fpdm_run, device="cpu"), 5, budget=24, iterations=2, sampler="ddpm")
+    expected = sample(load_source(fpdm_run, device="cpu"), 5, budget=24, iterations=2, sampler="ddpm")
     difference = load_pngs(tmp_path, range(5)).astype(int) - expected.permute(0, 2, 3, 1).numpy()
     assert np.abs(difference).max() <= 2 and (tmp_path / "trace" / "filmstrip.png").exists()
 
@@ -120,8 +120,8 @@ def test_sample_draws_the_cpus_images(fpdm_run, tmp_path):
 def test_sample_compiled_in_half_precision(fpdm_run, tmp_path, half):
     torch.compiler.reset()
     words = ["--steps", 3, "--num-samples", 4, "--compile", "--precision", half, "--out", tmp_path]
-    assert "4 images, 4 of them drawn now" in run_on_device("sample.py", "--ckpt", fpdm_run, *words)
-    expected = draw(load_source(fpdm_run, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
+    assert "4 images, 4 of them new" in run_on_device("sample.py", "--ckpt", fpdm_run, *words)
+    expected = sample(load_source(fpdm_run, device="cpu"), 4, steps=3).permute(0, 2, 3, 1).numpy()
     assert np.abs(load_pngs(tmp_path, range(4)).astype(int) - expected).mean() < 3
 
 

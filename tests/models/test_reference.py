@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fpdm.models.convert import MIX, from_published
-from fpdm.sampling.guidance import guide
+from fpdm.sampling.guidance import Guidance, guide
 
 FPDM = ("fpdm_untimed", "fpdm_timed")
 close = {"atol": 1e-5, "rtol": 0}
@@ -25,7 +25,7 @@ def test_dit_guidance_on_three_channels(recorded):
     x, t, y = data["x"], data["t"], data["y"]
     null = torch.full_like(y, model.num_classes)
     both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null])).prediction
-    guided = guide(both, 4.0, latent_channels=4, guided_channels=3)
+    guided = guide(both, 4, Guidance(4.0, channels=3))
     torch.testing.assert_close(guided, data["out_cfg4_first3"][: len(x)], **close)
 
 

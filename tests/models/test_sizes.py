@@ -30,7 +30,7 @@ def test_unknown_name_is_refused(name):
 
 def test_overrides_and_unknown_ones():
     assert len(build_model("DiT-XS/2", input_size=8, depth=3).blocks) == 3
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="has no such setting; remove it"):
         build_model("DiT-XS/2", pre_depth=1)
 
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from fpdm.config import SamplingConfig
+from fpdm.cost import ForwardCost
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import build_model, compile_layers
-from fpdm.sampling.generate import check_config, draw, draw_images, forward_passes, plan_for
+from fpdm.sampling.call import Source
+from fpdm.sampling.generate import plan_for, sample, sample_images, total_flops
 from fpdm.sampling.plan import make_plan
-from fpdm.sampling.sampler import sample
-from fpdm.sampling.starts import Starts
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.sampling.solving import Solving
 
 
 def source(name="FPDM-XS/2", class_dropout=0.1, num_classes=4):
@@ -31,9 +32,9 @@ def test_an_image_is_the_same_in_any_batch(name, settings):
     model = source(name)
     config = SamplingConfig(steps=3, seed=3, **settings)
     plan = plan_for(model, config)
-    whole = draw_images(model, config, plan, range(6))
+    whole = sample_images(model, config, plan, range(6))
     assert whole.dtype == torch.uint8 and whole.shape == (6, 3, 8, 8)
-    part = draw_images(model, config, plan, [4, 1])
+    part = sample_images(model, config, plan, [4, 1])
     assert (part.int() - whole[[4, 1]].int()).abs().max() <= 1
     assert not torch.equal(whole[0], whole[1])
 
@@ -54,10 +55,10 @@ SOLVING = [
 def test_ways_to_solve_change_the_path_and_not_what_an_image_depends_on(settings):
     model, config = source(), SamplingConfig(steps=5, iterations=3, **settings)
     plan = plan_for(model, config)
-    whole = draw_images(model, config, plan, range(5))
-    assert (draw_images(model, config, plan, [3, 0]).int() - whole[[3, 0]].int()).abs().max() <= 1
+    whole = sample_images(model, config, plan, range(5))
+    assert (sample_images(model, config, plan, [3, 0]).int() - whole[[3, 0]].int()).abs().max() <= 1
     plain = SamplingConfig(steps=5, iterations=3)
-    assert not torch.equal(whole, draw_images(model, plain, plan_for(model, plain), range(5)))
+    assert not torch.equal(whole, sample_images(model, plain, plan_for(model, plain), range(5)))
 
 
 UNGUIDED = [{"sampler": name} for name in ("ddpm", "ddim", "dpm++", "unipc")]
@@ -69,7 +70,7 @@ def test_host_does_not_wait_for_the_device_between_timesteps(settings, host_read
     model = source()
     with host_reads() as counter, torch.inference_mode():
         config = SamplingConfig(steps=6, iterations=3, **settings)
-        draw_images(model, config, plan_for(model, config), range(3))
+        sample_images(model, config, plan_for(model, config), range(3))
     assert counter.count == 0
 
 
@@ -79,7 +80,7 @@ def test_every_way_to_solve_ends_at_the_fixed_point():
     ends = []
     for settings in ({"reuse": False}, {}, {"reuse_weight": 0.5}, {"extrapolation": 1.0}, {"anderson": 3}):
         config = SamplingConfig(steps=4, iterations=60, **settings)
-        ends.append(draw_images(model, config, plan_for(model, config), range(4)).int())
+        ends.append(sample_images(model, config, plan_for(model, config), range(4)).int())
     for end in ends[1:]:
         assert (end - ends[0]).abs().max() <= 1
 
@@ -93,24 +94,24 @@ def test_heun_with_reuse_starts_every_call_from_the_one_before():
         seen.append((int(t[0]), kwargs["init"] is not None))
         return original(x, t, y, **kwargs)
 
-    draw_images(model._replace(denoise=watched), config, plan, range(2))
+    sample_images(model._replace(denoise=watched), config, plan, range(2))
     assert seen == [(999, False), (749, True), (749, True), (500, True), (500, True), (250, True), (250, True),
                     (0, True), (0, True)]  # fmt: skip
     assert plan.block_passes == 54
 
 
-def test_draw_is_the_same_at_any_batch_size():
+def test_samples_are_the_same_at_any_batch_size():
     model = source()
     settings = {"budget": 30, "iterations": 4, "classes": [2, 0]}
-    one, many = (draw(model, 5, batch_size=size, **settings) for size in (2, 64))
+    one, many = (sample(model, 5, batch_size=size, **settings) for size in (2, 64))
     assert one.shape == (5, 3, 8, 8) and one.dtype == torch.uint8 and (one.int() - many.int()).abs().max() <= 1
-    assert draw(model, 1, protocol="paper-ddim-140").shape == (1, 3, 8, 8)
+    assert sample(model, 1, protocol="paper-ddim-140").shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="count=0: at least 1"):
-        draw(model, 0, budget=30)
+        sample(model, 0, budget=30)
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(graphs):
+def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(run_sampler, graphs):
     """Anderson, starts and the count are outside of what is compiled: after the first run nothing is compiled again."""
     torch.compiler.reset()
     network = build_model("FPDM-XS/2", input_size=8, in_channels=3, num_classes=4).eval()
@@ -120,13 +121,12 @@ def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(graphs):
     compiled.load_state_dict(network.state_dict())
     compile_layers(compiled, graphs)
     noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels, ways = torch.tensor([0, 1, 2]), [{}, {"starts": (1.0, 0.5)}, {"starts": (0.8, 0.0), "anderson": 2}]
+    labels, ways = torch.tensor([0, 1, 2]), [Solving(False), Solving(True, 1.0, 0.5), Solving(True, 0.8, 0.0, 2)]
 
-    def latents(model, iterations, settings):
-        starts = {"starts": Starts(*settings["starts"])} if "starts" in settings else {}
-        plan = make_plan(2, steps=2, iterations=iterations)
+    def latents(model, iterations, solving):
+        plan = make_plan(ForwardCost(2, 1), steps=2, iterations=iterations)
         with torch.inference_mode():
-            return sample(model, Diffusion(), plan, noise, labels, **{**settings, **starts})
+            return run_sampler(Source(model, Diffusion(), plan.cost, (3, 8, 8)), plan, noise, labels, solving=solving)
 
     if graphs:
         with pytest.raises(ValueError, match="graphs=True: for sampling alone"):
@@ -143,7 +143,7 @@ def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(graphs):
 def test_reuse_is_the_default_and_changes_images():
     model, config = source(), SamplingConfig(steps=4, iterations=1)
     plan = plan_for(model, config)
-    plain, on, off = (draw_images(model, replace(config, reuse=r), plan, range(2)) for r in (None, True, False))
+    plain, on, off = (sample_images(model, replace(config, reuse=r), plan, range(2)) for r in (None, True, False))
     assert torch.equal(plain, on)
     assert not torch.equal(on, off)
 
@@ -170,7 +170,6 @@ def test_budget_becomes_a_plan_for_this_model():
 def test_what_a_model_cannot_do_is_refused(model, settings, says):
     with pytest.raises(ValueError, match=says):
         made, config = source(**model), SamplingConfig(**{"steps": 2, **settings})
-        check_config(made, config)
         plan_for(made, config)
 
 
@@ -179,7 +178,7 @@ def test_any_list_of_counts():
     plan = plan_for(model, SamplingConfig(counts=[5, 1, 2]))
     assert [tuple(step) for step in plan.steps] == [(999, 500, 5), (500, 0, 1), (0, -1, 2)]
     assert plan.block_passes == 3 * 2 + 8
-    assert draw_images(model, SamplingConfig(counts=[5, 1, 2]), plan, [0]).shape == (1, 3, 8, 8)
+    assert sample_images(model, SamplingConfig(counts=[5, 1, 2]), plan, [0]).shape == (1, 3, 8, 8)
 
 
 def test_guidance_in_an_interval_doubles_these_timesteps_alone():
@@ -188,7 +187,10 @@ def test_guidance_in_an_interval_doubles_these_timesteps_alone():
     everywhere, inside = SamplingConfig(**settings), SamplingConfig(**settings, cfg_interval=[200, 600])
     plan = plan_for(model, inside)
     assert plan.timesteps == [999, 749, 500, 250, 0]
-    assert forward_passes(inside, plan) == [1, 1, 2, 2, 1] and forward_passes(everywhere, plan) == [2] * 5
+    once = ForwardCost(2, 1, 10, 100)
+    assert [inside.guidance.at(t) for t in plan.timesteps] == [False, False, True, True, False]
+    assert total_flops(inside, plan._replace(cost=once)) == 7 * 210
+    assert total_flops(everywhere, plan._replace(cost=once)) == 10 * 210
     seen, original = [], model.denoise
 
     def watched(x, t, y, **kwargs):
@@ -196,10 +198,10 @@ def test_guidance_in_an_interval_doubles_these_timesteps_alone():
         seen.append((len(x), None if init is None else len(init)))
         return original(x, t, y, **kwargs)
 
-    images = draw_images(model._replace(denoise=watched), inside, plan, range(3))
+    images = sample_images(model._replace(denoise=watched), inside, plan, range(3))
     assert seen == [(3, None), (3, 3), (6, 6), (6, 6), (3, 3)]
-    nowhere = draw_images(model, SamplingConfig(**settings, cfg_interval=[1, 2]), plan, range(3))
-    assert torch.equal(nowhere, draw_images(model, SamplingConfig(steps=5, iterations=2), plan, range(3)))
+    nowhere = sample_images(model, SamplingConfig(**settings, cfg_interval=[1, 2]), plan, range(3))
+    assert torch.equal(nowhere, sample_images(model, SamplingConfig(steps=5, iterations=2), plan, range(3)))
     assert not torch.equal(images, nowhere)
 
 
@@ -208,18 +210,18 @@ def test_adaptive_allocation_stays_within_the_budget(settings):
     model = source()
     config = SamplingConfig(budget=60, iterations=4, allocation="adaptive", tolerance=1e-9, ratio=2, **settings)
     plan, seen = plan_for(model, config), []
-    draw_images(model, config, plan, range(3), lambda i, output, x0: seen.append(output.counts[: len(x0)]))
+    sample_images(model, config, plan, range(3), lambda i, output, x0: seen.append(output.counts[: len(x0)]))
     counts = torch.stack(seen)  # a tolerance out of reach: all is spent, as early as the ratio allows
     assert counts.sum(0).tolist() == [sum(plan.iterations)] * 3
     assert counts.min() == 1 and counts.max() == 8 and counts[0].tolist() == [8] * 3
     seen.clear()
     easy = replace(config, tolerance=1e9)
-    draw_images(model, easy, plan, range(3), lambda i, output, x0: seen.append(output.counts[: len(x0)]))
+    sample_images(model, easy, plan, range(3), lambda i, output, x0: seen.append(output.counts[: len(x0)]))
     assert torch.stack(seen).sum(0).tolist() == [len(plan.steps)] * 3
 
 
 def test_adaptive_images_do_not_depend_on_the_batch():
     model, config = source(), SamplingConfig(budget=60, allocation="adaptive", tolerance=0.02)
     plan = plan_for(model, config)
-    whole = draw_images(model, config, plan, range(5))
-    assert (draw_images(model, config, plan, [3, 0]).int() - whole[[3, 0]].int()).abs().max() <= 1
+    whole = sample_images(model, config, plan, range(5))
+    assert (sample_images(model, config, plan, [3, 0]).int() - whole[[3, 0]].int()).abs().max() <= 1

@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from fpdm.cost import ForwardCost
 from fpdm.diffusion import Diffusion
-from fpdm.evaluation.analytic import ExactDenoiser, solver_error
+from fpdm.evaluation.analytic import exact_source, solver_error
 from fpdm.sampling.plan import make_plan
-from fpdm.sampling.sampler import sample
-from fpdm.sampling.solvers import MULTISTEP, TWO_CALLS
+from fpdm.sampling.solvers import SOLVERS
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
@@ -24,19 +24,19 @@ def test_second_order_solvers_are_nearer_than_ddim(sampler):
 
 
 @pytest.mark.parametrize("steps", [6, 20])
-def test_dpm_is_what_diffusers_makes_of_v_prediction(steps):
+def test_dpm_is_what_diffusers_makes_of_v_prediction(run_sampler, steps):
     """The scheduler as its own pipelines run it, with v, zero terminal SNR and our timesteps."""
-    diffusion, plan = Diffusion(learn_sigma=False), make_plan(1, steps=steps, down_to_zero=False)
+    diffusion, plan = Diffusion(learn_sigma=False), make_plan(ForwardCost(1), steps=steps, down_to_zero=False)
     scheduler = DPMSolverMultistepScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction",
         rescale_betas_zero_snr=True, final_sigmas_type="zero",
     )  # fmt: skip
     scheduler.set_timesteps(timesteps=plan.timesteps)
     z = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    theirs, denoise = z, ExactDenoiser(diffusion)
+    theirs, source = z, exact_source(diffusion)
     for t in scheduler.timesteps:
-        theirs = scheduler.step(denoise(theirs, t[None], None).prediction, t, theirs).prev_sample
-    ours = sample(denoise, diffusion, plan, z, torch.zeros(8).long(), sampler="dpm++")
+        theirs = scheduler.step(source.denoise(theirs, t[None], None).prediction, t, theirs).prev_sample
+    ours = run_sampler(source, plan, z, torch.zeros(8).long(), sampler="dpm++")
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
 
@@ -56,7 +56,7 @@ def test_few_steps_are_best_spent_over_the_angle():
     assert solver_error("heun", 5) < 0.9 * ddim  # nine calls
 
 
-def test_a_constant_prediction_is_followed_exactly():
+def test_a_constant_prediction_is_followed_exactly(run_sampler):
     """If all the data were one image, every solver would end there, in one step or many."""
     diffusion, image = Diffusion(learn_sigma=False), torch.full((1, 1, 2, 2), 0.3)
 
@@ -65,24 +65,19 @@ def test_a_constant_prediction_is_followed_exactly():
         signal, noise = ab**0.5, (1 - ab) ** 0.5
         return SimpleNamespace(prediction=signal * (x - signal * image) / noise - noise * image)
 
-    for sampler in ("ddim", "ab2", "heun", "dpm++", "unipc"):
-        plan = make_plan(1, steps=4, two_calls=sampler in TWO_CALLS, down_to_zero=sampler not in MULTISTEP)
-        x = sample(denoise, diffusion, plan, torch.randn(1, 1, 2, 2), torch.zeros(1).long(), sampler=sampler)
+    source = exact_source(diffusion)._replace(denoise=denoise)
+    for name, solver in SOLVERS.items():
+        if solver.random:
+            continue
+        plan = make_plan(source.cost, steps=4, two_calls=solver.two_calls, down_to_zero=solver.down_to_zero)
+        x = run_sampler(source, plan, torch.randn(1, 1, 2, 2), torch.zeros(1).long(), sampler=name)
         torch.testing.assert_close(x, image, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["ab2", "heun", "dpm++", "unipc"])
-def test_each_run_begins_afresh(sampler):
-    diffusion, plan = Diffusion(learn_sigma=False), make_plan(1, steps=5, two_calls=sampler in TWO_CALLS)
+def test_each_run_begins_afresh(run_sampler, sampler):
+    source = exact_source(Diffusion(learn_sigma=False))
+    plan = make_plan(source.cost, steps=5, two_calls=SOLVERS[sampler].two_calls)
     z = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    first, second = (
-        sample(ExactDenoiser(diffusion), diffusion, plan, z, torch.zeros(4).long(), sampler=sampler) for _ in range(2)
-    )
+    first, second = (run_sampler(source, plan, z, torch.zeros(4).long(), sampler=sampler) for _ in range(2))
     assert torch.equal(first, second)
-
-
-def test_heun_needs_a_plan_of_its_own():
-    diffusion = Diffusion(learn_sigma=False)
-    with pytest.raises(ValueError, match="needs a plan with two calls a step"):
-        sample(ExactDenoiser(diffusion), diffusion, make_plan(1, steps=3), torch.zeros(1, 1, 2, 2),
-               torch.zeros(1).long(), sampler="heun")  # fmt: skip

@@ -3,14 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fpdm.config import SamplingConfig
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
-from fpdm.evaluation.figures import plot_residuals
 from fpdm.loading import make_source
 from fpdm.models import build_model
-from fpdm.sampling.generate import draw_images, plan_for
-from fpdm.sampling.trace import Recorder, last_residuals, save_trace
+from fpdm.sampling.generate import plan_for, sample_images
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.sampling.trace import Recorder, last_residuals, plot_residuals, save_trace
 
 
 def source(name):
@@ -24,8 +23,8 @@ def source(name):
 def recorded(name, **settings):
     made, config = source(name), SamplingConfig(**settings)
     plan, recorder = plan_for(made, config), Recorder()
-    images = draw_images(made, config, plan, range(3), recorder, with_residuals=made.iterative)
-    assert torch.equal(images, draw_images(made, config, plan, range(3)))  # watching changes nothing
+    images = sample_images(made, config, plan, range(3), recorder, with_residuals=made.iterative)
+    assert torch.equal(images, sample_images(made, config, plan, range(3)))  # watching changes nothing
     return made, recorder.trace(plan), images
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fpdm.sampling.starts import Starts, angle
+from fpdm.sampling.solving import Starts, angle
 
 
 def alpha_bar(radians: float) -> float:

@@ -1,19 +1,20 @@
-"""How images are drawn."""
+"""How images are sampled: the settings behind the command line, and behind `fpdm.sample`."""
 
 from dataclasses import dataclass
 
-from fpdm.config import limits
-from fpdm.config.checks import check_choice, check_positive, check_range
-from fpdm.config.protocols import PROTOCOLS
+from fpdm.config import check_choice, check_positive, check_range, limits
+from fpdm.sampling.allocation import ALLOCATIONS
+from fpdm.sampling.guidance import Guidance
+from fpdm.sampling.protocols import PROTOCOLS
+from fpdm.sampling.solvers import SOLVERS
+from fpdm.sampling.solving import Solving
 
-SAMPLERS = ("ddpm", "ddim", "ab2", "heun", "dpm++", "unipc")
-ALLOCATIONS = ("constant", "increasing", "decreasing", "adaptive")
 BESIDE_A_PROTOCOL = ("protocol", "classes", "seed")
 
 
 @dataclass
 class SamplingConfig:
-    """How images are drawn; together with a checkpoint this determines every image.
+    """How images are sampled; together with a checkpoint this determines every image.
 
     Args:
         protocol: the settings behind one of the paper's figures, in place of all below but classes and seed:
@@ -23,8 +24,7 @@ class SamplingConfig:
         steps: timesteps. Or give budget.
         iterations: updates per timestep, or their mean where allocation is not constant
             (FPDM only; 4 if not given).
-        allocation: constant; increasing or decreasing from noise to image; adaptive, where each image is
-            iterated until its residual is at most `tolerance`.
+        allocation: of updates over timesteps: {allocations}.
         ratio: largest iteration count over the smallest; if adaptive, over the mean.
         tolerance: of adaptive allocation.
         counts: the iterations of each model call, from noise to image, instead of all of the above (FPDM only).
@@ -34,14 +34,13 @@ class SamplingConfig:
             1 at the new timestep.
         anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only; for three
             iterations and more).
-        sampler: ddpm (with the learned variance), ddim, or of second order ab2 (Adams-Bashforth), heun (two model
-            calls a step), dpm++, unipc.
+        sampler: the solver: {solvers}.
         eta: randomness of ddim, 0 for none.
-        cfg_scale: classifier-free guidance, 1 for none (0 would draw without labels).
+        cfg_scale: classifier-free guidance, 1 for none (0 would sample without labels).
         cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
         cfg_interval: lowest and highest timestep that is guided (null for all); the others cost half.
         guidance_rescale: how far the guided prediction is brought back to the spread of the conditional one, 0 to 1.
-        classes: labels to draw in turn (null for uniformly at random).
+        classes: labels to sample in turn (null for uniformly at random).
         seed: of noise and labels, which are those of an image whatever the batch.
     """
 
@@ -70,51 +69,38 @@ class SamplingConfig:
         self._check_ranges()
         if self.protocol is not None:
             return self._check_protocol()
-        check_choice("sampler", self.sampler, SAMPLERS)
+        self.guidance.check()
+        self.solving.check()
+        check_choice("sampler", self.sampler, SOLVERS)
         check_choice("allocation", self.allocation, ALLOCATIONS)
         if self.counts is not None:
             self._check_counts()
         elif (self.budget is None) == (self.steps is None):
             raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
-        if self.sampler != "ddim" and self.eta:
-            raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only ddim has an eta")
-        self._check_solving()
-        self._check_guidance()
-        if self.allocation == "constant" and self.ratio != SamplingConfig.ratio:
-            raise ValueError(f"ratio={self.ratio} with allocation=constant: choose another allocation, or leave it out")
-        if self.allocation != "adaptive" and self.tolerance != SamplingConfig.tolerance:
-            raise ValueError(f"tolerance={self.tolerance} with allocation={self.allocation}: only adaptive has one")
-        if self.allocation in ("increasing", "decreasing") and self.iterations == 1:
-            raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; ask for at least 2")
+        if self.eta and not SOLVERS[self.sampler].eta:
+            only = ", ".join(name for name, solver in SOLVERS.items() if solver.eta)
+            raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only {only} has an eta")
+        self._check_allocation()
 
     def _check_ranges(self) -> None:
         check_range(1, limits.PASSES, budget=self.budget)
         check_range(1, limits.TIMESTEPS, steps=self.steps)
         check_range(1, limits.ITERATIONS, iterations=self.iterations, ratio=self.ratio)
         check_range(0, limits.ITERATIONS, counts=self.counts)
-        check_range(1, limits.LATENT, cfg_channels=self.cfg_channels)
-        check_range(0, limits.TIMESTEPS, cfg_interval=self.cfg_interval)
-        check_range(0, limits.FACTOR, cfg_scale=self.cfg_scale)
         check_range(-limits.CLASSES, limits.CLASSES, classes=self.classes)  # the model knows which there are
         check_range(0, limits.SEED, seed=self.seed)
         check_positive(limits.FACTOR, tolerance=self.tolerance)
-        if not 0 <= self.anderson <= 5:
-            raise ValueError(f"anderson={self.anderson}: a memory of 1 to 5 updates, or 0 for plain iteration")
-        if not 0 < self.reuse_weight <= 1:
-            raise ValueError(f"reuse_weight={self.reuse_weight}: above 0, at most 1; for none of it, reuse false")
-        ends = {"eta": ("deterministic", "as random as DDPM"), "extrapolation": ("not at all", "all the way"),
-                "guidance_rescale": ("not at all", "wholly")}  # fmt: skip
-        for name, (least, most) in ends.items():
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: 0 ({least}) to 1 ({most})")
+        check_range(0, 1, eta=self.eta)
 
-    def _check_guidance(self) -> None:
-        interval = self.cfg_interval
-        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] <= interval[1]):
-            raise ValueError(f"cfg_interval={interval}: the lowest and the highest guided timestep, as in 100,700")
-        for name in ("cfg_channels", "cfg_interval", "guidance_rescale"):
-            if getattr(self, name) and self.cfg_scale == 1:
-                raise ValueError(f"{name}={getattr(self, name)} with cfg_scale=1: nothing is guided; give a cfg_scale")
+    @property
+    def guidance(self) -> Guidance:
+        """The settings of classifier-free guidance."""
+        return Guidance(self.cfg_scale, self.cfg_channels, self.cfg_interval, self.guidance_rescale)
+
+    @property
+    def solving(self) -> Solving:
+        """The settings of the solves."""
+        return Solving(self.reuse, self.reuse_weight, self.extrapolation, self.anderson)
 
     def resolved(self, iterative: bool) -> "SamplingConfig":
         """The settings that a protocol stands for, for a model with (FPDM) or without (DiT) iterations."""
@@ -134,10 +120,16 @@ class SamplingConfig:
                 f"protocol={self.protocol} settles {', '.join(given)}; leave that out, or give all settings yourself"
             )
 
-    def _check_solving(self) -> None:
-        if self.reuse is False and (self.reuse_weight != 1 or self.extrapolation):
-            name = "extrapolation" if self.extrapolation else "reuse_weight"
-            raise ValueError(f"{name}={getattr(self, name)} with reuse=false: there is no solution to start from")
+    def _check_allocation(self) -> None:
+        allocation = ALLOCATIONS[self.allocation]
+        if not allocation.ratio and self.ratio != SamplingConfig.ratio:
+            raise ValueError(
+                f"ratio={self.ratio} with allocation={self.allocation}: choose another allocation, or leave it out"
+            )
+        if allocation.at_run_time is None and self.tolerance != SamplingConfig.tolerance:
+            raise ValueError(f"tolerance={self.tolerance} with allocation={self.allocation}: only adaptive has one")
+        if allocation.ratio and allocation.at_run_time is None and self.iterations == 1:
+            raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; ask for at least 2")
         most = max(self.counts) if self.counts else self.iterations
         if self.anderson and self.allocation == "constant" and most is not None and most < 3:
             raise ValueError(
@@ -152,3 +144,12 @@ class SamplingConfig:
         given = [name for name, value in others.items() if value is not None]
         if given or self.allocation != "constant":
             raise ValueError(f"counts={self.counts}: says it all; leave out {', '.join(given) or 'allocation'}")
+
+
+def _listed(choices: dict) -> str:
+    """`name (about)`, one after the other."""
+    return ", ".join(f"{name} ({choice.about})" for name, choice in choices.items())
+
+
+if SamplingConfig.__doc__:  # python -OO has none
+    SamplingConfig.__doc__ = SamplingConfig.__doc__.format(allocations=_listed(ALLOCATIONS), solvers=_listed(SOLVERS))

@@ -1,0 +1,74 @@
+"""Sample images from a checkpoint: PNGs, a grid, and the npz of ADM's evaluator."""
+
+from dataclasses import dataclass
+
+from fpdm import cli
+from fpdm.config import check_choice, check_range, limits
+from fpdm.devices import allow_tf32
+from fpdm.loading import load_source
+from fpdm.precision import PRECISIONS
+from fpdm.sampling.folder import sample_to_folder
+from fpdm.sampling.settings import SamplingConfig
+
+
+@dataclass
+class Settings(SamplingConfig):
+    __doc__ = (
+        SamplingConfig.__doc__
+        + """    ckpt: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its Hub id.
+        out: folder of the images; by default samples/<step>-<recipe> in the checkpoint's run, or here.
+        num_samples: how many images; those already in the folder are kept.
+        batch_size: images at a time, per process.
+        weights: ema or model.
+        precision: of the network, no, bf16 or fp16.
+        tf32: allow TF32 matrix products where a GPU has them, of a network in float32 and of the VAE.
+        compile: compile blocks and the implicit layer's update with torch.compile; pays for many images.
+        trace: record so many images (those from index 0) into the folder's trace/: the residual of every update,
+            and the image predicted at each timestep.
+        vae: where the codec is, if it has moved since training.
+    """
+    )
+
+    ckpt: str = ""
+    out: str | None = None
+    num_samples: int = 64
+    batch_size: int = 64
+    weights: str = "ema"
+    precision: str = "no"
+    tf32: bool = True
+    compile: bool = False
+    trace: int = 0
+    vae: str | None = None
+
+    def __post_init__(self):
+        check_range(1, limits.SAMPLES, num_samples=self.num_samples)
+        check_range(1, limits.BATCH, batch_size=self.batch_size)
+        check_range(0, limits.BATCH, trace=self.trace)
+        check_choice("precision", self.precision, PRECISIONS)
+        super().__post_init__()
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    if not settings.ckpt:
+        raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
+    allow_tf32(settings.tf32)
+    source = load_source(
+        settings.ckpt,
+        weights=settings.weights,
+        vae=settings.vae,
+        precision=settings.precision,
+        compiled=settings.compile,
+    )
+    sampling = {name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__}
+    sample_to_folder(
+        source, settings.out, settings.num_samples, batch_size=settings.batch_size, trace=settings.trace, **sampling
+    )
+
+
+def run() -> None:
+    cli.run(main)

@@ -1,0 +1,51 @@
+"""What model calls cost, in the paper's unit (block passes) and in operations; only the model knows the numbers."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class ForwardCost(NamedTuple):
+    """Cost of one model call for one image: an explicit part, and as much again for every update of the implicit layer.
+
+    Block passes count transformer blocks (the paper's Sec. 4.2: pre + iterations + post, with one block in an update).
+    update_blocks is 0 for a model without an implicit layer (DiT), which has no iterations. FLOPs are 2 per
+    multiply-add of the matrix products and attention, as counted by torch's own counter; elementwise work is left out.
+    """
+
+    explicit_blocks: int
+    update_blocks: int = 0
+    explicit_flops: int = 0
+    update_flops: int = 0
+
+    @property
+    def iterative(self) -> bool:
+        """Whether a call has iterations."""
+        return self.update_blocks > 0
+
+    def blocks(self, iterations: float | None) -> float:
+        """Block passes of a call; iterations: updates in it, None for an explicit model."""
+        return self.explicit_blocks + (iterations or 0) * self.update_blocks
+
+    def updates(self, block_passes: float, calls: int = 1) -> float:
+        """Updates in so many block passes of so many calls: the inverse of `blocks`, summed over the calls."""
+        return (block_passes - calls * self.explicit_blocks) / max(self.update_blocks, 1)
+
+    def total_blocks(self, iterations: Iterable[float | None]) -> float:
+        """Block passes of a sampling run, given the iterations of each call."""
+        counts = [count or 0 for count in iterations]
+        return self.explicit_blocks * len(counts) + self.update_blocks * sum(counts)
+
+    def flops(self, iterations: float | None) -> float:
+        """FLOPs of a call."""
+        return self.explicit_flops + (iterations or 0) * self.update_flops
+
+    def total_flops(self, iterations: Iterable[float | None]) -> float:
+        """FLOPs of a sampling run, given the iterations of each call."""
+        return sum(map(self.flops, iterations))
+
+    def training_flops(self, n: float = 0, m: float = 0) -> float:
+        """FLOPs of one image in a training step with n updates without gradient and m with.
+
+        The backward pass costs twice the forward; what gradient checkpointing computes again is not counted.
+        """
+        return 3 * self.explicit_flops + (n + 3 * m) * self.update_flops

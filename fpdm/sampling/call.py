@@ -1,0 +1,129 @@
+"""What one model call at a timestep means: guidance, the start of the solve, the prediction as clean latent and noise.
+
+Our sampler and the diffusers pipeline both step from call to call with this.
+
+B batch, C latent channels, H height and width, N tokens, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpdm.cost import ForwardCost
+from fpdm.data.codec import Codec
+from fpdm.diffusion import Diffusion
+from fpdm.sampling.allocation import RunTimeAllocation
+from fpdm.sampling.guidance import Guidance, guide
+from fpdm.sampling.solving import Solving, Starts
+
+
+class Source(NamedTuple):
+    """What images are sampled from.
+
+    denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start, ...)` where the model has an
+        implicit layer; returns an object with `.prediction` and `.solution`, as a model does.
+    cost: of one call. latent_shape: (C, h, h). guidable: whether the null label, `num_classes`, was trained.
+    codec: decodes the latents; None where nobody wants images. origin: what a recipe of samples says of the source.
+    """
+
+    denoise: Callable[..., Any]
+    diffusion: Diffusion
+    cost: ForwardCost
+    latent_shape: tuple[int, int, int]
+    num_classes: int = 1
+    guidable: bool = False
+    codec: Codec | None = None
+    device: torch.device = torch.device("cpu")
+    origin: dict[str, Any] | None = None
+
+    @property
+    def iterative(self) -> bool:
+        """Whether its model has an implicit layer."""
+        return self.cost.iterative
+
+    def check(self, guidance: Guidance, solving: Solving) -> None:
+        """ValueError for what this source cannot do, or no source can."""
+        for settings in (guidance, solving):
+            settings.check()
+        guidance.check_model(self.guidable, self.latent_shape[0])
+        solving.check_model(self.iterative)
+
+
+class Call(NamedTuple):
+    """What a call found for x (B, C, H, H), guided if it was to be; all (B, C, H, H) but output.
+
+    output: the model's, of all rows. mean: the prediction in the model's parametrisation; variance: None if not
+    learned. x0, eps: clean latent and noise; the latent limited to its range where the codec has one.
+    """
+
+    output: Any
+    mean: Tensor
+    variance: Tensor | None
+    x0: Tensor
+    eps: Tensor
+
+
+class ModelCalls:
+    """The model calls of one run, in order: holds what one leaves for the next.
+
+    y (B,): labels. with_residuals: ask for the residual of each update. allocation: at run time, if there is one.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        y: Tensor,
+        guidance: Guidance,
+        solving: Solving,
+        allocation: RunTimeAllocation | None = None,
+        with_residuals: bool = False,
+    ):
+        source.check(guidance, solving)
+        self.source, self.guidance, self.anderson = source, guidance, solving.anderson
+        self.allocation, self.with_residuals = allocation, with_residuals
+        self._labels = y
+        self._both = torch.cat([y, torch.full_like(y, source.num_classes)]) if source.guidable else None
+        reuse = source.iterative and solving.reuse is not False
+        self._starts = Starts(solving.reuse_weight, solving.extrapolation) if reuse else None
+        self._made = 0
+
+    def __call__(self, x: Tensor, t: int | Tensor, alpha_bar: float, iterations: int | None) -> Call:
+        """One call for x (B, C, H, H) at timestep t, a number or a tensor of one.
+
+        alpha_bar: the noise level there, a float64 number. iterations: of the plan; None for an explicit model.
+        """
+        doubled = self.guidance.at(t)
+        inputs, labels = (torch.cat([x, x]), self._both) if doubled else (x, self._labels)
+        rows = len(inputs)
+        times = t.to(x.device).expand(rows) if isinstance(t, Tensor) else torch.full((rows,), t, device=x.device)
+        output = self.source.denoise(inputs, times, labels, **self._solve(alpha_bar, iterations, rows))
+        if self.allocation is not None:
+            self.allocation.observe(output)
+        if self._starts is not None:
+            self._starts.add(alpha_bar, output.solution)
+        self._made += 1
+        prediction = output.prediction.float()
+        if doubled:
+            prediction = guide(prediction, x.shape[1], self.guidance)
+        mean, variance = self.source.diffusion.split(prediction)
+        x0, eps = self.source.diffusion.x0_and_eps(mean, x, alpha_bar)
+        if (clip := self.source.codec and self.source.codec.clip) is not None:
+            x0 = x0.clamp(-clip, clip)
+            eps = (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
+        return Call(output, mean, variance, x0, eps)
+
+    def _solve(self, alpha_bar: float, iterations: int | None, rows: int) -> dict[str, Any]:
+        """The model's arguments about its implicit layer; none for an explicit model."""
+        if not self.source.iterative:
+            return {}
+        start = None if self._starts is None else self._starts.at(alpha_bar, rows)
+        arguments = {"iterations": iterations, "init": start}
+        if self.anderson:
+            arguments["anderson"] = self.anderson
+        if self.allocation is not None:
+            arguments |= self.allocation.request(self._made, rows)
+        elif self.with_residuals:
+            arguments["with_residuals"] = True
+        return arguments

@@ -1,0 +1,227 @@
+"""A folder of samples: PNGs by index, a grid, ADM's npz and their recipe; from one process or several.
+
+Only missing images are made, each by one process, and files of a batch are written while the next one is computed.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from fpdm.config import check_range, limits
+from fpdm.devices import SAMPLING_PATIENCE, process_state, tf32_allowed
+from fpdm.files import read_json, write_atomically
+from fpdm.sampling.allocation import ALLOCATIONS, most_updates
+from fpdm.sampling.call import Source
+from fpdm.sampling.generate import plan_for, sample_images, total_flops
+from fpdm.sampling.images import (
+    GRID,
+    is_complete,
+    load_pngs,
+    open_folder,
+    png_path,
+    recipe_id,
+    save_grid,
+    save_npz,
+    save_png,
+)
+from fpdm.sampling.plan import Plan, describe
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.sampling.trace import Fallbacks, Recorder, Spent, last_residuals, plot_residuals, save_trace
+
+logger = logging.getLogger("fpdm")
+GRID_IMAGES = 64
+ALLOCATION = "allocation.json"
+
+
+class Work(NamedTuple):
+    """What all processes do together: images of a source by these settings and this plan, in a folder."""
+
+    source: Source
+    config: SamplingConfig
+    plan: Plan
+    folder: Path
+
+
+@torch.inference_mode()
+def sample_to_folder(
+    source: Source,
+    folder: str | Path | None = None,
+    num_samples: int = 64,
+    *,
+    batch_size: int = 64,
+    trace: int = 0,
+    **settings,
+) -> Path:
+    """Make the images 0 to num_samples - 1 that are not in the folder yet; returns the folder.
+
+    Every process of a program started by torchrun calls this, each for its share of the images, which do not depend on
+    how many processes there are.
+
+    folder: by default samples/<step>-<recipe> in the checkpoint's run, or here. A folder takes one recipe; ValueError
+        for another one, or for fewer images than it holds.
+    batch_size: images at a time, per process. settings: those of a SamplingConfig, as for `sample`.
+    trace: record so many images, those from index 0, into the folder's trace/; at most batch_size.
+    """
+    check_range(1, limits.SAMPLES, num_samples=num_samples)
+    check_range(1, limits.BATCH, batch_size=batch_size)
+    check_range(0, limits.BATCH, trace=trace)
+    if trace > batch_size:
+        raise ValueError(f"trace={trace}: at most batch_size={batch_size}, because they are recorded as one batch")
+    asked = SamplingConfig(**settings)
+    config = asked.resolved(source.iterative)
+    if config.reuse is None:
+        config = replace(config, reuse=source.iterative)  # the recipe says it either way
+    plan = plan_for(source, config)
+    state = process_state(SAMPLING_PATIENCE)
+    recipe = recipe_of(source, config, asked.protocol, plan, num_samples)
+    work = Work(source, config, plan, Path(folder or default_folder(recipe)))
+    if state.is_main_process:
+        _announce(work, recipe)
+        open_folder(work.folder, recipe)
+    state.wait_for_everyone()
+
+    missing = [i for i in range(num_samples) if not is_complete(png_path(work.folder, i))]
+    state.wait_for_everyone()  # nobody writes before everybody has looked
+    started = time.perf_counter()
+    mine = missing[state.process_index :: state.num_processes]
+    spent, fallbacks = _make(work, mine, batch_size, say=state.is_main_process)
+    state.wait_for_everyone()
+    rate = len(missing) / (time.perf_counter() - started)
+    spent_by_all = gather_object([spent and (spent.images, spent.updates)])
+    fallbacks_of_all = gather_object([fallbacks and (fallbacks.solves, fallbacks.count)])
+    if state.is_main_process:
+        first = load_pngs(work.folder, range(min(num_samples, GRID_IMAGES)))
+        save_grid(torch.from_numpy(first).permute(0, 3, 1, 2), work.folder / GRID)
+        save_npz(work.folder, num_samples)
+        if spent and sum(count for count, _ in spent_by_all):
+            logger.info(_write_allocation(work, spent_by_all))
+        if fallbacks and missing:
+            solves, taken_back = (sum(numbers) for numbers in zip(*fallbacks_of_all, strict=True))
+            logger.info(f"Anderson acceleration took back {taken_back:,d} steps in {solves:,d} solves")
+        if trace:
+            _record(work, range(trace))
+        made = f"{len(missing)} of them new, {rate:.1f} images/s" if missing else "all of them were there already"
+        logger.info(f"{work.folder}: {num_samples} images, {made}")
+    return work.folder
+
+
+def recipe_of(source: Source, config: SamplingConfig, protocol: str | None, plan: Plan, num_samples: int) -> dict:
+    """All that an image depends on, as samples.json keeps it."""
+    origin = source.origin or {}
+    return {
+        **{name: origin.get(name) for name in ("checkpoint", "weights", "precision")},
+        "tf32": tf32_allowed(),
+        "codec": origin.get("codec", source.codec.source),
+        "sampling": asdict(config) | {"protocol": protocol},
+        "plan": [list(step) for step in plan.steps],
+        "block_passes": plan.block_passes,
+        "flops_per_image": total_flops(config, plan),
+        "num_samples": num_samples,
+    }
+
+
+def default_folder(recipe: dict) -> Path:
+    """samples/<step>-<recipe> in the checkpoint's run; in the working directory for one that is not in a run."""
+    checkpoint = Path(recipe["checkpoint"] or "samples")
+    place = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path()
+    return place / "samples" / f"{checkpoint.name}-{recipe_id(recipe)}"
+
+
+def _announce(work: Work, recipe: dict) -> None:
+    config = work.config
+    if recipe["checkpoint"] is not None:
+        logger.info(f"{recipe['checkpoint']} ({recipe['weights']} weights) -> {work.folder}")
+    logger.info(describe(work.plan, recipe["flops_per_image"]))
+    if ALLOCATIONS[config.allocation].at_run_time is not None:
+        logger.info(
+            f"{config.allocation}: this is the most; each image is iterated until its residual is {config.tolerance:g},"
+            f" at most {most_updates(config)} times at a timestep"
+        )
+
+
+def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[Spent | None, Fallbacks | None]:
+    """Make these images; what was spent on them, where the plan does not settle it, and Anderson's fallbacks."""
+    source, config, plan, folder = work
+    adaptive = ALLOCATIONS[config.allocation].at_run_time is not None
+    counted = _counted_before(folder) if adaptive else 0
+    spent = Spent(plan) if adaptive else None
+    fallbacks = Fallbacks() if config.anderson else None
+    observers = [observer for observer in (spent, fallbacks) if observer is not None]
+
+    def on_step(*seen) -> None:
+        for observer in observers:
+            observer(*seen)
+
+    again = [i for i in indices if i < counted]  # made once more: what they spend was counted the first time
+    with (
+        ThreadPoolExecutor(2) as writers,
+        tqdm(total=len(indices), desc="sample", unit="image", disable=not say) as progress,
+    ):
+        writing = []
+        for batch in _batches(again, batch_size) + _batches(indices[len(again) :], batch_size):
+            watched = on_step if observers and batch[0] >= counted else None
+            images = sample_images(source, config, plan, batch, watched).cpu()
+            for job in writing:  # of the batch before: written while this one was computed
+                job.result()
+            writing = [
+                writers.submit(save_png, image, png_path(folder, i)) for image, i in zip(images, batch, strict=True)
+            ]
+            progress.update(len(batch))
+        for job in writing:
+            job.result()
+    return spent, fallbacks
+
+
+def _batches(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[first : first + size] for first in range(0, len(indices), size)]
+
+
+def _counted_before(folder: Path) -> int:
+    """How many images, from the first on, allocation.json is of."""
+    path = folder / ALLOCATION
+    return read_json(path)["images"] if path.is_file() else 0
+
+
+def _write_allocation(work: Work, spent: list[tuple[int, Tensor]]) -> str:
+    """Mean updates at each timestep over all images of the folder, as JSON; returns the line that sums them up."""
+    plan, path = work.plan, work.folder / ALLOCATION
+    if path.is_file():  # of images made before
+        before = read_json(path)
+        spent = [*spent, (before["images"], before["images"] * torch.tensor(before["updates"], dtype=torch.float64))]
+    images = sum(count for count, _ in spent)
+    mean = (sum(updates for _, updates in spent) / images).tolist()
+    blocks, flops = plan.cost.total_blocks(mean), total_flops(work.config, plan, mean)
+    facts = {"images": images, "timesteps": plan.timesteps, "updates": mean, "block_passes": blocks, "flops": flops}
+    write_atomically(path, json.dumps(facts, indent=1))
+    same = f"a constant plan of as many updates has {sum(mean) / len(mean):.2f} at each timestep"
+    return (
+        f"{work.config.allocation}: {blocks:.1f} block passes per image ({plan.block_passes} at most), "
+        f"{flops / 1e9:.3f} GFLOPs; {min(mean):.1f} to {max(mean):.1f} updates at a timestep, listed in {path}; {same}"
+    )
+
+
+def _record(work: Work, indices: Sequence[int]) -> None:
+    """Make images once more and write what happened."""
+    source, config, plan, folder = work
+    recorder = Recorder()
+    sample_images(source, config, plan, indices, recorder, with_residuals=source.iterative)
+    trace = recorder.trace(plan)
+    save_trace(trace, source.codec, folder / "trace")
+    if trace.residuals is not None:
+        plot_residuals(trace.timesteps, trace.residuals, folder / "trace" / "residuals.png")
+        last, times = np.median(last_residuals(trace.residuals), axis=0), trace.timesteps
+        logger.info(
+            f"{folder / 'trace'}: residual of the last update, median over {len(indices)} images: {last[0]:.2g} at "
+            f"t = {times[0]}, {last[-1]:.2g} at t = {times[-1]}"
+        )

@@ -1,0 +1,140 @@
+"""A model whose update is three blocks, beside seven explicit ones: plans, sampling, costs and prints follow it."""
+
+import json
+import logging
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import fpdm
+from fpdm.benchmarks.timing import Bench
+from fpdm.benchmarks.workloads import blocks_alone, sampling_run
+from fpdm.config import DiffusionConfig, ExperimentConfig
+from fpdm.cost import ForwardCost
+from fpdm.data.codec import PixelCodec
+from fpdm.diffusion import Diffusion
+from fpdm.evaluation.comparison import Contender, ScoreBook
+from fpdm.evaluation.metrics import Statistics
+from fpdm.loading import make_source
+from fpdm.models import FixedPointDiT, block_cost, forward_cost
+from fpdm.models.blocks import DiTBlock
+from fpdm.models.implicit import ImplicitLayer
+from fpdm.pipeline import FPDMPipeline
+from fpdm.sampling.call import Source
+from fpdm.sampling.generate import plan_for
+from fpdm.sampling.plan import describe, make_plan
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.schedulers import default_scheduler
+from fpdm.training.describe import describe_cost
+
+COST = ForwardCost(explicit_blocks=7, update_blocks=3, explicit_flops=70, update_flops=33)
+
+
+class Stub:
+    """Halves the distance of the iterate from 1 at each update; predicts zeros."""
+
+    def __call__(self, x, t, y, iterations, init=None, tolerance=None, with_residuals=False, anderson=0):
+        counts = torch.as_tensor(iterations).expand(len(x))
+        start = torch.zeros(len(x), 2, 2) if init is None else init
+        solution = 1 - (1 - start) * 0.5 ** counts[:, None, None]
+        return SimpleNamespace(prediction=torch.zeros(len(x), 6, 4, 4), solution=solution, counts=counts,
+                               residuals=torch.rand(len(x), int(counts.max())))  # fmt: skip
+
+
+@pytest.fixture
+def source():
+    return Source(Stub(), Diffusion(), COST, (3, 4, 4), num_classes=2, codec=PixelCodec(), guidable=True)
+
+
+def test_the_budget_counts_three_passes_an_update():
+    plan = make_plan(COST, budget=100, iterations=4)
+    assert len(plan.steps) == 100 // (7 + 4 * 3) == 5 and plan.block_passes == 95
+    assert COST.updates(plan.block_passes, calls=5) == 20
+    text = describe(plan, COST.total_flops(plan.iterations))
+    assert "7 explicit blocks + 4 iterations of 3 blocks each: 95 block passes, 0.000 GFLOPs" in text
+    for allocation in ("increasing", "decreasing"):  # as much of the budget as whole updates can use
+        moved = make_plan(COST, budget=100, iterations=4, allocation=allocation)
+        assert sum(moved.iterations) == (100 - 5 * 7) // 3 and 98 <= moved.block_passes <= 100
+    with pytest.raises(ValueError, match="budget=18 does not hold one timestep of 19 block passes"):
+        make_plan(COST, budget=18, iterations=4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 2.0, "cfg_interval": [0, 300]}, {"allocation": "adaptive"}])
+def test_a_folder_of_samples_says_what_they_cost(source, tmp_path, caplog, settings):
+    with caplog.at_level(logging.INFO, "fpdm"):
+        folder = fpdm.sample_to_folder(source, tmp_path / "samples", 5, batch_size=2, budget=100, **settings)
+    recipe = json.loads((folder / "samples.json").read_text())
+    guided = 2 if "cfg_scale" in settings else 0  # of five timesteps, these in the interval count twice
+    assert recipe["block_passes"] == 95 and recipe["flops_per_image"] == (5 + guided) * (70 + 4 * 33)
+    assert "4 iterations of 3 blocks each: 95 block passes" in caplog.text
+    assert len(list(folder.glob("0*.png"))) == 5
+    if "allocation" in settings:
+        spent = json.loads((folder / "allocation.json").read_text())
+        assert spent["images"] == 5 and spent["block_passes"] == pytest.approx(5 * 7 + 3 * sum(spent["updates"]))
+
+
+def test_scores_say_what_an_image_cost(source, tmp_path):
+    features = lambda images: images.float().flatten(1)[:, :2] + torch.rand(len(images), 2)  # noqa: E731
+    expected = Statistics(torch.zeros(2).numpy(), torch.eye(2).numpy(), 10)
+    book = ScoreBook(tmp_path / "scores.json", features, "", expected, images=6, batch_size=3)
+    score = book.score(Contender("stub", "", source), SamplingConfig(budget=100, iterations=4))
+    assert (score.timesteps, score.block_passes) == (5, 95) and score.gflops == pytest.approx(5 * 202 / 1e9)
+
+
+class ThreeBlocks(ImplicitLayer):
+    """The injection, then three blocks: what a fork writes in the model's file."""
+
+    depth = 3
+
+    def __init__(self, hidden_size, num_heads):
+        super().__init__(hidden_size, num_heads)
+        self.more = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(2))
+
+    def constants(self, x_pre, c):
+        first = super().constants(x_pre, c)
+        return first._replace(modulation=first.modulation + sum((block.modulation(c) for block in self.more), ()))
+
+    def forward(self, h, constants):
+        six = [constants.modulation[i : i + 6] for i in range(0, 18, 6)]
+        h = super().forward(h, constants._replace(modulation=six[0]))
+        for block, modulation in zip(self.more, six[1:], strict=True):
+            h = block(h, modulation)
+        return h
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr("fpdm.models.fixed_point_dit.ImplicitLayer", ThreeBlocks)
+    torch.manual_seed(0)
+    return FixedPointDiT(input_size=4, in_channels=3, hidden_size=32, num_heads=2, num_classes=2, pre_depth=3,
+                         post_depth=4).eval()  # fmt: skip
+
+
+def test_a_network_with_three_blocks_in_the_loop(model):
+    """Only the model knows: costs, plans, the sampler, adaptive allocation, the pipeline and prints follow."""
+    assert block_cost(model) == ForwardCost(7, 3)
+    cost = forward_cost(model)
+    assert cost.update_flops > 0 and model.layers()[3] is model.implicit and len(model.layers()) == 8
+    source = make_source(model, Diffusion(), PixelCodec())
+    assert source.cost == cost
+    for settings in ({"iterations": 4}, {"allocation": "adaptive"}, {"iterations": 4, "anderson": 2}):
+        config = SamplingConfig(budget=100, **settings)
+        assert plan_for(source, config).block_passes == 95
+        assert fpdm.sample(source, 3, budget=100, **settings).shape == (3, 3, 4, 4)
+    printed = describe_cost(ExperimentConfig(), model, cost)
+    assert f"{7 + 3 * (6 + 6.5):g} block passes forward per image" in printed
+    bench = Bench(torch.device("cpu"), "no", 1)
+    plan = plan_for(source, SamplingConfig(budget=38))
+    assert sampling_run(bench, model, (3, 4, 4), 2, plan)().shape == (2, 3, 4, 4)
+    assert blocks_alone(bench, model, 2, plan)().shape == (2, 4, 32)
+
+
+def test_the_pipeline_counts_three_passes_an_update(model):
+    facts = {"diffusion": asdict(DiffusionConfig()), "codec": "pixels", "codec_fingerprint": "pixels"}
+    pipe = FPDMPipeline(model, default_scheduler(Diffusion()), None, facts)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe([0, 1], budget=100, iterations=4, output_type="latent")
+    assert output.block_passes == 95 and len(pipe.scheduler.timesteps) == 5
