@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fpdm import cli
-from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SamplingConfig
+from fpdm.config import DiffusionConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SamplingConfig
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from fpdm.config import ExperimentConfig, ModelConfig, OptimConfig, RunConfig, S
     [
         (lambda: ModelConfig("DiT-XL/2", pre_depth=1), r"model\.pre_depth=1: DiT-XL/2 has no such setting"),
         (lambda: ModelConfig("FPDM-XL/2", depth=3), r"model\.depth=3"),
+        (lambda: DiffusionConfig(weighting="snr"), r"diffusion\.weighting='snr': choose one of v, .*, min-snr, p2$"),
         (lambda: OptimConfig(steps=0), r"optim\.steps=0: at least 1"),
         (lambda: OptimConfig(lr=0), r"optim\.lr=0"),
         (lambda: OptimConfig(lr_schedule="step"), "constant, linear, cosine"),

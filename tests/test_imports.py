@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "precision": set(),
-    "config": {"precision"},
-    "diffusion": set(),
+    "config": {"precision", "weightings"},
+    "weightings": set(),
+    "diffusion": {"weightings"},
     "seeding": set(),
     "config_files": set(),
     "cli": {"config_files", "devices"},
@@ -19,7 +20,7 @@ ALLOWED = {
     "devices": set(),
     "models": {"config"},
     "data": {"config", "precision", "devices", "seeding", "files"},
-    "training": {"precision", "devices", "models", "diffusion", "data", "config", "seeding", "files"},
+    "training": {"precision", "devices", "models", "diffusion", "weightings", "data", "config", "seeding", "files"},
     "sampling": {"devices", "diffusion", "data", "config", "seeding", "files"},
     "evaluation": {"sampling", "devices", "diffusion", "data", "config", "seeding", "files"},
     "chain": {"files"},
