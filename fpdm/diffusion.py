@@ -5,20 +5,25 @@ T number of timesteps, ab the cumulative product alpha_bar, SNR = ab / (1 - ab).
 """
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fpdm.weightings import WEIGHTINGS, is_learned
+
 SCHEDULES = ("linear", "scaled-linear", "cosine")
 PARAMETRISATIONS = ("v", "eps", "x0")
-WEIGHTINGS = ("v", "eps", "x0", "min-snr", "p2")
 MOST_TIMESTEPS = 100_000
 
 
 class Losses(NamedTuple):
-    """Per sample, (B,) float32 each: `total` = `mse` (weighted) + `vb` (bits per dimension; 0 without it)."""
+    """Per sample, (B,) float32 each: `total` = `mse` (weighted) + `vb` (bits per dimension; 0 without it).
+
+    A learned weighting has no part in them: its `mse` is the plain error of what the network predicts.
+    """
 
     total: Tensor
     mse: Tensor
@@ -46,10 +51,9 @@ class Diffusion:
     zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al., 2023).
     learn_sigma: the second half of the prediction's channels is the variance, trained by the
         variational bound with the mean detached (Nichol & Dhariwal, 2021).
-    weighting: which squared error the loss is: `v`, `eps`, `x0` are plain errors of that
-        quantity; `min-snr` weights the x0 error by min(SNR, gamma) (Hang et al., 2023); `p2`
-        by SNR sqrt(1 - ab), as the published FPDM code does. Under zero terminal SNR the
-        last two are 0 at the last timestep, where sampling starts: `v` is the default.
+    weighting: of the squared error, a name in fpdm.weightings. Only `losses` needs it, so a model
+        trained with a weighting that does not exist here can still be sampled.
+    min_snr_gamma: the cap of `min-snr`.
     """
 
     def __init__(
@@ -66,7 +70,6 @@ class Diffusion:
     ):
         _check_choice("schedule", schedule, SCHEDULES)
         _check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
-        _check_choice("weighting", weighting, WEIGHTINGS)
         if parametrisation == "eps" and zero_terminal_snr:
             raise ValueError(
                 "parametrisation='eps' with zero_terminal_snr=true: at the last timestep x_t is the noise itself, "
@@ -91,9 +94,10 @@ class Diffusion:
         self._tables = {
             "signal": np.sqrt(alphas_cumprod),
             "noise": np.sqrt(1 - alphas_cumprod),
-            "weight": loss_weights(weighting, parametrisation, alphas_cumprod, min_snr_gamma),
             **posterior._asdict(),
         }
+        if weighting in WEIGHTINGS:
+            self._tables["weight"] = loss_weights(weighting, parametrisation, alphas_cumprod, min_snr_gamma)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     def _at(self, name: str, t: Tensor) -> Tensor:
@@ -143,6 +147,7 @@ class Diffusion:
 
     def losses(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Losses:
         """Per-sample losses (B,) of a prediction (B, C or 2C, H, H) made from add_noise(x0, noise, t)."""
+        _check_choice("weighting", self.weighting, WEIGHTINGS)
         expected = x0.shape[1] * (2 if self.learn_sigma else 1)
         if prediction.shape[1] != expected:
             raise ValueError(
@@ -213,19 +218,13 @@ def loss_weights(weighting: str, parametrisation: str, alphas_cumprod: np.ndarra
     """Weights (T,) of the squared error of the *predicted* quantity.
 
     A weighting is a weight on the x0 error; an error of the prediction is an x0 error times
-    d = (dx0 / dprediction)**2, so the two differ by that factor.
+    d = (dx0 / dprediction)**2, so the two differ by that factor. A learned weighting starts from the plain error: 1.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    on_x0 = {
-        "v": snr + 1,
-        "eps": snr,
-        "x0": np.ones_like(snr),
-        "min-snr": np.minimum(snr, gamma),
-        "p2": snr * np.sqrt(1 - alphas_cumprod),
-    }[weighting]
-    if parametrisation == weighting:
+    if is_learned(weighting) or parametrisation == weighting:
         return np.ones_like(snr)  # exactly, and also where the ratio below would be 0 / 0
     d = {"v": 1 - alphas_cumprod, "x0": np.ones_like(snr)}
+    on_x0 = WEIGHTINGS[weighting](alphas_cumprod, gamma)
     return on_x0 * (1 / snr if parametrisation == "eps" else d[parametrisation])
 
 
@@ -255,6 +254,6 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fpdm import cli
-from fpdm.config import ExperimentConfig, OptimConfig, RunConfig
+from fpdm.config import DiffusionConfig, ExperimentConfig, OptimConfig, RunConfig
 from fpdm.models import build_model
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.settings import SamplingConfig
@@ -17,6 +17,7 @@ from fpdm.sampling.solvers import SOLVERS
     [
         (lambda: build_model("DiT-XL/2", pre_depth=1), r"model\.pre_depth=1: DiT-XL/2 has no such setting"),
         (lambda: build_model("FPDM-XL/2", depth=3), r"model\.depth=3"),
+        (lambda: DiffusionConfig(weighting="snr"), r"diffusion\.weighting='snr': choose one of v, .*, min-snr, p2$"),
         (lambda: OptimConfig(steps=0), r"optim\.steps=0: at least 1"),
         (lambda: OptimConfig(lr=0), r"optim\.lr=0"),
         (lambda: OptimConfig(lr_schedule="step"), "constant, linear, cosine"),

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fpdm.diffusion import PARAMETRISATIONS, SCHEDULES, WEIGHTINGS, Diffusion, loss_weights
+from fpdm.diffusion import PARAMETRISATIONS, SCHEDULES, Diffusion, loss_weights
+from fpdm.weightings import WEIGHTINGS
 
 RECORDED = {
     "eps": {"parametrisation": "eps", "zero_terminal_snr": False, "weighting": "eps"},
@@ -82,6 +83,28 @@ def test_which_weightings_train_the_last_timestep():
     assert last["p2"] == last["min-snr"] == last["eps"] == 0
 
 
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_another_weighting_is_one_more_function_of_the_noise_level(parametrisation, monkeypatch):
+    monkeypatch.setitem(WEIGHTINGS, "signal", lambda alpha_bar, gamma: alpha_bar * gamma)
+    settings = {"parametrisation": parametrisation, "zero_terminal_snr": False, "learn_sigma": False}
+    ours, plain = Diffusion(**settings, weighting="signal", min_snr_gamma=3.0), Diffusion(**settings, weighting="x0")
+    x0, noise, prediction = torch.randn(3, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    t = torch.tensor([0, 300, 600, 999])
+    weights = torch.tensor(3 * plain.alphas_cumprod[t]).float()
+    expected = weights * plain.losses(prediction, x0, noise, t).mse
+    torch.testing.assert_close(ours.losses(prediction, x0, noise, t).mse, expected)
+
+
+def test_a_weighting_that_does_not_exist_here_prevents_training_alone():
+    """A model of a changed copy of the package can be sampled with this one."""
+    theirs, ours = Diffusion(weighting="theirs"), Diffusion()
+    x, t = torch.ones(1, 4, 8, 8), torch.tensor([5])
+    for a, b in zip(theirs.x0_and_eps(x, x, 0.5), ours.x0_and_eps(x, x, 0.5), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"^weighting='theirs': choose one of v, eps, x0, min-snr, p2$"):
+        theirs.losses(x.repeat(1, 2, 1, 1), x, x, t)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_zero_terminal_snr(schedule):
     plain, rescaled = Diffusion(schedule, zero_terminal_snr=False), Diffusion(schedule)
@@ -105,7 +128,6 @@ def test_mean_is_detached_in_the_bound():
     [
         ("schedule", "sigmoid", "linear, scaled-linear, cosine"),
         ("parametrisation", "epsilon", "v, eps, x0"),
-        ("weighting", "snr", "min-snr"),
         ("timesteps", 1, "at least 2"),
         ("beta_start", 0.5, "beta_start=0.5"),
         ("min_snr_gamma", 0, "min_snr_gamma=0"),

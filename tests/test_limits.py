@@ -84,5 +84,5 @@ def test_an_absurd_dry_run_ends_at_once():
 
 
 def test_the_process_and_its_config_have_one_bound():
-    """fpdm.diffusion imports nothing of ours, so the number stands there too."""
+    """fpdm.diffusion does not import the config, so the number stands there too."""
     assert fpdm.config.limits.TIMESTEPS == MOST_TIMESTEPS

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fpdm.config import limits
 from fpdm.config.checks import check_choice, check_positive, check_range
 from fpdm.precision import PRECISIONS
+from fpdm.weightings import WEIGHTINGS
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 SJFB_VARIANTS = ("stochastic", "multi-step", "jfb")
@@ -48,7 +49,7 @@ class ModelConfig:
 
 @dataclass
 class DiffusionConfig:
-    """The diffusion process: the arguments of fpdm.diffusion.Diffusion, which explains them.
+    __doc__ = f"""The diffusion process: the arguments of fpdm.diffusion.Diffusion, which explains them.
 
     Args:
         schedule: linear, scaled-linear or cosine.
@@ -58,7 +59,7 @@ class DiffusionConfig:
         parametrisation: what the network predicts, v, eps or x0.
         zero_terminal_snr: make the last timestep pure noise; not with eps.
         learn_sigma: predict the variance as well.
-        weighting: of the squared error, v, eps, x0, min-snr or p2.
+        weighting: of the squared error, one of {", ".join(WEIGHTINGS)} (fpdm.weightings explains them).
         min_snr_gamma: the cap of min-snr.
     """
 
@@ -75,6 +76,7 @@ class DiffusionConfig:
     def __post_init__(self):
         check_range(2, limits.TIMESTEPS, **{"diffusion.timesteps": self.timesteps})
         check_positive(1, **{"diffusion.beta_start": self.beta_start, "diffusion.beta_end": self.beta_end})
+        check_choice("diffusion.weighting", self.weighting, WEIGHTINGS)
         check_positive(limits.FACTOR, **{"diffusion.min_snr_gamma": self.min_snr_gamma})
 
 

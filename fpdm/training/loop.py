@@ -32,6 +32,7 @@ from fpdm.training.describe import first_screen
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import EMA
 from fpdm.training.meter import Meter, loss_sums, status_line
+from fpdm.training.objective import Objective, average_gradients
 from fpdm.training.runlog import RunLog, start_tracker
 from fpdm.training.setup import (
     build_network,
@@ -88,12 +89,15 @@ def train(
     set_seed(seed)  # Python's, numpy's and torch's: the initial weights, and what a user's change may draw
     network = build_network(config, store.manifest.shape, len(store.manifest.class_names))
     implicit, cost = network.iterative, forward_cost(network)
+    objective = Objective(diffusion)
     set_seed(seed, device_specific=True)
     network.to(device)
+    objective.to(device)
     ema = EMA(network, optim.ema_decay)
     if config.run.compile:
         compile_layers(network)
-    adamw = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    trained = [*network.parameters(), *objective.parameters()]
+    adamw = torch.optim.AdamW(trained, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "broadcast_buffers is deprecated", FutureWarning
@@ -110,6 +114,7 @@ def train(
         trainer = load_trainer(checkpoint)
         load_weights(network, checkpoint / "model")
         load_weights(ema.model, checkpoint / "ema")
+        objective.load_state_dict(trainer.get("objective", {}))  # older checkpoints have none
         optimizer.load_state_dict(trainer["optimizer"])
         set_groups(optimizer, weight_decay=optim.weight_decay)  # the config's, which may have been changed
         if accelerator.scaler is not None and trainer["scaler"] is not None:
@@ -151,18 +156,21 @@ def train(
             set_groups(optimizer, lr=rate)
 
             optimizer.zero_grad(set_to_none=ranks == 1)  # or they would be made anew beside DDP's buckets
-            sums, residual = 0.0, 0.0
+            sums, residual, minimised = 0.0, 0.0, 0.0
             for first in range(0, share, micro):
                 part = slice(first, first + micro)
                 last = first + micro == share
                 with nullcontext() if last else accelerator.no_sync(model):
                     output = model(x_t[part], draws.t[part], y[part], drop_labels=draws.drop_labels[part], **forward)
                     losses = diffusion.losses(output.prediction, x0[part], draws.noise[part], draws.t[part])
-                    accelerator.backward(losses.total.sum() / share)
+                    loss = objective(losses, draws.t[part]).sum() / share
+                    accelerator.backward(loss)
+                minimised += loss.detach()
                 sums += loss_sums(losses, draws.t[part], diffusion.timesteps) / share
                 if output.residuals is not None:
                     residual += output.residuals[:, -1].sum() / share
-            norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm or math.inf)
+            average_gradients(accelerator, objective)
+            norm = accelerator.clip_grad_norm_(trained, optim.clip_norm or math.inf)
 
             # A non-finite step is skipped on the device: the host does not wait to hear of it.
             finite = torch.isfinite(norm)
@@ -192,6 +200,8 @@ def train(
                 if implicit:
                     values |= {"n": n, "m": m}
                     values |= {"residual": float(accelerator.reduce(residual, "mean"))} if known.in_a_row == 0 else {}
+                if objective.weighting is not None and known.in_a_row == 0:
+                    values["objective"] = float(accelerator.reduce(minimised, "mean"))
                 if accelerator.scaler is not None:
                     values["loss_scale"] = accelerator.scaler.get_scale()
                 log.record(done, values, status_line(done, optim.steps, values))
@@ -207,6 +217,7 @@ def train(
                             "step": done,
                             "skipped": known.skipped,
                             "skipped_in_a_row": known.in_a_row,
+                            "objective": objective.state_dict(),
                             "optimizer": optimizer.state_dict(),
                             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                             "meter": interval,

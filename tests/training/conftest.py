@@ -2,7 +2,16 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fpdm.config import DataConfig, EncodeConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
+from fpdm.config import (
+    DataConfig,
+    DiffusionConfig,
+    EncodeConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SJFBConfig,
+)
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
@@ -27,9 +36,10 @@ def unmirrored_store(image_folder, tmp_path):
 def experiment(tiny_store, tmp_path):
     """A small FPDM experiment; keyword arguments replace settings by section."""
 
-    def make(model=None, optim=None, run=None, data=None, sjfb=None):
+    def make(model=None, optim=None, run=None, data=None, sjfb=None, diffusion=None):
         return ExperimentConfig(
             model=ModelConfig(**{"name": "FPDM-XS/4", "hidden_size": 32, "num_heads": 2, **(model or {})}),
+            diffusion=DiffusionConfig(**(diffusion or {})),
             sjfb=SJFBConfig(**{"no_grad": 2, "grad": 2, **(sjfb or {})}),
             data=DataConfig(**{"latents": str(tiny_store), **(data or {})}),
             optim=OptimConfig(**{"steps": 4, "batch_size": 8, "lr": 1e-3, "warmup": 2, **(optim or {})}),

@@ -1,0 +1,41 @@
+"""What a training step minimises, made from the losses of its samples; holds a learned weighting's parameters."""
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fpdm.diffusion import Diffusion, Losses
+from fpdm.weightings import WEIGHTINGS, is_learned
+
+
+class Objective(nn.Module):
+    """Per sample, the total loss; with a learned weighting, what it makes of the mse, plus the variational bound.
+
+    With a fixed weighting there are no parameters here, and the losses are weighted already.
+    """
+
+    def __init__(self, diffusion: Diffusion):
+        super().__init__()
+        self.name = diffusion.weighting
+        self.weighting = WEIGHTINGS[self.name](diffusion.alphas_cumprod) if is_learned(self.name) else None
+
+    def forward(self, losses: Losses, t: Tensor) -> Tensor:
+        """losses of B samples at timesteps t (B,) -> (B,) float32."""
+        if self.weighting is None:
+            return losses.total
+        weighted = self.weighting(losses.mse, t)
+        if weighted.shape != t.shape:  # it would be broadcast, and train something else
+            raise ValueError(
+                f"diffusion.weighting={self.name}: its result has shape {tuple(weighted.shape)}; "
+                f"return one number per sample, {tuple(t.shape)}"
+            )
+        return weighted + losses.vb
+
+
+def average_gradients(accelerator: Accelerator, objective: Objective) -> None:
+    """Average the gradients of a learned weighting over processes, as DDP does for the network.
+
+    DDP is not used for it: so few parameters need no buckets, and accelerate would run it under autocast.
+    """
+    for parameter in objective.parameters():
+        if parameter.grad is not None:
+            parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
