@@ -16,6 +16,7 @@ _HOMES = {
     "FPDMPipeline": "fpdm.pipeline",
     "SamplingConfig": "fpdm.config",
     "draw": "fpdm.sampling.generate",
+    "evaluate": "fpdm.evaluation.evaluate",
     "load_checkpoint": "fpdm.loading",
     "load_source": "fpdm.loading",
     "save_grid": "fpdm.sampling.images",

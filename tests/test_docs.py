@@ -28,6 +28,12 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+def module_of(script: str) -> dict:
+    """Names of a script: of its module in fpdm.commands, if it has one."""
+    command = ROOT / "fpdm" / "commands" / Path(script).name
+    return runpy.run_path(str(command if command.is_file() else ROOT / script))
+
+
 EVERY = sorted({(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands(page)})
 
 
@@ -49,16 +55,18 @@ def test_command_is_accepted(page, command, monkeypatch):
         assert words[0] == "bash"
         return
     assert words[0] in LAUNCHERS, command
-    module = runpy.run_path(script)
+    module = module_of(script)
     parser, settings = module["parser"](), module["Settings"]
     cli.parse(settings, parser, words[words.index(script) + 1 :])
 
 
 @pytest.mark.parametrize(
-    "script", sorted(p.name for p in (ROOT / "scripts").glob("*.py") if "make_parser" in p.read_text())
-)
+    "script",
+    sorted(p.name for where in ("scripts", "fpdm/commands") for p in (ROOT / where).glob("*.py")
+           if "make_parser" in p.read_text()),
+)  # fmt: skip
 def test_every_option_is_explained(script):
-    module = runpy.run_path(str(ROOT / "scripts" / script))
+    module = module_of(f"scripts/{script}")
     settings = module["Settings"]
     for field in fields(settings):
         assert re.search(rf"^ +{field.name}: \S", settings.__doc__, re.MULTILINE), f"{script} --{field.name}"

@@ -15,6 +15,7 @@ from fpdm.config.experiment import (
 )
 from fpdm.config.preparation import EncodeConfig, VAEConfig
 from fpdm.config.sampling import SamplingConfig
+from fpdm.config.scoring import ScoringConfig
 
 __all__ = [
     "DataConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "RunConfig",
     "SJFBConfig",
     "SamplingConfig",
+    "ScoringConfig",
     "VAEConfig",
     "check_choice",
     "check_positive",

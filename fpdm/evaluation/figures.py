@@ -1,4 +1,4 @@
-"""Figures: scores over how a budget was spent, and labelled strips of images."""
+"""Figures: scores over the ways to spend a budget, residuals, and labelled strips of images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
 
 class Smoothing(NamedTuple):
-    """What the paper's Fig. 4 and 6a show: FPDM's curves, the baseline's score, the noise floor and the axis names."""
+    """Data of the paper's Fig. 4 and 6a: FPDM's curves, the baseline's score, the noise floor and the axis names."""
 
     curves: list[Curve]
     baseline: float
@@ -65,7 +65,7 @@ def plot_smoothing(data: Smoothing, path: Path) -> None:
 
 
 def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> None:
-    """Scores over something that doubles, such as budgets."""
+    """Scores over a quantity that doubles, such as budgets."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
@@ -82,7 +82,7 @@ def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> Non
 
 
 class Point(NamedTuple):
-    """x, and a score with its deviation over seeds; explicit: of a DiT."""
+    """A score at x, with its deviation over seeds; explicit: it is of a DiT."""
 
     label: str
     x: float
@@ -92,7 +92,7 @@ class Point(NamedTuple):
 
 
 def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> None:
-    """Scores over something, each with its label."""
+    """Scores over any quantity, each with its label."""
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
     for family, explicit, colour in (("FPDM", False, FPDM_COLOURS[0]), ("DiT", True, DIT_COLOUR)):
@@ -109,14 +109,14 @@ def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> Non
 
 
 def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> None:
-    """Of a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all of some timesteps' updates.
+    """Residuals of a sampling run (Fig. 6b, 6c): of each timestep's last update, and of all updates at five timesteps.
 
-    timesteps (S,), residuals (B, S, K) with NaN where an image had fewer than K updates.
+    timesteps (S,); residuals (B, S, K), NaN if an image had fewer than K updates.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     last, twice = last_residuals(residuals), len(set(timesteps.tolist())) < len(timesteps)
-    # Where a solver calls the model twice at a timestep, timesteps are no axis to draw over.
+    # If a solver calls the model twice at a timestep, the axis is the model call.
     along = np.arange(1, len(timesteps) + 1) if twice else timesteps
     faint = left.plot(along, last.T, color=FPDM_COLOURS[0], alpha=0.25, linewidth=1)
     faint[0].set_label("each image")
@@ -170,7 +170,7 @@ def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothin
 
 
 def plot_shares(rows: dict[str, dict[str, float]], path: Path) -> None:
-    """One bar for each row, cut into the shares of its parts; parts of the same name have the same colour."""
+    """One bar per row, divided into the shares of its parts; parts of the same name have the same colour."""
     names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
     figure = Figure(figsize=(10, 1.6 + 0.6 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

@@ -1,0 +1,1 @@
+"""The command lines: each module parses, calls the package and exits."""
