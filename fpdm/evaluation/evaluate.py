@@ -5,12 +5,12 @@ All three functions run alone or under torchrun (or `accelerate launch`), where 
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -42,22 +42,22 @@ def evaluate(samples: str | Path, reference: str | Path, *, out: str | Path | No
     settings: of a ScoringConfig, as in features="dinov2", bootstrap=10, batch_size=128; resolution is not among them.
 
     Returns the scores by name (METRICS), then images, reference_images, resolution, extractor (identifies its weights),
-    settings, and sampling (the recipe beside the samples, or None). All processes return the main process's result.
-    ValueError or FileNotFoundError, in one line, for settings and files that do not fit.
+    settings, and sampling (the recipe beside the samples, or None). The main process computes and writes them; all
+    processes return them. ValueError or FileNotFoundError, in one line, for settings and files that do not fit.
     """
     config, reference = _config(settings), _existing("reference", reference)
     samples = _existing("samples", samples)
     if config.resolution is not None:
-        raise ValueError(f"resolution={config.resolution} with samples: theirs counts; leave it out")
+        raise ValueError(f"resolution={config.resolution} with samples: their own resolution is used; leave it out")
     images = Samples(samples)
     recipe = recipe_of(images)
     measure = _open(config, reference, images.resolution)
     expected, found = measure.reference(reference), measure(images)
-    result = None
-    if measure.state.is_main_process:
+
+    def result() -> dict:
         values = score(found, expected, measure.extractor.name, config.bootstrap)
         logger.info("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        result = values | {
+        scored = values | {
             "images": images.count,
             "reference_images": expected.pool.count,
             "resolution": images.resolution,
@@ -66,8 +66,10 @@ def evaluate(samples: str | Path, reference: str | Path, *, out: str | Path | No
             "sampling": recipe,
         }
         if out is not None:
-            _write(Path(out), result)
-    return broadcast_object_list([result])[0]
+            _write(Path(out), scored)
+        return scored
+
+    return _by_main(measure.state, result)
 
 
 def make_reference(reference: str | Path, file: str | Path, **settings) -> int:
@@ -86,11 +88,13 @@ def make_reference(reference: str | Path, file: str | Path, **settings) -> int:
         raise ValueError(f"reference {reference}: holds statistics; make_reference needs the images")
     measure = _open(config, reference, _given_resolution(config))
     made = measure.reference(reference)
-    if measure.state.is_main_process:
+
+    def save() -> int:
         save_reference(file, made, measure.facts | {"source": reference})
         logger.info(f"{reference}: {made.pool.count:,d} images -> {file}")
-    measure.state.wait_for_everyone()
-    return made.pool.count
+        return made.pool.count
+
+    return _by_main(measure.state, save)
 
 
 def self_test(reference: str | Path, **settings) -> list[Check]:
@@ -169,6 +173,20 @@ def _open(config: ScoringConfig, reference: str, resolution: int) -> _Measure:
     with state.main_process_first():  # it trains or downloads what the other processes then load
         extractor, key = EXTRACTORS[config.features](config, reference, resolution)
     return _Measure(config, extractor.to(state.device).eval(), key, resolution, state)
+
+
+def _by_main(state: PartialState, work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises on the main process, on all processes; otherwise they would wait for it."""
+    outcome = None
+    if state.is_main_process:
+        try:
+            outcome = work()
+        except (ValueError, OSError) as error:
+            outcome = error
+    (outcome,) = broadcast_object_list([outcome])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _config(settings: dict) -> ScoringConfig:

@@ -92,18 +92,25 @@ module.gather = functools.partial(module.gather, chunk=10)  # so that both proce
 folder = Path(sys.argv[2])
 result = fpdm.evaluate(folder / "samples.npz", folder / "reference.npz", features="averages", bootstrap=3, batch_size=4,
                        cache=folder / "two", out=folder / "two.json")
+result["refused"] = ""
+try:
+    fpdm.evaluate(folder / "few.npz", folder / "reference.npz", features="averages", cache=folder / "few")
+except ValueError as error:  # the main process finds it, and all processes raise it
+    result["refused"] = str(error)
 (folder / f"rank-{PartialState().process_index}.json").write_text(json.dumps(result))
 """
 
 
 def test_two_processes_return_what_one_returns(sets, averages, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
+    np.savez(tmp_path / "few.npz", np.zeros((3, 8, 8, 3), np.uint8))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(tmp_path / "worker.py"), __file__, str(tmp_path)]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((tmp_path / name).read_text()) for name in ("rank-0.json", "rank-1.json", "two.json")]
+    assert [r.pop("refused") for r in results[:2]] == ["3 images: precision and recall need 4"] * 2
     assert results[0] == results[1] == results[2]
     one = fpdm.evaluate(*sets, features=averages, bootstrap=3, cache=tmp_path / "one")
     assert list(one) == list(results[0])
