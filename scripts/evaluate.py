@@ -1,4 +1,4 @@
-"""Score images against a reference; --help lists the options. The code is in fpdm/commands/evaluate.py."""
+"""Score images against a reference: Fréchet distances, Inception score, KID, precision and recall."""
 
 from fpdm.commands.evaluate import run
 
