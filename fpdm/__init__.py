@@ -15,6 +15,7 @@ _HOMES = {
     "Diffusion": "fpdm.diffusion",
     "FPDMPipeline": "fpdm.pipeline",
     "SamplingConfig": "fpdm.sampling.settings",
+    "evaluate": "fpdm.evaluation.evaluate",
     "load_checkpoint": "fpdm.loading",
     "load_source": "fpdm.loading",
     "sample": "fpdm.sampling.generate",

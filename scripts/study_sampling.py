@@ -15,9 +15,9 @@ from fpdm.chain import keep_settings
 from fpdm.config import check_choice, check_range, limits
 from fpdm.data.codec import Codec
 from fpdm.devices import allow_tf32, process_state
-from fpdm.evaluation.classifier import cached_classifier
 from fpdm.evaluation.comparison import Contender, ScoreBook
 from fpdm.evaluation.convergence import solve_residuals
+from fpdm.evaluation.features import cached_classifier
 from fpdm.evaluation.metrics import noise_floor, score_name, statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import difference, over_seeds, spread

@@ -1,8 +1,10 @@
 """The Python in README and docs runs, on a run of the tests' own."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -14,11 +16,13 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)])
-def test_python_runs(page, block, tiny_run, tmp_path, monkeypatch, capsys):
+def test_python_runs(page, block, tiny_run, image_folder, tmp_path, monkeypatch, capsys):
     """The same lines on a small run, on the CPU, with labels that it has."""
     monkeypatch.chdir(tmp_path)
     stands_for = {
         '"results/000-FPDM-XL-2"': f'"{tiny_run}"',
+        '"samples/fpdm"': '"samples.npz"',
+        '"/path/to/imagenet/train"': f'"{image_folder}"',
         "FPDM-XL/2": "FPDM-XS/2",
         '"cuda"': '"cpu"',
         "classes=[207, 360]": "classes=[1, 2]",
@@ -27,6 +31,7 @@ def test_python_runs(page, block, tiny_run, tmp_path, monkeypatch, capsys):
     }
     for theirs, ours in stands_for.items():
         block = block.replace(theirs, ours)
+    np.savez("samples.npz", np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
     names = {}
     exec(block, names)
     printed = capsys.readouterr().out
@@ -36,7 +41,9 @@ def test_python_runs(page, block, tiny_run, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "grid.png").stat().st_size > 0 and names["images"].shape == (16, 3, 16, 16)
     if "pipe" in names:
         assert len(names["images"]) == 2 and names["images"][0].size == (16, 16)
+    if "scores" in names:
+        assert json.loads((tmp_path / "score.json").read_text()) == names["scores"]
 
 
 def test_there_are_blocks_to_run():
-    assert {page for page, _ in BLOCKS} == {"README.md", "sampling.md"}
+    assert {page for page, _ in BLOCKS} == {"README.md", "evaluation.md", "sampling.md"}

@@ -16,6 +16,7 @@ from fpdm.config.experiment import (
     SJFBConfig,
 )
 from fpdm.config.preparation import EncodeConfig, VAEConfig
+from fpdm.config.scoring import ScoringConfig
 
 __all__ = [
     "DataConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "OptimConfig",
     "RunConfig",
     "SJFBConfig",
+    "ScoringConfig",
     "VAEConfig",
     "check_choice",
     "check_positive",

@@ -1,6 +1,6 @@
-"""Statistics of features in one pass, in float64, that can be saved, merged and continued.
+"""Statistics of features in one pass, in float64; they can be saved, merged and continued.
 
-They accumulate on the device of the features, and leave it when they are asked for: `add` does not wait for it.
+The sums stay on the device of the features until they are asked for: `add` does not wait for the device.
 
 F features, K logits.
 """
@@ -17,11 +17,11 @@ from fpdm.evaluation.features import Features
 from fpdm.evaluation.metrics import Statistics
 
 SPLITS = 10  # of the Inception score
-SHUFFLE_SEED = 2020  # torch-fidelity's, so that its splits are ours
+SHUFFLE_SEED = 2020  # as in torch-fidelity, for the same splits
 
 
 class FeatureMoments:
-    """Count, sum (F,) and sum of products (F, F) of features, the two of them float64."""
+    """Count, sum (F,) and sum of products (F, F) of features; both sums are float64."""
 
     def __init__(self, count: int = 0, total: Tensor | None = None, products: Tensor | None = None):
         self.count, self.total, self.products = count, total, products
@@ -36,7 +36,7 @@ class FeatureMoments:
             self._grow(other.count, other.total, other.products)
 
     def check_finite(self) -> None:
-        """ValueError where any feature was not: a sum in float64 cannot overflow, so it shows in the sum."""
+        """ValueError if a feature is not finite. Sums in float64 do not overflow, so it is enough to check the sum."""
         if self.total is not None and not torch.isfinite(self.total).all():
             raise ValueError("features hold NaN or infinity; check the images")
 
@@ -54,7 +54,7 @@ class FeatureMoments:
 
 
 class InceptionScore:
-    """exp of the mean KL of p(y|x) from p(y) in each of ten random splits (Salimans et al., 2016)."""
+    """exp(mean KL(p(y|x) || p(y))) in each of ten random splits (Salimans et al., 2016)."""
 
     def __init__(self, counts: Tensor | None = None, labels: Tensor | None = None, negentropy: Tensor | None = None):
         self.counts = counts  # (SPLITS,), images of each split
@@ -62,11 +62,11 @@ class InceptionScore:
         self.negentropy = negentropy  # (SPLITS,), sums of p log p
 
     def add(self, logits: Tensor, splits: Tensor) -> None:
-        """logits (B, K); splits (B,) which split each image is in, on the same device."""
+        """logits (B, K); splits (B,): the split of each image, on the same device."""
         log_p = to_float64(logits).log_softmax(1)
         p = log_p.exp()
         splits = splits.to(p.device)
-        # (B, SPLITS): a product with it sums by split, in the same order each time, as index_add on a GPU would not.
+        # (B, SPLITS): a product with it sums by split, always in the same order; index_add on a GPU would not.
         member = (splits[:, None] == torch.arange(SPLITS, device=p.device)).double()
         self._grow(member.sum(0), member.mT @ p, member.mT @ (p * log_p).sum(1))
 
@@ -75,7 +75,7 @@ class InceptionScore:
             self._grow(other.counts, other.labels, other.negentropy)
 
     def score(self) -> tuple[float, float]:
-        """Mean and standard deviation over the splits; NaN where there are fewer images than splits."""
+        """Mean and standard deviation over the splits; NaN if there are fewer images than splits."""
         counts, labels, negentropy = (part.cpu().numpy() for part in (self.counts, self.labels, self.negentropy))
         if counts.min() == 0:
             return float("nan"), float("nan")
@@ -89,12 +89,12 @@ class InceptionScore:
 
 
 def added(total: Tensor | None, part: Tensor) -> Tensor:
-    """Their sum, on the device of the part that is added."""
+    """total + part, on the device of `part`."""
     return part if total is None else total.to(part.device) + part
 
 
 def random_splits(count: int) -> Tensor:
-    """Which of the ten splits each of `count` images is in, (count,) int64."""
+    """The split, 0 to 9, of each of `count` images: (count,) int64."""
     order = np.random.RandomState(SHUFFLE_SEED).permutation(count)
     bounds = [i * count // SPLITS for i in range(1, SPLITS)]
     splits = np.empty(count, dtype=np.int64)
@@ -103,7 +103,7 @@ def random_splits(count: int) -> Tensor:
 
 
 class Accumulator(NamedTuple):
-    """Everything that is summed up over images."""
+    """All sums over images."""
 
     pool: FeatureMoments
     spatial: FeatureMoments
@@ -126,7 +126,7 @@ class Accumulator(NamedTuple):
             ours.merge(theirs)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As arrays to be saved, which waits for the device; `of` is the way back. ValueError if not finite."""
+        """The sums as arrays to save, the inverse of `of`; waits for the device. ValueError if they are not finite."""
         self.pool.check_finite()
         self.spatial.check_finite()
         parts = {
@@ -140,7 +140,7 @@ class Accumulator(NamedTuple):
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray]) -> "Accumulator":
-        """From `arrays`, on the CPU."""
+        """From what `arrays` returned, on the CPU."""
         made = cls.empty()
         for name, part in made._asdict().items():
             for field in vars(part):

@@ -1,16 +1,16 @@
-"""Features of an image set, whatever its size: in batches, on several processes, resumed after an interruption.
+"""Features of an image set of any size: in batches, on several processes, resumed after an interruption.
 
-A folder for each set and extractor:
+Each set and extractor has a folder:
 
-rank-0000.npz   what one process has summed up, and which chunks are in it
-kept.f32        features of some images, evenly spread over the set, for what needs them one by one
-gathered.npz    the result; the files of the ranks are removed when it is there
+rank-0000.npz   the sums of one process, and which chunks are in them
+kept.f32        features of single images, evenly spread over the set, for metrics that need them one by one
+gathered.npz    the result; the files of the ranks are removed once it exists
 """
 
 import os
 import zipfile
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,26 +20,21 @@ from tqdm import tqdm
 
 from fpdm.devices import send
 from fpdm.evaluation.accumulate import Accumulator, random_splits
-from fpdm.evaluation.features import Features
+from fpdm.evaluation.features import Extractor
 from fpdm.evaluation.metrics import Statistics
 from fpdm.evaluation.samples import Samples
 from fpdm.files import write_arrays
 
 KEPT, RESULT = "kept.f32", "gathered.npz"
-CHUNK = 4096  # images between savings
-
-
-class Extractor(Protocol):
-    """name: as in EXTRACTORS; features: uint8 (B, 3, R, R) -> Features."""
-
-    name: str
-
-    def features(self, images: Tensor) -> Features: ...
+CHUNK = 4096  # images between two saves
 
 
 class Gathered(NamedTuple):
-    """What scores are made of. pool: of all images; spatial: of Inception's; inception_score: mean and standard
-    deviation; kept: features (K, F) of images evenly spread over the set, all of them if K is their number."""
+    """What scores are computed from.
+
+    pool: statistics of the pool features of all images; spatial: of Inception's spatial features; inception_score: mean
+    and standard deviation; kept: features (K, F) of K images evenly spread over the set, or of all.
+    """
 
     pool: Statistics
     spatial: Statistics | None
@@ -58,9 +53,10 @@ def gather(
     keep: int = 50_000,
     chunk: int = CHUNK,
 ) -> Gathered:
-    """Of all images of a set, taken up where an earlier call in this folder was stopped.
+    """Features of all images of a set, summed up; resumes where an earlier call in this folder was stopped.
 
-    keep: of how many images to keep the features. Every process returns the whole result.
+    keep: number of images whose features are kept. Every process calls this, and returns the whole result.
+    ValueError if a file in the folder is damaged, or if features are not finite.
     """
     result = folder / RESULT
     if not result.exists():
@@ -95,7 +91,7 @@ def _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk
                 rows.append(features.pool)
                 at += len(images)
                 progress.update(len(images))
-            arrays = accumulator.arrays()  # here alone the host waits for the device
+            arrays = accumulator.arrays()  # the only place where the host waits for the device
             _keep(folder / KEPT, kept, first, torch.cat(rows).cpu())
             done.append(i)
             write_arrays(mine, {"chunks": np.array(done), **arrays})
@@ -112,18 +108,18 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _keep(path: Path, kept: np.ndarray, first: int, features: Tensor) -> None:
-    """Write those of a chunk's features that are to be kept, at their places in the file."""
+    """Write the kept ones of a chunk's features to their places in the file."""
     low, high = np.searchsorted(kept, [first, first + len(features)])
     if low == high:
         return
     width = features.shape[1]
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:  # others write to it, too
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:  # other processes write to it too
         file.seek(4 * width * int(low))
         file.write(features[kept[low:high] - first].numpy().astype("<f4").tobytes())
 
 
 def _merge(folder: Path, chunks: int) -> None:
-    """Sum up what all processes have, once nothing is missing."""
+    """Sum up the files of all processes; ValueError if a chunk is missing."""
     paths, whole, seen = sorted(folder.glob("rank-*.npz")), Accumulator.empty(), set()
     for path in paths:
         arrays = _read(path)

@@ -1,34 +1,56 @@
-"""What an extractor makes of images, and the extractors whose weights others trained: Inception and DINOv2.
+"""Images -> features: Inception, DINOv2, and a classifier that needs no download.
+
+To add an extractor, write it here with a function that opens it, and name that function in EXTRACTORS, at the end.
 
 B images of R x R pixels.
 """
 
 import hashlib
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
 
-EXTRACTORS = ("inception", "dinov2", "dinov2-s", "cnn")
-SPATIAL_CHANNELS = 7  # of 192: ADM's evaluator takes so many of them for sFID
+from fpdm.config import ScoringConfig
+from fpdm.evaluation.samples import load_labelled
+
+SPATIAL_CHANNELS = 7  # of 192; ADM's evaluator uses the first 7 for sFID
 DINOV2 = {"dinov2": "vit_large_patch14_dinov2.lvd142m", "dinov2-s": "vit_small_patch14_dinov2.lvd142m"}
 DINOV2_SIZE = 224
+CNN_SEED = 0
+CNN_STEPS = 300
+CNN_BATCH = 64
 
 
 class Features(NamedTuple):
-    """pool (B, F), which distances are taken of; Inception's spatial (B, G), for sFID, and logits (B, K), for IS."""
+    """pool (B, F), for distances; Inception also has spatial (B, G), for sFID, and logits (B, K), for IS."""
 
     pool: Tensor
     spatial: Tensor | None = None
     logits: Tensor | None = None
 
 
+class Extractor(Protocol):
+    """A module with a name, which is part of the score's name, and features: uint8 (B, 3, R, R) -> Features."""
+
+    name: str
+
+    def features(self, images: Tensor) -> Features: ...
+
+
 class Inception(nn.Module):
-    """The TensorFlow Inception of published FIDs, by torch-fidelity: 2048 pool features, 1008 logits without bias
-    (as IS takes them), and the spatial features of sFID (Nash et al., 2021): 7 channels of 17 x 17."""
+    """The TensorFlow Inception of published FIDs, in torch-fidelity's port.
+
+    It gives 2048 pool features, 1008 logits without bias (for IS), and the spatial features of sFID
+    (Nash et al., 2021): 7 channels of 17 x 17.
+    """
 
     name = "inception"
 
@@ -45,7 +67,7 @@ class Inception(nn.Module):
         except OSError as error:
             raise FileNotFoundError(
                 "Inception weights could not be downloaded; give a local copy with --inception PATH, "
-                "or use --features cnn, which needs none"
+                "or use --features cnn, which needs no weights"
             ) from error
         except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
             raise ValueError(f"inception weights {weights}: not torch-fidelity's Inception file ({error})") from error
@@ -68,9 +90,9 @@ class Inception(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """The class token of DINOv2 (Oquab et al., 2024), by timm, as Stein et al. (2023) take it: ViT-L/14 at 224 pixels.
+    """The class token of DINOv2 (Oquab et al., 2024) in timm's port: ViT-L/14 at 224 pixels, as in Stein et al. (2023).
 
-    `dinov2-s` is the small one, for quick looks.
+    `dinov2-s` is the small network, for quick checks.
     """
 
     def __init__(self, name: str = "dinov2", weights: str | None = None):
@@ -96,7 +118,7 @@ class DINOv2(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 1024), or (B, 384) of the small one."""
+        """uint8 (B, 3, R, R) -> (B, 1024), or (B, 384) for the small network."""
         config = self.network.default_cfg
         side = [DINOV2_SIZE, DINOV2_SIZE]
         x = transforms.resize(images, side, transforms.InterpolationMode.BICUBIC, antialias=True).float() / 255
@@ -106,8 +128,108 @@ class DINOv2(nn.Module):
         return Features(self(images))
 
 
+class Classifier(nn.Module):
+    """A small convolutional classifier; its features are the last convolution's 64 channels, averaged over positions.
+
+    They describe strokes and shapes, as Inception's do. The fully connected layers after them were tried too: their
+    features say little more than how sure the classifier is of the class.
+    """
+
+    name = "cnn"
+    dimensions = 64
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, self.dimensions, 3, padding=1), nn.BatchNorm2d(self.dimensions), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(16 * self.dimensions, 64),
+            nn.ReLU(),
+            nn.Linear(64, num_classes),
+        )
+        self.register_buffer("scale", torch.ones(self.dimensions))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, R, R) -> (B, 64, h, h) float32."""
+        if images.shape[-1] < 8:
+            raise ValueError(f"features=cnn: images of {images.shape[-1]} pixels; at least 8 are needed")
+        x = images.float() / 127.5 - 1
+        if x.shape[-1] > 64:  # enough for classification, and it bounds the time
+            x = F.interpolate(x, size=(64, 64), mode="area")
+        return self.convolutions(x)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, R, R) -> (B, num_classes)."""
+        return self.head(self.maps(images))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, R, R) -> (B, 64), each of unit standard deviation over the reference."""
+        return self.maps(images).mean((2, 3)) * self.scale
+
+    def features(self, images: Tensor) -> Features:
+        return Features(self(images))
+
+
+def train_classifier(images: Tensor, labels: Tensor, num_classes: int) -> Classifier:
+    """Classifier fitted in seconds to images uint8 (N, 3, R, R) and labels (N,), from a fixed seed.
+
+    It always trains on the CPU, so that scores from machines with and without a GPU can be compared.
+    """
+    if num_classes < 2:
+        raise ValueError(
+            "features=cnn needs a reference with at least two classes; "
+            "use features=inception (--inception PATH for a local copy of its weights)"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(CNN_SEED)
+        model = Classifier(num_classes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CNN_STEPS)
+    generator = torch.Generator().manual_seed(CNN_SEED)
+    for _ in tqdm(range(CNN_STEPS), desc="train cnn features", unit="step"):
+        rows = torch.randint(len(images), (CNN_BATCH,), generator=generator)
+        loss = F.cross_entropy(model.logits(images[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval().requires_grad_(False)
+    features = torch.cat([model(batch) for batch in images.split(256)])
+    model.scale.copy_(1 / features.std(0).clamp_min(1e-6))
+    return model
+
+
+def cached_classifier(images: Tensor, labels: Tensor, num_classes: int, cache: Path) -> tuple[Classifier, str]:
+    """The classifier of this reference, trained once and kept in `cache`, and its key.
+
+    The key is a hash of the images, the labels and the recipe, so old weights are never used for another reference or
+    another version of the recipe.
+    """
+    recipe = (CNN_SEED, CNN_STEPS, CNN_BATCH, str(Classifier(num_classes)), images.shape)
+    digest = hashlib.blake2b(repr(recipe).encode(), digest_size=8)
+    digest.update(images.numpy().tobytes())
+    digest.update(labels.numpy().tobytes())
+    path = cache / f"cnn-{digest.hexdigest()}.pt"
+    if path.exists():
+        model = Classifier(num_classes)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval().requires_grad_(False), digest.hexdigest()
+    model = train_classifier(images, labels, num_classes)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    torch.save(model.state_dict(), partial)
+    os.replace(partial, path)
+    return model, digest.hexdigest()
+
+
 def weights_key(path: str | None, default: str) -> str:
-    """What identifies an extractor's weights: a hash of the file, or the name of what was downloaded."""
+    """Identifies an extractor's weights: a hash of the file, or `default` for downloaded weights."""
     if path is None:
         return default
     digest = hashlib.blake2b(digest_size=8)
@@ -115,3 +237,27 @@ def weights_key(path: str | None, default: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _open_inception(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+    return Inception(config.inception), weights_key(config.inception, "torch-fidelity")
+
+
+def _open_dinov2(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+    return DINOv2(config.features, config.dinov2), weights_key(config.dinov2, "timm")
+
+
+def _open_cnn(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+    images, labels, classes = load_labelled(reference, resolution, workers=config.workers)
+    return cached_classifier(images, labels, classes, Path(config.cache))
+
+
+# --features NAME -> a function of (settings, reference, resolution) that opens the extractor on the CPU, and returns it
+# with a key that identifies its weights.
+EXTRACTORS: dict[str, Callable[[ScoringConfig, str, int], tuple[Extractor, str]]] = {
+    "inception": _open_inception,
+    "dinov2": _open_dinov2,
+    "dinov2-s": _open_dinov2,
+    "cnn": _open_cnn,
+}
+FITTED = {"cnn"}  # extractors that are trained on the reference, so they need its images, not only its statistics

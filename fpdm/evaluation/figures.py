@@ -1,4 +1,4 @@
-"""Figures: scores over how a budget was spent, and labelled strips of images."""
+"""Figures: scores over the ways to spend a budget, residuals, and labelled strips of images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
 
 
 class Smoothing(NamedTuple):
-    """What the paper's Fig. 4 and 6a show: FPDM's curves, the baseline's score, the noise floor and the axis names."""
+    """Data of the paper's Fig. 4 and 6a: FPDM's curves, the baseline's score, the noise floor and the axis names."""
 
     curves: list[Curve]
     baseline: float
@@ -62,7 +62,7 @@ def plot_smoothing(data: Smoothing, path: Path) -> None:
 
 
 def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> None:
-    """Scores over something that doubles, such as budgets."""
+    """Scores over a quantity that doubles, such as budgets."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
@@ -79,7 +79,7 @@ def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> Non
 
 
 class Point(NamedTuple):
-    """x, and a score with its deviation over seeds; explicit: of a DiT."""
+    """A score at x, with its deviation over seeds; explicit: it is of a DiT."""
 
     label: str
     x: float
@@ -89,7 +89,7 @@ class Point(NamedTuple):
 
 
 def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> None:
-    """Scores over something, each with its label."""
+    """Scores over any quantity, each with its label."""
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
     for family, explicit, colour in (("FPDM", False, FPDM_COLOURS[0]), ("DiT", True, DIT_COLOUR)):
@@ -134,7 +134,7 @@ def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothin
 
 
 def plot_shares(rows: dict[str, dict[str, float]], path: Path) -> None:
-    """One bar for each row, cut into the shares of its parts; parts of the same name have the same colour."""
+    """One bar per row, divided into the shares of its parts; parts of the same name have the same colour."""
     names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
     figure = Figure(figsize=(10, 1.6 + 0.6 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-NEIGHBOURS = 3  # whose distance is a feature's radius in precision and recall
+NEIGHBOURS = 3  # k of precision and recall
 
 
 class Statistics(NamedTuple):
@@ -23,7 +23,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(features: Tensor) -> Statistics:
-    """Of features (N, F)."""
+    """Statistics of features (N, F); ValueError if N < 2 or a feature is not finite."""
     if len(features) < 2:
         raise ValueError(f"{len(features)} image(s): a distance needs at least 2")
     values = features.cpu().double().numpy()
@@ -35,10 +35,10 @@ def statistics(features: Tensor) -> Statistics:
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al., 2017).
 
-    The trace of the root is the sum of the singular values of A^T B, where S_a = A A^T and S_b = B B^T
-    come from float64 eigenvalues without those that are rounding: accurate for singular
-    covariances too, where taking roots of the product's own eigenvalues would blow rounding up from
-    1e-16 to 1e-8; and quick where there are fewer images than features.
+    The trace of the root is the sum of the singular values of A^T B, with S_a = A A^T and S_b = B B^T from float64
+    eigenvalues, without those that are only rounding. This is accurate for singular covariances too; roots of the
+    product's own eigenvalues would increase rounding from 1e-16 to 1e-8. It is fast if there are fewer images than
+    features. ValueError if the numbers of features differ.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {a.mean.size} and {b.mean.size} dimensions cannot be compared")
@@ -76,33 +76,33 @@ def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def noise_floor(reference: Tensor) -> float:
-    """Fréchet distance between two disjoint halves of the reference: what equal distributions score."""
+    """Fréchet distance between two disjoint halves of the reference: the score of equal distributions."""
     a, b = halves(reference)
     return frechet_distance(statistics(a), statistics(b))
 
 
 def score_name(extractor: str, count: int) -> str:
-    """FID only for Inception features, FID-50K only for 50,000 images; otherwise what it is."""
+    """FID for Inception features only, FID-50K for 50,000 images only; otherwise FD-<extractor>@<count>."""
     if extractor == "inception":
         return "FID-50K" if count == 50_000 else f"FID@{count}"
     return f"FD-{extractor}@{count}"
 
 
 def spatial_name(count: int) -> str:
-    """What the distance of Inception's spatial features is called."""
+    """Name of the distance of Inception's spatial features."""
     return "s" + score_name("inception", count)
 
 
 def bootstrap_deviation(features: Tensor, reference: Statistics, resamples: int, seed: int = 0) -> float:
-    """Standard deviation of the Fréchet distance over `resamples` sets drawn from features (N, F) with replacement.
+    """Standard deviation of the Fréchet distance over `resamples` sets chosen from features (N, F) with replacement.
 
-    Of the spread alone: a resampled set repeats images, so its distance is larger than the set's.
+    Only the spread is meaningful: a resampled set repeats images, so its distance is larger than that of the set.
     """
-    draw, values = np.random.default_rng(seed), features.double().numpy()
+    rng, values = np.random.default_rng(seed), features.double().numpy()
     factor, trace = _factor(reference.covariance), np.trace(reference.covariance)
     distances = []
     for _ in range(resamples):
-        chosen = values[draw.integers(0, len(values), len(values))]
+        chosen = values[rng.integers(0, len(values), len(values))]
         mean, covariance = chosen.mean(0), np.atleast_2d(np.cov(chosen, rowvar=False))
         product = np.sqrt(np.linalg.eigvalsh(factor.T @ covariance @ factor).clip(0)).sum()
         distances.append(((mean - reference.mean) ** 2).sum() + np.trace(covariance) + trace - 2 * product)

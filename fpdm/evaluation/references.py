@@ -1,7 +1,7 @@
-"""References as files: statistics made once, ours or ADM's, in place of a set of images.
+"""Reference files: statistics computed once, ours or ADM's, in place of a set of images.
 
-An npz with `mu` and `sigma` of the pool features, `mu_s` and `sigma_s` of the spatial ones where there are any, as in
-ADM's files. Ours has `features` of some images and `facts` (JSON) beside; ADM's has images, `arr_0`.
+An npz with `mu` and `sigma` of the pool features and, for Inception, `mu_s` and `sigma_s` of the spatial features, as
+in ADM's files. Our files also have `features` of single images and `facts` (JSON); ADM's have images, `arr_0`.
 """
 
 import json
@@ -15,11 +15,11 @@ from fpdm.evaluation.extraction import Gathered
 from fpdm.evaluation.metrics import Statistics
 from fpdm.files import write_arrays
 
-UNKNOWN_COUNT = -1  # ADM's files do not say how many images they are of
+UNKNOWN_COUNT = -1  # ADM's files do not have the number of images
 
 
 def is_reference(source: str) -> bool:
-    """Whether this is such a file, not a set of images."""
+    """Whether `source` is a reference file, not a set of images."""
     if Path(source).suffix != ".npz" or not zipfile.is_zipfile(source):
         return False
     with zipfile.ZipFile(source) as archive:
@@ -27,13 +27,16 @@ def is_reference(source: str) -> bool:
 
 
 def has_images(source: str) -> bool:
-    """Whether the file holds images as well, as ADM's do."""
+    """Whether a reference file also has images, as ADM's files do."""
     with zipfile.ZipFile(source) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
 def save_reference(path: Path, gathered: Gathered, facts: dict) -> None:
-    """facts: extractor (its name), key (of its weights), resolution, source; checked when the file is used."""
+    """Write a reference file. facts: extractor (its name), key (of its weights), resolution, tf32, source.
+
+    `load_reference` checks the facts.
+    """
     arrays = {"mu": gathered.pool.mean, "sigma": gathered.pool.covariance, "features": gathered.kept.numpy()}
     if gathered.spatial is not None:
         arrays |= {"mu_s": gathered.spatial.mean, "sigma_s": gathered.spatial.covariance}
@@ -43,9 +46,9 @@ def save_reference(path: Path, gathered: Gathered, facts: dict) -> None:
 
 
 def load_reference(source: str, expected: dict) -> Gathered:
-    """expected: extractor, key and resolution of what it is compared with; ValueError where the file is of others.
+    """Read a reference file. expected: facts it must have; ValueError if the file was made with others.
 
-    ADM's files, which say nothing of themselves, are taken to be of Inception at any resolution.
+    ADM's files have no facts; they are taken to be for Inception, at any resolution.
     """
     with np.load(source) as file:
         arrays = {name: file[name] for name in file.files if name != "arr_0"}

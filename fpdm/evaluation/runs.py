@@ -1,4 +1,4 @@
-"""Training curves: read the log.jsonl of one or several runs, draw them over one another."""
+"""Training curves: read the log.jsonl of one or several runs and plot them in one picture."""
 
 import json
 import math
@@ -18,10 +18,10 @@ X_AXES = ("steps", "images", "hours")
 COLOURS = colormaps["tab10"].colors
 STYLES = ("-", "--", "-.", ":")
 DPI = 130
-RAW_ALPHA = 0.25  # of the logged values behind their running mean
-SMOOTHED_SHARE = 1 / 40  # of a run's lines go into a point of the running mean
-WIDE = 10  # largest over smallest value from which a panel is logarithmic
-MANY = 1000  # from which it labels powers of ten alone
+RAW_ALPHA = 0.25  # opacity of the logged values behind their running mean
+SMOOTHED_SHARE = 1 / 40  # share of a run's lines that the running mean averages over
+WIDE = 10  # a panel may be logarithmic if largest / smallest value exceeds this
+MANY = 1000  # beyond this ratio only powers of ten are labelled
 
 
 class Run(NamedTuple):
@@ -34,13 +34,13 @@ class Run(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """What one pair of axes shows: columns of the log and what to call them (no name is needed for a single one)."""
+    """One pair of axes: columns of the log and their names in the legend (a single column needs none)."""
 
     title: str
     columns: dict[str, str]
-    logarithmic: bool = False  # where the values spread widely
+    logarithmic: bool = False  # if the values spread widely
     from_zero: bool = False
-    noisy: bool = True  # a running mean says more than the values
+    noisy: bool = True  # a running mean is shown over the values
 
 
 PANELS = (
@@ -61,11 +61,11 @@ PANELS = (
 
 
 def read_runs(paths: list[str]) -> list[Run]:
-    """The logs at `paths`, named for their folders, with as much of the path as tells them apart."""
+    """The logs at `paths`; each is named after its folder, with the parent folder if names are equal."""
     runs = [read_run(path) for path in paths]
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"runs={','.join(map(str, paths))}: one of them is there twice")
+        raise ValueError(f"runs={','.join(map(str, paths))}: one run is given twice; leave one out")
     names = [folder.name for folder in folders]
     return [
         run._replace(name=name if names.count(name) == 1 else "/".join(folder.parts[-2:]))
@@ -87,7 +87,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def _parse(line: str) -> dict | None:
-    """A line of the log, or None for one that a kill cut short."""
+    """A line of the log, or None for a line that a kill cut short."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
@@ -100,11 +100,11 @@ def _number(value: object) -> float:
 
 
 def positions(run: Run, x: str) -> np.ndarray:
-    """Where a run's lines stand on the axis `x`: steps, images, or hours of training.
+    """Positions of a run's lines on the axis `x`: steps, images, or hours of training.
 
-    Hours are put together from the images of each interval and the rate it was logged with; a line
-    without a rate takes the run's median. What the rates leave out, as the time between a stop and its
-    resumption, is not in them.
+    Hours are computed from the images and the logged rate of each interval; a line without a rate takes the run's
+    median. Time that no rate covers, as between a stop and the resumption, is not included.
+    ValueError if the log or the config lacks what `x` needs.
     """
     if x == "steps":
         return run.steps
@@ -128,7 +128,7 @@ def batch_size(run: Run) -> int:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of the finite values around each point; at the ends of what there is of them."""
+    """The mean of the finite values around each point; at the ends, of fewer of them."""
     window = max(int(len(values) * SMOOTHED_SHARE), 1)
     finite = np.isfinite(values)
     around = np.ones(2 * (window // 2) + 1)
@@ -140,7 +140,7 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def draw_panel(axes: Axes, panel: Panel, runs: list[Run], x: str) -> None:
-    """Every run in its colour, every column in its line style; logged values light, their running mean over them."""
+    """One colour per run, one line style per column; logged values are light, with their running mean on top."""
     logged = [column for column in panel.columns if any(has(run, column) for run in runs)]
     styles = dict(zip(logged, STYLES, strict=False))
     low, high = math.inf, -math.inf
@@ -177,12 +177,12 @@ def has(run: Run, column: str) -> bool:
 
 
 def plot_runs(runs: list[Run], x: str, path: Path) -> None:
-    """Write the picture: a panel for each thing that any of the runs has logged."""
+    """Write the picture, with a panel for everything that at least one run has logged."""
     if len(runs) > len(COLOURS):
         raise ValueError(f"{len(runs)} runs: at most {len(COLOURS)} in a picture, one colour each")
     panels = [panel for panel in PANELS if any(has(run, column) for run in runs for column in panel.columns)]
     if not panels:
-        raise ValueError(f"{', '.join(run.name for run in runs)}: nothing logged that could be drawn")
+        raise ValueError(f"{', '.join(run.name for run in runs)}: nothing logged that can be plotted")
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.4 * columns, 3.0 * rows + 0.4), layout="constrained")

@@ -14,14 +14,17 @@ from fpdm.data.images import ImageSet, open_files, open_images
 from fpdm.sampling.images import GRID, RECIPE
 
 ARRAY = "arr_0"
-DRAWN = "[0-9][0-9][0-9][0-9][0-9][0-9]*.png"  # as sample.py names them
+NUMBERED = "[0-9][0-9][0-9][0-9][0-9][0-9]*.png"  # names that sample.py gives
 
 
 class Samples:
     """`count` images, read in batches of uint8 (B, 3, R, R)."""
 
     def __init__(self, source: str, resolution: int | None = None):
-        """resolution: crop and resize images to it; without it they must all have the size of the first."""
+        """resolution: crop and resize images to it; without it, all images must have the size of the first one.
+
+        ValueError or FileNotFoundError if `source` cannot be read as images.
+        """
         self.source = source
         if Path(source).suffix == ".npz":
             self._array, self._images = _open_npz(Path(source)), None
@@ -35,7 +38,7 @@ class Samples:
         self.resolution = resolution or self._images.load(0).width
 
     def batches(self, batch_size: int, indices: range | None = None, workers: int = 0) -> Iterator[Tensor]:
-        """All images in order, or those of a range. workers: processes that decode."""
+        """All images in order, or those of `indices`. workers: processes that decode."""
         indices = range(self.count) if indices is None else indices
         if self._images is not None:
             images = self._images.subset(list(indices))
@@ -47,7 +50,7 @@ class Samples:
             yield torch.from_numpy(rows.copy()).permute(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
-        """A hash of what is read and how: names, sizes and times of files, not their content."""
+        """A hash of the resolution and of the files' names, sizes and times, not of their content."""
         digest = hashlib.blake2b(repr((self.resolution, self.count)).encode(), digest_size=8)
         path = Path(self.source)
         names = self._images.names if path.is_dir() else [str(path.resolve())] if path.exists() else [self.source]
@@ -60,7 +63,8 @@ class Samples:
 def load_labelled(source: str, resolution: int, most: int = 50_000, workers: int = 0) -> tuple[Tensor, Tensor, int]:
     """uint8 images (N, 3, R, R), labels (N,) and the number of classes of a labelled set.
 
-    At most `most` images, spread evenly over the set, so that memory stays bounded. workers: processes that decode.
+    most: N is at most this, spread evenly over the set, so that memory is bounded. workers: processes that decode.
+    ValueError for an npz, which has no labels.
     """
     if Path(source).suffix == ".npz":
         raise ValueError(f"reference {source}: an npz has no labels to train features=cnn on; use inception")
@@ -72,7 +76,7 @@ def load_labelled(source: str, resolution: int, most: int = 50_000, workers: int
 
 
 def _open_npz(path: Path) -> np.ndarray:
-    """arr_0 (count, R, R, 3) uint8, mapped from the file where it is not compressed, as sample.py and ADM write it."""
+    """arr_0 uint8 (count, R, R, 3), mapped from the file if it is not compressed (sample.py and ADM write it so)."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -96,7 +100,7 @@ def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
         header = member.tell()
-    with path.open("rb") as file:  # the member begins after its own header, whose last two parts vary in length
+    with path.open("rb") as file:  # the data follow the member's own header, whose last two parts vary in length
         file.seek(info.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")
     begin = info.header_offset + 30 + int(lengths.sum()) + header
@@ -105,17 +109,17 @@ def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _open_folder(source: str) -> ImageSet:
     folder = Path(source)
-    if (folder / RECIPE).is_file():  # sample.py's, where a trace may lie beside the images
-        drawn = sorted(folder.glob(DRAWN))
-        if not drawn:
-            raise ValueError(f"{source}: a {RECIPE}, but no image beside it")
-        return open_files(drawn)
+    if (folder / RECIPE).is_file():  # written by sample.py; a trace may lie beside the images
+        numbered = sorted(folder.glob(NUMBERED))
+        if not numbered:
+            raise ValueError(f"{source}: a {RECIPE}, but no image beside it; give a folder with images")
+        return open_files(numbered)
     return _without_grid(open_images(source))
 
 
 def _without_grid(images: ImageSet) -> ImageSet:
-    """A samples folder also holds a grid of its images, which is none of them."""
+    """A samples folder also has a grid of its images, which is not a sample."""
     kept = [i for i, name in enumerate(images.names) if Path(name).name != GRID]
     if not kept:
-        raise ValueError("no image to score besides the grid")
+        raise ValueError(f"no image to score besides {GRID}; give a folder with images")
     return images.subset(kept)

@@ -1,4 +1,4 @@
-"""Scores over several training seeds: means, spreads, and differences that count."""
+"""Scores over several training seeds: means, spreads, and which differences are significant."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,9 +35,9 @@ class Results(NamedTuple):
 def over_seeds(
     book: ScoreBook, models: list[Contender], config: SamplingConfig | Callable[[int], SamplingConfig]
 ) -> Results:
-    """Of models alike but for the training seed; the i-th is sampled with seed i.
+    """Scores of models that differ only in the training seed; model i samples with sampling seed i.
 
-    config: for all, or a function of i.
+    config: one for all models, or a function of i.
     """
     made = config if callable(config) else lambda seed: replace(config, seed=seed)
     return Results([book.score(model, made(seed)) for seed, model in enumerate(models)])
@@ -51,7 +51,7 @@ def spread(values: np.ndarray, digits: int = 2) -> str:
 
 
 def difference(values: np.ndarray, baseline: np.ndarray) -> tuple[str, str]:
-    """The difference seed by seed, and whether it counts: where its mean is beyond its standard deviation."""
+    """Mean difference over seeds with its deviation, and a verdict: it counts if the mean exceeds the deviation."""
     gaps = values - baseline
     beyond = len(gaps) > 1 and abs(gaps.mean()) > gaps.std(ddof=1)
     verdict = ("better" if gaps.mean() < 0 else "worse") if beyond else "no difference"

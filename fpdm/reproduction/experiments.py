@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fpdm.chain import ROOT, OutOfTime, run_script, steps_for_equal_time
 from fpdm.devices import process_state
-from fpdm.evaluation.classifier import Classifier, cached_classifier
 from fpdm.evaluation.comparison import ScoreBook
+from fpdm.evaluation.features import Classifier, cached_classifier
 from fpdm.evaluation.metrics import statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import Results, over_seeds

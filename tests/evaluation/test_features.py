@@ -4,8 +4,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from fpdm.data.batches import image_batches
 from fpdm.data.images import open_images
-from fpdm.evaluation.classifier import Classifier, cached_classifier, train_classifier
-from fpdm.evaluation.features import DINOv2, Inception, weights_key
+from fpdm.evaluation.features import (
+    Classifier,
+    DINOv2,
+    Inception,
+    cached_classifier,
+    train_classifier,
+    weights_key,
+)
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_what_cannot_be_drawn_is_said(make_run, tmp_path):
             read_run(path)
     with pytest.raises(ValueError, match=r"no optim\.batch_size in .*config\.yaml"):
         positions(read_run(make_run("001-a", [row], batch_size=None)), "images")
-    with pytest.raises(ValueError, match="nothing logged that could be drawn"):
+    with pytest.raises(ValueError, match="nothing logged that can be plotted"):
         plot_runs(read_runs([make_run("002-a", [{"step": 1, "n": 3}])]), "steps", tmp_path / "a.png")
     with pytest.raises(ValueError, match="11 runs: at most 10"):
         plot_runs(read_runs([make_run(f"x/{i:03d}-a", [row]) for i in range(11)]), "steps", tmp_path / "a.png")

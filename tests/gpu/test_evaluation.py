@@ -6,9 +6,8 @@ import torch
 
 from fpdm.devices import process_state
 from fpdm.evaluation.accumulate import Accumulator, FeatureMoments, InceptionScore, random_splits
-from fpdm.evaluation.classifier import Classifier
 from fpdm.evaluation.extraction import RESULT, gather
-from fpdm.evaluation.features import Features, Inception
+from fpdm.evaluation.features import Classifier, Features, Inception
 from fpdm.evaluation.samples import Samples
 
 pytestmark = pytest.mark.gpu
