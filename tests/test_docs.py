@@ -1,4 +1,4 @@
-"""Every command in README and docs is one that the scripts accept."""
+"""Every command in README and docs is one that the scripts and the installed commands accept."""
 
 import re
 import runpy
@@ -13,6 +13,8 @@ from fpdm import cli
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LAUNCHERS = ("python", "torchrun", "accelerate")
+COMMANDS = {path.stem: path for path in (ROOT / "fpdm" / "commands").glob("*.py") if path.stem != "__init__"}
+INSTALLED = {f"fpdm-{name.replace('_', '-')}": path for name, path in COMMANDS.items()}
 
 
 def commands(page: Path) -> list[str]:
@@ -40,25 +42,33 @@ def test_there_are_commands_to_check():
 def test_command_is_accepted(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
-    script = next((word for word in words if word.startswith("scripts/")), None)
+    script = next((word for word in words if word.startswith("scripts/") or word in INSTALLED), None)
     if script is None:
         assert words[0] in ("git", "cd", "pip", "conda", "python", ".ci/run"), command
         return
-    assert (ROOT / script).is_file(), script
+    assert script in INSTALLED or (ROOT / script).is_file(), script
     if script.endswith(".sh"):
         assert words[0] == "bash"
         return
-    assert words[0] in LAUNCHERS, command
-    module = runpy.run_path(script)
+    if script in INSTALLED:  # torchrun starts a command with --no-python
+        assert words[0] == script or "--no-python" in words[: words.index(script)], command
+    else:
+        assert words[0] in LAUNCHERS, command
+    module = runpy.run_path(str(INSTALLED.get(script) or COMMANDS.get(Path(script).stem, script)))
     parser, settings = module["parser"](), module["Settings"]
     cli.parse(settings, parser, words[words.index(script) + 1 :])
 
 
 @pytest.mark.parametrize(
-    "script", sorted(p.name for p in (ROOT / "scripts").glob("*.py") if "make_parser" in p.read_text())
+    "script",
+    sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / "scripts").glob("*.py"), *COMMANDS.values()]
+        if "make_parser" in path.read_text()
+    ),
 )
 def test_every_option_is_explained(script):
-    module = runpy.run_path(str(ROOT / "scripts" / script))
+    module = runpy.run_path(str(ROOT / script))
     settings = module["Settings"]
     for field in fields(settings):
         assert re.search(rf"^ +{field.name}: \S", settings.__doc__, re.MULTILINE), f"{script} --{field.name}"

@@ -53,6 +53,7 @@ ALLOWED = {
     "schedulers": {"diffusion"},
     "pipeline": {"schedulers", "loading", "export", "models", "diffusion", "data", "config", "sampling"},
 }
+ALLOWED["commands"] = ALLOWED.keys() - {"chain", "reproduction", "benchmarks", "on_gpu"}  # the topmost in the wheel
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 
 

@@ -17,9 +17,9 @@ ABSURD = 10**12
 
 
 def every_settings() -> dict[str, type]:
-    """The dataclasses of fpdm.config, and the Settings of every script."""
+    """The dataclasses of fpdm.config, and the Settings of every command and script."""
     found = {name: kind for name, kind in vars(fpdm.config).items() if isinstance(kind, type) and is_dataclass(kind)}
-    for path in sorted((ROOT / "scripts").glob("*.py")):
+    for path in [*sorted((ROOT / "fpdm" / "commands").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]:
         if "class Settings" in path.read_text():
             found[path.name] = runpy.run_path(str(path))["Settings"]
     return found
@@ -47,7 +47,13 @@ def given(kind: str, value: float):
 def test_options_are_found():
     """Were none found, the tests below would test nothing."""
     integers = {parameter.id for parameter in options("int")}
-    assert {"SJFBConfig-grad", "DataConfig-shape", "VAEConfig-widths", "benchmark.py-threads"} <= integers
+    assert {
+        "SJFBConfig-grad",
+        "DataConfig-shape",
+        "VAEConfig-widths",
+        "benchmark.py-threads",
+        "import_latents.py-shard",
+    } <= integers
     assert {"RunConfig-keep_last", "sample.py-num_samples", "SamplingConfig-counts"} <= integers
     assert {"OptimConfig-clip_norm", "reproduce.py-minutes"} <= {parameter.id for parameter in options("float")}
 
