@@ -1,61 +1,6 @@
 """Train a small AutoencoderKL on a folder, a zip or the digits, and measure its reconstruction."""
 
-import json
-import logging
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
-
-from fpdm import cli
-from fpdm.config import VAEConfig
-from fpdm.data.images import open_images
-from fpdm.devices import process_state
-from fpdm.sampling.images import save_grid
-from fpdm.training.vae import pixel_batches, reconstruction, restore, split_indices, train_vae
-
-logger = logging.getLogger("fpdm")
-STRIP_IMAGES = 16
-
-
-@dataclass
-class Settings(VAEConfig):
-    __doc__ = (
-        VAEConfig.__doc__
-        + """    images: folder or zip of images, or digits.
-        out: folder for the VAE, reconstruction.json and reconstruction.png (images over their reconstructions).
-    """
-    )
-
-    images: str = "digits"
-    out: str = "results/vae"
-
-
-def parser():
-    return cli.make_parser(Settings, __doc__)
-
-
-def main() -> None:
-    settings = cli.parse(Settings, parser())
-    out = Path(settings.out)
-    if (out / "config.json").exists():
-        raise ValueError(f"out={out} already holds a VAE; choose another folder")
-    images = open_images(settings.images)
-    device = process_state().device
-    vae = train_vae(images, settings, device)
-    _, held_out = split_indices(len(images), settings)
-    result = reconstruction(vae, images, held_out, settings, device)
-    vae.save_pretrained(out)
-    facts = result._asdict() | {"held_out_images": len(held_out), "scaling_factor": vae.config.scaling_factor}
-    (out / "reconstruction.json").write_text(json.dumps(facts | {"settings": asdict(settings)}, indent=1))
-
-    pixels = next(pixel_batches(images, held_out[:STRIP_IMAGES], settings))
-    save_grid(torch.cat([pixels, restore(vae, pixels, device)]), out / "reconstruction.png", columns=len(pixels))
-    logger.info(
-        f"{out}: reconstruction MSE {result.mse:.2e} (pixel values 0..1), PSNR {result.psnr:.1f} dB "
-        f"on {len(held_out)} held-out images; latents scaled by {vae.config.scaling_factor:.3f}"
-    )
-
+from fpdm.commands.train_vae import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

@@ -2,10 +2,11 @@
 
 import logging
 import re
-import runpy
 from pathlib import Path
 
 import pytest
+
+from fpdm.commands import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,13 +14,12 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def dry_run(monkeypatch, caplog):
     """What the script says of a command line."""
-    script = runpy.run_path(str(ROOT / "scripts" / "train.py"))
 
     def run(*words) -> str:
         monkeypatch.setattr("sys.argv", ["train.py", "--dry-run", *map(str, words)])
         caplog.clear()
         with caplog.at_level(logging.INFO, "fpdm"):
-            script["main"]()
+            train.main()
         return caplog.text
 
     return run
@@ -110,4 +110,4 @@ def test_the_share_of_one_process_is_no_riddle(dry_run):
 def test_gpu_memory_is_for_a_dry_run(words, says, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", *map(str, words)])
     with pytest.raises(ValueError, match=says):
-        runpy.run_path(str(ROOT / "scripts" / "train.py"))["main"]()
+        train.main()

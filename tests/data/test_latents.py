@@ -84,7 +84,7 @@ def test_record_that_is_not_finite_is_named(tiny_store, tmp_path, bad):
 
 def test_tf32_is_as_asked_for_and_recorded(image_folder, tmp_path, monkeypatch):
     asked, script = [], str(ROOT / "scripts" / "encode_latents.py")
-    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
+    monkeypatch.setattr("fpdm.commands.encode_latents.allow_tf32", asked.append)
     for words in ([], ["--tf32"]):
         store = tmp_path / str(len(words))
         encode_all = ["--images", str(image_folder), "--vae", "pixels", "--resolution", "8", "--out", str(store)]

@@ -17,7 +17,7 @@ import yaml
 from fpdm.files import read_json, write_atomically
 
 logger = logging.getLogger("fpdm")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRIAL = 30  # steps, after as many to warm up
 
 

@@ -1,0 +1,65 @@
+"""Encode a folder, a zip or the digits into a latent store for training.
+
+Several processes share the work: torchrun --nproc_per_node=8 scripts/encode_latents.py ...
+A run that was stopped is continued by the same command.
+"""
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+
+from fpdm import cli
+from fpdm.config import EncodeConfig
+from fpdm.data.codec import open_codec
+from fpdm.data.encode import encode
+from fpdm.data.images import open_images
+from fpdm.data.latents import check_std
+from fpdm.devices import allow_tf32, check_precision, process_state
+from fpdm.precision import PRECISIONS
+
+logger = logging.getLogger("fpdm")
+
+
+@dataclass
+class Settings(EncodeConfig):
+    __doc__ = (
+        EncodeConfig.__doc__
+        + """    images: folder or zip of images, or digits.
+        vae: local folder or Hub id of an AutoencoderKL, or pixels.
+        out: folder of the store.
+    """
+    )
+
+    images: str = "digits"
+    vae: str = "stabilityai/sd-vae-ft-ema"
+    out: str = "data/latents"
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    state = process_state(timedelta(days=2))  # what is left to do after a stop may be one process's alone
+    check_precision("precision", settings.precision, state.device)
+    allow_tf32(settings.tf32)
+    images = open_images(settings.images)
+    codec = open_codec(settings.vae, state.device, PRECISIONS[settings.precision])
+    manifest = encode(
+        images, codec, settings.out, settings, state.device,
+        state.process_index, state.num_processes, state.wait_for_everyone,
+    )  # fmt: skip
+    if manifest is None:
+        return
+    logger.info(
+        f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
+        f"{manifest.flips} flip(s), {manifest.skipped} broken image(s) skipped, standard deviation {manifest.std:.3f}"
+    )
+    if warning := check_std(manifest):
+        logger.warning(warning)
+
+
+def run() -> None:
+    """The command fpdm-encode-latents: main(), with a user's mistake told in one line."""
+    cli.run(main)

@@ -1,0 +1,87 @@
+"""Export a run's weights as a folder that stands alone, for sampling anywhere or for the Hub."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fpdm import cli
+from fpdm.export import export_model, upload
+from fpdm.loading import load_checkpoint, open_model_codec
+from fpdm.pipeline import make_pipeline
+from fpdm.training.checkpoint import step_of
+
+logger = logging.getLogger("fpdm")
+
+
+@dataclass
+class Settings:
+    """What is exported and where to.
+
+    Args:
+        ckpt: a run's folder (its latest checkpoint), or one checkpoint.
+        out: the new folder.
+        weights: ema or model.
+        with_vae: put the VAE into the folder as well, so that it needs nothing else.
+        vae: where the VAE is, if it has moved since training.
+        half: round weights to float16, in files of at most 14 MB.
+        pipeline: make it a diffusers pipeline, which FPDMPipeline.from_pretrained opens; the VAE goes along.
+        push_to: Hub repository to upload the folder to, as in user/name (null for none).
+    """
+
+    ckpt: str = ""
+    out: str = ""
+    weights: str = "ema"
+    with_vae: bool = False
+    vae: str | None = None
+    half: bool = False
+    pipeline: bool = False
+    push_to: str | None = None
+
+    def __post_init__(self):
+        for name in ("ckpt", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; see --help")
+        if self.half and self.pipeline:
+            raise ValueError("half=true with pipeline=true: a pipeline's weights stay as they are; choose one")
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
+    facts.setdefault("weights", settings.weights)
+    trained = history(checkpoint, facts["weights"])
+    if settings.pipeline or settings.with_vae or settings.vae:
+        codec = open_model_codec(model, facts, settings.vae)
+        facts["codec"] = codec.source
+    if settings.pipeline:
+        make_pipeline(model, facts, codec).save_pretrained(settings.out, trained)
+    else:
+        export_model(settings.out, model, facts, codec if settings.with_vae else None, trained, settings.half)
+    logger.info(f"{checkpoint} ({facts['weights']} weights) -> {settings.out}")
+    if settings.push_to:
+        logger.info(f"{settings.out} -> {upload(settings.out, settings.push_to)}")
+
+
+def history(checkpoint: Path, weights: str) -> dict[str, str]:
+    """How the weights came about, from the run that they lie in."""
+    path = checkpoint.parent.parent / "config.yaml"
+    if checkpoint.parent.name != "checkpoints" or not path.is_file():
+        return {}
+    config = yaml.safe_load(path.read_text())
+    facts = {"weights": "exponential moving average" if weights == "ema" else "as trained"}
+    facts["training steps"] = f"{step_of(checkpoint):,d} of {config['optim']['steps']:,d}"
+    for section in ("sjfb", "optim"):
+        facts[section] = f"`{json.dumps(config[section])}`"
+    return facts
+
+
+def run() -> None:
+    """The command fpdm-export: main(), with a user's mistake told in one line."""
+    cli.run(main)

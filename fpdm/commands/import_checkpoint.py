@@ -1,0 +1,85 @@
+"""Import a published DiT or FPDM checkpoint (.pt) as a folder that scripts/sample.py draws from."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fpdm import cli
+from fpdm.config import DiffusionConfig, check_choice, check_range, limits
+from fpdm.export import export_model
+from fpdm.models.convert import from_published, infer_config, read_published
+
+logger = logging.getLogger("fpdm")
+
+
+@dataclass
+class Settings:
+    """What is imported and where to. The architecture is read from the weights.
+
+    Args:
+        source: the .pt file.
+        out: the new folder.
+        weights: ema or model, where the file has both.
+        vae: the VAE that the model was trained with, a folder or a Hub id.
+        parametrisation: what it predicts (null for v with an FPDM, eps with a DiT, as published).
+        zero_terminal_snr: whether its last timestep is pure noise (null for yes with an FPDM, no with a DiT).
+        class_names: file with one class name per line (null for "0", "1", ...).
+        num_heads: attention heads, for widths other than the named sizes'.
+        pre_post_timestep_conditioning: whether an FPDM's explicit blocks see the timestep.
+    """
+
+    source: str = ""
+    out: str = ""
+    weights: str = "ema"
+    vae: str = "stabilityai/sd-vae-ft-ema"
+    parametrisation: str | None = None
+    zero_terminal_snr: bool | None = None
+    class_names: str | None = None
+    num_heads: int | None = None
+    pre_post_timestep_conditioning: bool = False
+
+    def __post_init__(self):
+        check_range(1, limits.WIDTH, num_heads=self.num_heads)
+        for name in ("source", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; see --help")
+        check_choice("weights", self.weights, ("ema", "model"))
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    state = read_published(settings.source, settings.weights)
+    config = infer_config(state, settings.num_heads)
+    is_fpdm = "pre_depth" in config
+    if is_fpdm:
+        config["pre_post_timestep_conditioning"] = settings.pre_post_timestep_conditioning
+    model = from_published(state, **config)
+    names = [str(c) for c in range(model.num_classes)]
+    if settings.class_names:
+        names = Path(settings.class_names).read_text().splitlines()
+        if len(names) != model.num_classes:
+            raise ValueError(f"class_names={settings.class_names}: {len(names)} names for {model.num_classes} classes")
+    diffusion = DiffusionConfig(
+        parametrisation=settings.parametrisation or ("v" if is_fpdm else "eps"),
+        zero_terminal_snr=is_fpdm if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
+        weighting="v" if is_fpdm else "eps",
+        learn_sigma=config["learn_sigma"],
+    )
+    facts = {
+        "diffusion": asdict(diffusion),
+        "codec": settings.vae,
+        "codec_fingerprint": None,
+        "class_names": names,
+        "latents": None,
+    }
+    export_model(settings.out, model, facts, None, {"imported from": Path(settings.source).name})
+    logger.info(f"{settings.source} ({settings.weights} weights, {model.family}) -> {settings.out}: {config}")
+
+
+def run() -> None:
+    """The command fpdm-import-checkpoint: main(), with a user's mistake told in one line."""
+    cli.run(main)

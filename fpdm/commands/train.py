@@ -1,0 +1,141 @@
+"""Train a DiT or an FPDM on a latent store: one process, or several under torchrun or accelerate launch."""
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from fpdm import cli
+from fpdm.config import ExperimentConfig, check_positive, limits
+from fpdm.data.latents import MANIFEST, LatentStore
+from fpdm.devices import process_state
+from fpdm.diffusion import Diffusion
+from fpdm.loading import make_source
+from fpdm.models import forward_cost
+from fpdm.sampling.generate import plan_for, sample_images
+from fpdm.sampling.images import save_grid
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.training.describe import GIB, describe_cost, describe_memory, describe_share, model_table
+from fpdm.training.fits import describe_fit
+from fpdm.training.loop import train
+from fpdm.training.setup import build_network, check_store, open_store_codec
+
+logger = logging.getLogger("fpdm")
+PREVIEW_IMAGES = 16
+PREVIEW_BATCH = 4  # what decoding needs stays below what a step does
+PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; shallower ones get as many steps
+
+
+@dataclass
+class Settings(ExperimentConfig):
+    __doc__ = (
+        ExperimentConfig.__doc__
+        + """    resume: latest (newest run of this name), auto (the same, or a new run where there is none),
+            a run's folder or one of its checkpoints.
+        dry_run: print the resolved config, the network, the cost of a step and its expected memory, and end.
+        gpu_memory: with dry_run, GiB of one GPU, to say whether the largest step fits it and, if not, which
+            micro-batch would (null for the memory of this machine's GPU, where there is one).
+    """
+    )
+
+    resume: str | None = None
+    dry_run: bool = False
+    gpu_memory: float | None = None
+
+    def __post_init__(self):
+        check_positive(limits.GPU_GIB, gpu_memory=self.gpu_memory)
+        if self.gpu_memory is not None and not self.dry_run:
+            raise ValueError(f"gpu_memory={self.gpu_memory:g} without dry_run: only a dry run takes it; add --dry-run")
+
+
+def parser():
+    return cli.make_parser(Settings, __doc__)
+
+
+def main() -> None:
+    settings = cli.parse(Settings, parser())
+    experiment = ExperimentConfig(**{name: getattr(settings, name) for name in ExperimentConfig.__dataclass_fields__})
+    if not process_state().is_main_process:
+        logging.getLogger("fpdm").setLevel(logging.ERROR)
+    if settings.dry_run:
+        if process_state().is_main_process:  # one speaks for all
+            logger.info(describe(experiment, process_state().num_processes, settings.gpu_memory or device_gib()))
+        return
+    if not settings.data.latents:
+        raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
+    preview = make_preview(experiment) if settings.run.preview_every and process_state().is_main_process else None
+    try:
+        train(experiment, settings.resume, preview)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of memory: {error} Lower optim.micro_batch_size, or set run.gradient_checkpointing; "
+            "--dry-run says what a step needs"
+        ) from error
+
+
+def device_gib() -> float | None:
+    """Memory of the GPU that this process would train on, as it is sold; None without a GPU.
+
+    What the driver holds back of it is in the rule's reserve.
+    """
+    device = process_state().device
+    return math.ceil(torch.cuda.get_device_properties(device).total_memory / GIB) if device.type == "cuda" else None
+
+
+def describe(config: ExperimentConfig, processes: int, gpu_gib: float | None) -> str:
+    """What a run of this config would be; the store need not exist where data.shape and data.classes are given.
+
+    gpu_gib: memory of one GPU, to say whether a step fits; None to leave that out.
+    """
+    shape, classes = config.data.shape, config.data.classes
+    if (Path(config.data.latents) / MANIFEST).is_file():
+        store = LatentStore(config.data.latents)
+        check_store(config.data, store)
+        shape, classes = store.manifest.shape, len(store.manifest.class_names)
+    elif shape is None or classes is None:
+        raise ValueError(
+            f"data.latents={config.data.latents!r}: no latent store there, so data.shape and data.classes must say "
+            "what it will hold, as in --data.shape 4,32,32 --data.classes 1000"
+        )
+    Diffusion(**asdict(config.diffusion))  # refuses what training would refuse
+    with torch.device("meta"):
+        network = build_network(config, shape, classes)
+    parts = [
+        yaml.safe_dump(asdict(config), sort_keys=False),
+        config.model.name,
+        model_table(network),
+        describe_cost(config, network, forward_cost(network)),
+        describe_memory(config, network, processes),
+        describe_share(config, processes),
+    ]
+    if gpu_gib is not None:
+        parts.append(describe_fit(config, network, processes, gpu_gib))
+    return "\n".join(parts)
+
+
+def make_preview(config: ExperimentConfig):
+    """A callback that samples a grid from the EMA into the run's samples/."""
+    store = LatentStore(config.data.latents)
+    check_store(config.data, store)
+    codec = open_store_codec(config.data, store, process_state().device)
+    diffusion = Diffusion(**asdict(config.diffusion))
+
+    def preview(run: Path, step: int, model: nn.Module) -> None:
+        source = make_source(model, diffusion, codec)
+        sampling = SamplingConfig(budget=PREVIEW_BUDGET, seed=config.run.seed)
+        plan, indices = plan_for(source, sampling), range(PREVIEW_IMAGES)
+        parts = [indices[i : i + PREVIEW_BATCH] for i in range(0, PREVIEW_IMAGES, PREVIEW_BATCH)]
+        images = torch.cat([sample_images(source, sampling, plan, part) for part in parts])
+        (run / "samples").mkdir(exist_ok=True)
+        save_grid(images, run / "samples" / f"{step:07d}.png")
+
+    return preview
+
+
+def run() -> None:
+    """The command fpdm-train: main(), with a user's mistake told in one line."""
+    cli.run(main)
