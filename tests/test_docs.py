@@ -11,7 +11,7 @@ import pytest
 from fpdm import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LAUNCHERS = ("python", "torchrun", "accelerate")
 
 
@@ -42,7 +42,7 @@ def test_command_is_accepted(page, command, monkeypatch):
     words = shlex.split(command)
     script = next((word for word in words if word.startswith("scripts/")), None)
     if script is None:
-        assert words[0] in ("git", "cd", "pip", "conda", "python", ".ci/run"), command
+        assert words[0] in ("git", "cd", "pip", "conda", "python", "ruff", ".ci/run", ".ci/lower-bounds"), command
         return
     assert (ROOT / script).is_file(), script
     if script.endswith(".sh"):

@@ -139,6 +139,24 @@ def test_lower_bounds_of_this_project():
     assert {"torch", "jsonargparse[signatures]"} <= {name for name, _, _ in pins}
 
 
+def test_the_site_needs_nothing_that_the_tests_do_not_install():
+    """So that the tests build it, scripts/docs.sh finds its packages in the environment of the tests."""
+    project = runpy.run_path(str(SCRIPT))["read_project"]()
+    extras = project["optional-dependencies"]
+    assert set(extras["docs"]) <= set(extras["test"])
+
+
+def test_citation_has_the_version_and_the_paper():
+    import yaml
+
+    project = runpy.run_path(str(SCRIPT))["read_project"]()
+    citation = yaml.safe_load((SCRIPT.parents[1] / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], "Apache-2.0")
+    paper = citation["preferred-citation"]
+    assert paper["title"] == "Fixed Point Diffusion Models" and paper["year"] == 2024
+    assert [author["family-names"] for author in paper["authors"]] == ["Bai", "Melas-Kyriazi"]
+
+
 def test_workflow_runs_scripts_that_exist():
     import yaml
 
