@@ -18,16 +18,26 @@ except ImportError:
     from pip._vendor.packaging.requirements import Requirement
 
 
-def lacking(project: dict, extras: list[str]) -> list[str]:
-    """Requirements of the project, with these extras, that are absent or too old."""
+def read_project() -> dict:
+    """The table [project] of pyproject.toml."""
+    return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+
+def requirements(project: dict, extras: list[str]) -> list[Requirement]:
+    """What the project needs, and what these extras need besides."""
     wanted = list(project["dependencies"])
     for extra in extras:
         wanted += project["optional-dependencies"][extra]
+    return [Requirement(line) for line in wanted]
+
+
+def lacking(project: dict, extras: list[str]) -> list[str]:
+    """Requirements of the project, with these extras, that are absent or too old."""
     problems = []
     minimum = project["requires-python"].removeprefix(">=")
     if sys.version_info[:2] < tuple(map(int, minimum.split("."))):
         problems.append(f"Python {project['requires-python']} (this is {sys.version.split()[0]})")
-    for requirement in map(Requirement, wanted):
+    for requirement in requirements(project, extras):
         try:
             found = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -43,8 +53,7 @@ def main() -> int:
     parser.add_argument("--extras", default="", help="comma-separated, as in test,track")
     parser.add_argument("--quiet", action="store_true", help="say nothing, only the exit status")
     args = parser.parse_args()
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    problems = lacking(project, [extra for extra in args.extras.split(",") if extra])
+    problems = lacking(read_project(), [extra for extra in args.extras.split(",") if extra])
     if problems and not args.quiet:
         print("missing: " + ", ".join(problems))
     return 1 if problems else 0

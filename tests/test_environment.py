@@ -118,3 +118,55 @@ def test_no_source_file_is_ignored_by_git():
         ["git", "check-ignore", "--stdin"], input="\n".join(files), text=True, capture_output=True, cwd=root
     )
     assert done.stdout == ""
+
+
+def test_lower_bounds_are_pins_of_every_requirement(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    lower_bounds = runpy.run_path(str(SCRIPT.with_name("lower_bounds.py")))["lower_bounds"]
+    assert lower_bounds(
+        {"dependencies": ["a>=1.2", "b[y,x]>=3"], "optional-dependencies": {"t": ["c>=4,<5", "a>=1.2"]}}, ["t"]
+    ) == ["a==1.2", "b[x,y]==3", "c==4"]
+    with pytest.raises(ValueError, match="b has no lower bound"):
+        lower_bounds({"dependencies": ["b"]}, [])
+
+
+def test_lower_bounds_of_this_project():
+    import subprocess
+
+    done = subprocess.run([sys.executable, SCRIPT.with_name("lower_bounds.py")], capture_output=True, text=True)
+    pins = [pin.partition("==") for pin in done.stdout.split()]
+    assert done.returncode == 0 and len(pins) > 20 and all(version for _, _, version in pins), done.stderr
+    assert {"torch", "jsonargparse[signatures]"} <= {name for name, _, _ in pins}
+
+
+def test_the_site_needs_nothing_that_the_tests_do_not_install():
+    """So that the tests build it, scripts/docs.sh finds its packages in the environment of the tests."""
+    project = runpy.run_path(str(SCRIPT))["read_project"]()
+    extras = project["optional-dependencies"]
+    assert set(extras["docs"]) <= set(extras["test"])
+
+
+def test_citation_has_the_version_and_the_paper():
+    import yaml
+
+    project = runpy.run_path(str(SCRIPT))["read_project"]()
+    citation = yaml.safe_load((SCRIPT.parents[1] / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], "Apache-2.0")
+    paper = citation["preferred-citation"]
+    assert paper["title"] == "Fixed Point Diffusion Models" and paper["year"] == 2024
+    assert [author["family-names"] for author in paper["authors"]] == ["Bai", "Melas-Kyriazi"]
+
+
+def test_workflow_runs_scripts_that_exist():
+    import yaml
+
+    root = SCRIPT.parents[1]
+    jobs = yaml.safe_load((root / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run", ".ci/lower-bounds"]
+    for command in commands:
+        assert (root / command).stat().st_mode & 0o111, f"{command} is not executable"
+    assert (
+        f'"{runpy.run_path(str(SCRIPT))["read_project"]()["requires-python"].removeprefix(">=")}"'
+        in (root / ".github" / "workflows" / "ci.yml").read_text()
+    ), "no job has the oldest Python"
