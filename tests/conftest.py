@@ -31,7 +31,18 @@ def pytest_addoption(parser):
     parser.addoption("--rehearse", action="store_true", help="without a GPU, run tests/gpu on the CPU where it can be")
 
 
+# Files that take minutes, the longest first: begun last, they would leave all processes but one without work.
+SLOW = ("test_quickstart.py", "test_reproduce.py", "test_your_own_idea.py", "test_benchmark.py", "test_processes.py",
+        "test_scripts.py", "test_wheel.py", "test_objective.py", "test_stopping.py", "test_on_gpu.py",
+        "test_sample_script.py", "test_compiled.py")  # fmt: skip
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of the most tests
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
     if torch.cuda.is_available() or config.getoption("rehearse"):
         return
     for item in items:

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from fpdm.config import limits
 from fpdm.config.checks import check_choice, check_positive, check_range
+from fpdm.lr_schedules import LR_SCHEDULES
 from fpdm.precision import PRECISIONS
 from fpdm.weightings import WEIGHTINGS
 
-LR_SCHEDULES = ("constant", "linear", "cosine")
 SJFB_VARIANTS = ("stochastic", "multi-step", "jfb")
 TRACKERS = ("none", "tensorboard", "wandb")
 

@@ -20,6 +20,7 @@ from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state, skips_by_flag
 from fpdm.diffusion import Diffusion
+from fpdm.lr_schedules import LR_SCHEDULES
 from fpdm.models import compile_layers, forward_cost, load_weights
 from fpdm.training.checkpoint import (
     load_trainer,
@@ -284,7 +285,5 @@ def learning_rate(optim: OptimConfig, step: int) -> float:
     """Rate at `step` (0 the first): a function of the step alone, whatever the number of processes."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
-    if optim.lr_schedule == "constant":
-        return optim.lr
     done = (step - optim.warmup) / max(optim.steps - optim.warmup, 1)
-    return optim.lr * (1 - done if optim.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    return optim.lr * LR_SCHEDULES[optim.lr_schedule](done)
