@@ -139,14 +139,16 @@ step(3, iterations=1, iterations_no_grad=1, recompute=True)
 
 def test_layers_stay_whole_under_ddp(device):
     """A block and an update: two graphs, and as many pieces given to the compiler; under autocast, with and without
-    gradient, some more; and none for odd batches, other iterations and gradient checkpointing."""
+    gradient, some more; and none for odd batches and other iterations. Gradient checkpointing adds one of each layer
+    with torch 2.7, none with newer versions."""
     command = [sys.executable, "-c", LAYERS, device]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(device) | alone)
     assert done.returncode == 0, done.stderr[-3000:]
     first, *others = [line.split() for line in done.stdout.splitlines()]
     assert first == ["2", "2"]
-    assert len(others) == 3 and others[0] == others[1] == others[2] and others[0][0] == others[0][1]
+    assert len(others) == 3 and all(graphs == pieces for graphs, pieces in others)
+    assert others[0] == others[1] and int(others[2][0]) - int(others[1][0]) in (0, 2)
 
 
 def on_two_processes(program: str, folder: Path, device: str, *arguments: str) -> str:
