@@ -30,7 +30,14 @@ def commands(page: Path) -> list[str]:
     return found
 
 
-EVERY = sorted({(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands(page)})
+EVERY = sorted(  # but those of one page, which need its changes: test_your_own_idea.py runs them
+    {
+        (page.relative_to(ROOT).as_posix(), c)
+        for page in PAGES
+        if page.name != "your-own-idea.md"
+        for c in commands(page)
+    }
+)
 
 
 def test_there_are_commands_to_check():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fpdm.config
+import fpdm.sampling.settings
 from fpdm.diffusion import MOST_TIMESTEPS, Diffusion
 
 ROOT = Path(__file__).parents[1]
@@ -17,8 +18,9 @@ ABSURD = 10**12
 
 
 def every_settings() -> dict[str, type]:
-    """The dataclasses of fpdm.config, and the Settings of every command and script."""
-    found = {name: kind for name, kind in vars(fpdm.config).items() if isinstance(kind, type) and is_dataclass(kind)}
+    """The dataclasses of fpdm.config, the settings of sampling, and the Settings of every command and script."""
+    places = {**vars(fpdm.config), **vars(fpdm.sampling.settings)}
+    found = {name: kind for name, kind in places.items() if isinstance(kind, type) and is_dataclass(kind)}
     for path in [*sorted((ROOT / "fpdm" / "commands").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]:
         if "class Settings" in path.read_text():
             found[path.name] = runpy.run_path(str(path))["Settings"]

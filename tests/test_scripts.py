@@ -138,7 +138,7 @@ def test_samples_and_score(chain, tmp_path, image_folder):
     broken = out / "000004.png"
     broken.write_bytes(broken.read_bytes()[:50])
     said = succeed("sample.py", *flags, "--num-samples", 9, "--batch-size", 2, processes=2)
-    assert "9 images, 5 of them drawn now" in said
+    assert "9 images, 5 of them new" in said
     assert len(list(out.glob("0*.png"))) == 9
     with np.load(out / "samples.npz") as file:
         assert np.abs(file["arr_0"][:6].astype(int) - first).max() <= 1
