@@ -375,7 +375,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "one thing at a time": ["evaluate.py", "--reference", "digits", "--make-reference", "r.npz", "--self-test",
                                 "--resolution", 16],
         "none of the timesteps": [*draw, fpdm, "--steps", 3, "--cfg-scale", 2, "--cfg-interval", "1,2"],
-        "is a file, no checkpoint folder; for a published .pt": [*draw, bad, "--budget", 20],
+        "is a file, not a checkpoint folder; for a published .pt use": [*draw, bad, "--budget", 20],
         "bootstrap=1: a standard": ["evaluate.py", "--reference", "digits", "--samples", tmp_path, "--bootstrap", 1],
         "had gradients that are not finite": [
             *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e6", "--optim.batch_size", 4,
