@@ -303,7 +303,7 @@ def test_exported_folder_stands_alone(chain, tmp_path):
     for i in range(2):
         assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
     assert "weights=model: " in fail("sample.py", "--ckpt", out, *draw, "--weights", "model", "--out", tmp_path / "c")
-    assert "is there already and not empty" in fail(
+    assert "already exists and is not empty" in fail(
         "export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--out", out
     )
 
