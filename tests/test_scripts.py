@@ -358,7 +358,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "no image in it": ["encode_latents.py", "--images", tmp_path / "empty", "--vae", "pixels"],
         "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],
         "iterations=2: an explicit model": [*draw, dit, "--budget", 20, "--iterations", 2],
-        "3 latent channels, the model 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
+        "3 latent channels, but the model has 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
         "another experiment (model.name was": [*train, "--resume", fpdm],
         "precision=fp16 needs a GPU": [*draw, fpdm, "--budget", 20, "--precision", "fp16"],
         "trace=9: at most batch_size=8": [*draw, fpdm, "--budget", 20, "--trace", 9, "--batch-size", 8],
