@@ -112,8 +112,8 @@ class VAECodec:
 def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Codec:
     """`pixels`, a local folder with an AutoencoderKL, or its Hub id (downloaded once, then cached).
 
-    dtype: of the VAE's weights and arithmetic (as stored, if not given); images and latents
-    are float32 outside.
+    dtype: of the VAE's weights and arithmetic (as stored, if not given). Images and latents
+    outside of the VAE are float32.
     """
     if source == PIXELS:
         return PixelCodec()

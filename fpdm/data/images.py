@@ -34,7 +34,7 @@ class BrokenImage(ValueError):
 class ImageSet:
     """A list of labelled images, decoded one at a time.
 
-    names: of the images; labels: the class of each, an index into class_names (one class for
+    names: one per image; labels: the class of each, an index into class_names (one class for
     unconditional data). read: record number -> PIL image, picklable for worker processes;
     records: the record number of each image (all in order, if not given).
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 STATS = "latents_stats.pt"
-MAX_CLASSES = 1_000_000  # a larger number is no label
+MAX_CLASSES = 1_000_000  # larger numbers are not labels
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors names them
 
 

@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
     """Patch embedding, conditioning and output head around a stack of blocks.
 
     input_size: height and width of the latent; patch_size must divide it.
-    in_channels: latent channels. learn_sigma: predict the variance as well, in as many more channels.
+    in_channels: latent channels. learn_sigma: predict the variance too, with twice the output channels.
     num_classes: labels 0..num_classes-1; `num_classes` itself is the null label.
     class_dropout: probability that training replaces a label with the null label. With 0
         the null label is never trained, so the model cannot be guided.

@@ -130,7 +130,7 @@ def labelled(label: str, lines: list[str]) -> str:
 
 
 def model_table(model: nn.Module) -> str:
-    """Top-level modules with their trainable parameters, one a line."""
+    """Top-level modules with their trainable parameters, one per line."""
     rows = [(name, type(child).__name__, _parameters(child)) for name, child in model.named_children()]
     rows.append(("total", type(model).__name__, _parameters(model)))
     return "\n".join(f"  {name:<14s}{kind:<18s}{count:>14,d}" for name, kind, count in rows)

@@ -28,7 +28,7 @@ class RunLog:
         if is_main:
             self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             logger.addHandler(self._text)
-            if logger.level == logging.NOTSET:  # called from Python, not from a script, which sets it
+            if logger.level == logging.NOTSET:  # called from Python; a script would have set it
                 logger.setLevel(logging.INFO)
 
     def say(self, message: str) -> None:

@@ -156,7 +156,7 @@ def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | 
         _check_same_latents(checkpoint, store)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)
-        # A kill may have prevented this in the run before.
+        # A kill may have prevented this earlier.
         prune_checkpoints(run, step_of(checkpoint), config.run.keep_last, config.run.keep_every)
     write_atomically(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     return [run, checkpoint]
