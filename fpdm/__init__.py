@@ -1,7 +1,7 @@
 """Fixed Point Diffusion Models: diffusion transformers with an implicit layer.
 
-The names of everyday use are here; each is imported when it is first asked for, so that
-`import fpdm.models` stays light.
+The most used names are here. Each is imported when it is first used, so that
+`import fpdm.models` stays fast.
 """
 
 from importlib import import_module

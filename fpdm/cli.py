@@ -1,4 +1,4 @@
-"""Command lines for the scripts: a dataclass is the interface, an error is one line."""
+"""Command lines of the scripts: a dataclass defines the options, and an error is one line."""
 
 import difflib
 import json
@@ -16,10 +16,10 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from fpdm.config_files import check_names, layers
 from fpdm.devices import end_processes
 
-KINDS = {  # part of a type's name -> what a user calls it; the first that fits
-    r"(list|tuple)\[int": "a list of whole numbers, as in 0,2,5,",
-    r"(list|tuple)\[str": "a list of names, as in a,b,",
-    r"(list|tuple)\[float": "a list of numbers, as in [0.5,1],",
+KINDS = {  # part of a type's name -> what to call it in an error; the first match is used
+    r"(list|tuple)\[int": "a list of whole numbers, as in 0,2,5",
+    r"(list|tuple)\[str": "a list of names, as in a,b",
+    r"(list|tuple)\[float": "a list of numbers, as in [0.5,1]",
     r"\bint\b": "a whole number",
     r"\bfloat\b": "a number",
     r"\bbool\b": "true or false",
@@ -28,7 +28,7 @@ Settings = TypeVar("Settings")
 
 
 class ConfigFile(ActionConfigFile):
-    """--config FILE: the settings of the file, over those of the files that it extends."""
+    """--config FILE: the settings of the file, which override those of the files that it extends."""
 
     def __call__(self, parser, cfg, values, option_string=None):
         known = set(parser.get_defaults().keys()) - {self.dest}
@@ -44,8 +44,8 @@ class ConfigFile(ActionConfigFile):
 def make_parser(settings: type, description: str) -> ArgumentParser:
     """A parser whose options are the fields of the dataclass `settings`, and --config for a YAML file.
 
-    Unknown options and unknown keys of the file are errors; abbreviations are not taken. A file may extend
-    another (fpdm.config_files); of several --config, as of options, the later one wins.
+    Unknown options and unknown keys of the file are errors; abbreviations are not accepted. A file may extend
+    another (fpdm.config_files). If --config or an option is repeated, the last one wins.
     """
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the options below")
@@ -54,10 +54,10 @@ def make_parser(settings: type, description: str) -> ArgumentParser:
 
 
 def parse(settings: type[Settings], parser: ArgumentParser, argv: list[str] | None = None) -> Settings:
-    """The settings that a command line stands for.
+    """The settings from a command line.
 
-    Dashes in option names read as underscores, 0,2 as the list [0,2], and a switch without a
-    value as true. For an option that does not exist the error names the nearest one.
+    Dashes in option names are read as underscores, 0,2 as the list [0,2], and a switch without a
+    value as true. The error for an unknown option suggests the nearest one.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     options = _option_types(settings)
@@ -72,14 +72,14 @@ def parse(settings: type[Settings], parser: ArgumentParser, argv: list[str] | No
 
 
 def _underscored(word: str) -> str:
-    if not re.match(r"--[\w.-]+(=|$)", word):  # a value, be it one that begins with dashes
+    if not re.match(r"--[\w.-]+(=|$)", word):  # a value, even one that begins with dashes
         return word
     name, equals, value = word[2:].partition("=")
     return "--" + name.replace("-", "_") + equals + value
 
 
 def _option_types(settings: type, prefix: str = "") -> dict[str, type]:
-    """The type of every option, those of sections too."""
+    """The type of every option, including those of sections."""
     found = {}
     for field in fields(settings):
         if is_dataclass(field.type):
@@ -122,7 +122,7 @@ def _bracketed(value: str, of_texts: bool) -> str:
 
 
 def _wrong_value(message: str, options: dict[str, type]) -> str | None:
-    """One line for a value of the wrong kind, instead of the parser's account of what it tried."""
+    """One line for a value of the wrong type, instead of the parser's long error."""
     key = re.search(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     if key is None or value is None or key[1] not in options:
@@ -130,15 +130,15 @@ def _wrong_value(message: str, options: dict[str, type]) -> str | None:
     kind = str(options[key[1]])
     if so_many := re.search(r"tuple\[(int(, int)+)\]", kind):
         given = value[1].strip("[] ").replace(" ", "")
-        return f"{key[1]}={given}: {so_many[1].count('int')} whole numbers, with commas between, are needed"
+        return f"{key[1]}={given}: expected {so_many[1].count('int')} whole numbers, separated by commas"
     for part, said in KINDS.items():
         if re.search(part, kind):
-            return f"{key[1]}={value[1].strip()}: {said} is needed"
+            return f"{key[1]}={value[1].strip()}: expected {said}"
     return None
 
 
 def _suggestion(message: str, parser: ArgumentParser) -> str:
-    """The nearest existing option, where the message is about one that does not exist."""
+    """The nearest existing option, if the message is about an unknown one."""
     unknown = re.search(r"unrecognized arguments: (--[\w.]+)", message)
     options = [option for action in parser._actions for option in action.option_strings]
     near = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
@@ -146,7 +146,7 @@ def _suggestion(message: str, parser: ArgumentParser) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main: log to the console, and turn a user's mistake into one line and exit status 2.
+    """Run a script's main: log to the console, and turn a user error into one line and exit status 2.
 
     FPDM_DEBUG=1 shows the traceback instead.
     """

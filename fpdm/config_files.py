@@ -1,4 +1,4 @@
-"""Config files: a file may say `extends: other.yaml`, and every name in it must be that of a setting."""
+"""Config files: a file may contain `extends: other.yaml`, and every other name in it must be a setting."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ EXTENDS = "extends"
 
 
 class Layer(NamedTuple):
-    """One file of a chain, and the settings that stand in it."""
+    """One file of a chain, and the settings in it."""
 
     path: Path
     settings: dict
 
 
 def layers(path: str | Path) -> list[Layer]:
-    """The file at `path` and all that it extends, the first of them first: each goes over those before it."""
+    """The file at `path` and all files that it extends, the base first: each overrides those before it."""
     found: list[Layer] = []
     following: Path | None = Path(path)
     while following is not None:
@@ -31,7 +31,7 @@ def layers(path: str | Path) -> list[Layer]:
         following = None if base is None else following.parent / base
         if following is not None and following.resolve() in {layer.path.resolve() for layer in found}:
             circle = " extends ".join(str(file) for file in [*(layer.path for layer in found), following])
-            raise ValueError(f"{circle}: a circle; let one of them extend nothing")
+            raise ValueError(f"{circle}: a cycle; remove `extends` from one of them")
     return found[::-1]
 
 
@@ -42,7 +42,7 @@ def _read(path: Path, child: Path | None) -> dict:
         remedy = "check the path" if child is None else "give the path relative to the file that extends it"
         raise ValueError(f"{asked}: no such file; {remedy}")
     try:
-        settings = get_loader("yaml")(path.read_text())  # jsonargparse's, for which 1e-4 is a number
+        settings = get_loader("yaml")(path.read_text())  # jsonargparse's, which reads 1e-4 as a number
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{asked}: not YAML ({error})") from error
     if not isinstance(settings, dict):
@@ -51,12 +51,12 @@ def _read(path: Path, child: Path | None) -> dict:
 
 
 def check_names(layer: Layer, known: Iterable[str]) -> None:
-    """Refuse a name that is not among the `known` settings ("seed", "optim.lr"), saying in which file it stands."""
+    """ValueError, with the file, for a name that is not one of the `known` settings ("seed", "optim.lr")."""
     known = set(known)
     sections = {name.partition(".")[0] for name in known if "." in name}
     for key, value in layer.settings.items():
         if key in sections and not isinstance(value, dict):
-            raise ValueError(f"{layer.path}: {key}={value!r}: a section; write its settings below it, or leave it out")
+            raise ValueError(f"{layer.path}: {key}={value!r}: a section; write its settings below it, or remove it")
         names = {f"{key}.{name}": name for name in value} if key in sections else {key: key}
         for full in names.keys() - known:
             near = difflib.get_close_matches(str(full), known | sections, n=1)

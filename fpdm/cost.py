@@ -1,15 +1,15 @@
-"""What model calls cost, in the paper's unit (block passes) and in operations; only the model knows the numbers."""
+"""The cost of model calls, in block passes (the paper's unit) and in FLOPs; the numbers come from the model."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 
 class ForwardCost(NamedTuple):
-    """Cost of one model call for one image: an explicit part, and as much again for every update of the implicit layer.
+    """Cost of one model call for one image: an explicit part, and a part for every update of the implicit layer.
 
     Block passes count transformer blocks (the paper's Sec. 4.2: pre + iterations + post, with one block in an update).
     update_blocks is 0 for a model without an implicit layer (DiT), which has no iterations. FLOPs are 2 per
-    multiply-add of the matrix products and attention, as counted by torch's own counter; elementwise work is left out.
+    multiply-add of the matrix products and attention, as counted by torch's own counter; not elementwise work.
     """
 
     explicit_blocks: int
@@ -27,7 +27,7 @@ class ForwardCost(NamedTuple):
         return self.explicit_blocks + (iterations or 0) * self.update_blocks
 
     def updates(self, block_passes: float, calls: int = 1) -> float:
-        """Updates in so many block passes of so many calls: the inverse of `blocks`, summed over the calls."""
+        """Updates in `block_passes` over `calls` calls: the inverse of `blocks`, summed over the calls."""
         return (block_passes - calls * self.explicit_blocks) / max(self.update_blocks, 1)
 
     def total_blocks(self, iterations: Iterable[float | None]) -> float:
@@ -46,6 +46,6 @@ class ForwardCost(NamedTuple):
     def training_flops(self, n: float = 0, m: float = 0) -> float:
         """FLOPs of one image in a training step with n updates without gradient and m with.
 
-        The backward pass costs twice the forward; what gradient checkpointing computes again is not counted.
+        The backward pass costs twice the forward; what gradient checkpointing recomputes is not counted.
         """
         return 3 * self.explicit_flops + (n + 3 * m) * self.update_flops

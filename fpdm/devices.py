@@ -1,4 +1,4 @@
-"""Which device, processes and arithmetic this program runs on, and what the device can do."""
+"""The device, processes and arithmetic of this program, and what the device can do."""
 
 import gc
 import re
@@ -10,13 +10,13 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
-SAMPLING_PATIENCE = timedelta(hours=6)  # what is still missing may cost one process more than another
+SAMPLING_PATIENCE = timedelta(hours=6)  # the remaining work may take one process longer than another
 
 
 def on_cpu() -> bool:
-    """Whether to run on the CPU: there is no accelerator, or accelerate's ACCELERATE_USE_CPU=true asks for it.
+    """Whether to run on the CPU: there is no accelerator, or accelerate's ACCELERATE_USE_CPU=true requests it.
 
-    accelerate must be told, or it starts no process group for CPUs.
+    accelerate must be told; otherwise it starts no process group for CPUs.
     """
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
@@ -24,18 +24,18 @@ def on_cpu() -> bool:
 def process_state(patience: timedelta | None = None) -> PartialState:
     """Device, rank and number of processes, as torchrun or `accelerate launch` set them up (gloo on CPUs).
 
-    patience: how long a process waits for the others before it fails, if not the backend's ten minutes or so. The
-        first call of a program decides.
+    patience: how long a process waits for the others before it fails; by default the backend's ten minutes or so.
+        The first call in a program decides.
     """
     return PartialState(cpu=on_cpu(), **({} if patience is None else {"timeout": patience}))
 
 
 def end_processes() -> None:
-    """Wait for the other processes, then leave their group, all together: the main one may have work left when the
-    others are done, and would else do it in a group that is falling apart.
+    """Wait for the other processes, then leave the process group together. The main one may still have work when the
+    others are done; without waiting, it would work in a group that the others have left.
 
-    What DDP made must be gone before: its end, were it the last to hold the group, would wait for a thread of gloo
-    that waits for Python's lock (seen with torch 2.11).
+    DDP's objects must be deleted first. If they held the last reference to the group, deleting them would wait for a
+    gloo thread that waits for Python's lock (seen with torch 2.11).
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()
@@ -44,10 +44,10 @@ def end_processes() -> None:
 
 
 def check_precision(setting: str, precision: str, device: torch.device) -> None:
-    """Refuse a precision (no, bf16, fp16) that this device does not have, naming the setting it came from."""
+    """ValueError, with the name of the setting, for a precision (no, bf16, fp16) that this device does not have."""
     if precision != "no" and device.type == "mps":
         raise ValueError(
-            f"{setting}={precision}: on Apple's GPUs (MPS) this runs in float32 alone; use no, or set "
+            f"{setting}={precision}: on Apple's GPUs (MPS) this runs in float32 only; use no, or set "
             "ACCELERATE_USE_CPU=true to run on the CPU"
         )
     if precision == "fp16" and device.type == "cpu":
@@ -68,23 +68,23 @@ def tf32_allowed() -> bool:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`. The host does not wait for a GPU: it copies by itself from pinned memory."""
+    """Copy a CPU tensor to `device`. The host does not wait for a GPU, which copies from pinned memory."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def skips_by_flag(device: torch.device) -> bool:
-    """Whether a fused optimizer on this device leaves a step out by a flag there; that of MPS ignores it."""
+    """Whether a fused optimizer can skip a step by a flag on this device; the one for MPS ignores the flag."""
     return device.type in ("cpu", "cuda")
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """In float64 where it is, or on the CPU where its device has no such numbers (MPS)."""
+    """The tensor in float64, on its device or, if that has no float64 (MPS), on the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-# Dense matrix products, TFLOP/s, from the makers' data sheets: 16-bit floats, TF32, float32. More telling names first.
+# Dense matrix products, TFLOP/s, from the manufacturers' data sheets: 16-bit floats, TF32, float32. Specific first.
 PEAK_TFLOPS = (
     ("GB200|B200", (2250, 1125, 80)),
     ("GH200|H200|H100 SXM|H100 80GB HBM3", (989, 494, 67)),
@@ -107,7 +107,7 @@ PEAK_TFLOPS = (
 
 
 def peak_tflops(name: str, precision: str, tf32: bool) -> float | None:
-    """Peak of the GPU called `name` in a precision (no, bf16, fp16); None where it is not known."""
+    """Peak of the GPU called `name` in a precision (no, bf16, fp16); None if unknown."""
     for pattern, (half, tensor_float, single) in PEAK_TFLOPS:
         if re.search(rf"\b({pattern})\b", name):
             return half if precision != "no" else tensor_float if tf32 else single
@@ -115,12 +115,12 @@ def peak_tflops(name: str, precision: str, tf32: bool) -> float | None:
 
 
 def device_peak_tflops(device: torch.device, precision: str, tf32: bool) -> float | None:
-    """Of this device; None for CPUs and unknown GPUs."""
+    """Peak of this device; None for CPUs and unknown GPUs."""
     return peak_tflops(torch.cuda.get_device_name(device), precision, tf32) if device.type == "cuda" else None
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: allocated on a GPU, resident on a CPU (on Windows, so far as it says)."""
+    """Most bytes in use so far: allocated on a GPU, resident on a CPU (on Windows, if it is known)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

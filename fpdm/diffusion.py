@@ -22,7 +22,7 @@ MOST_TIMESTEPS = 100_000
 class Losses(NamedTuple):
     """Per sample, (B,) float32 each: `total` = `mse` (weighted) + `vb` (bits per dimension; 0 without it).
 
-    A learned weighting has no part in them: its `mse` is the plain error of what the network predicts.
+    A learned weighting is not included: with one, `mse` is the plain error of what the network predicts.
     """
 
     total: Tensor
@@ -44,16 +44,16 @@ class PosteriorTables(NamedTuple):
 
 
 class Diffusion:
-    """Schedule, parametrisation and losses of one model; holds no state but its tables.
+    """Schedule, parametrisation and losses of one model; its tables are its only state.
 
     schedule: linear (betas), scaled-linear (square roots of betas) or cosine.
     parametrisation: what the network predicts: v = sqrt(ab) eps - sqrt(1 - ab) x0, eps or x0.
     zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al., 2023).
     learn_sigma: the second half of the prediction's channels is the variance, trained by the
         variational bound with the mean detached (Nichol & Dhariwal, 2021).
-    weighting: of the squared error, a name in fpdm.weightings. Only `losses` needs it, so a model
+    weighting: weighting of the squared error, a name in fpdm.weightings. Only `losses` needs it, so a model
         trained with a weighting that does not exist here can still be sampled.
-    min_snr_gamma: the cap of `min-snr`.
+    min_snr_gamma: upper limit of the SNR in `min-snr`.
     """
 
     def __init__(
@@ -203,8 +203,8 @@ def posterior_tables(alphas_cumprod: np.ndarray) -> PosteriorTables:
     alphas = alphas_cumprod / previous
     betas = 1 - alphas
     variance = betas * (1 - previous) / (1 - alphas_cumprod)
-    # The first variance is 0: the posterior of the last denoising step is a point. Its log is
-    # taken from the next, as in the published tables; no noise is added there anyway.
+    # The first variance is 0: the posterior of the last denoising step is a point. The log of
+    # the next one is used, as in the published tables; no noise is added there anyway.
     floor = variance[1] if len(variance) > 1 else betas[0]
     return PosteriorTables(
         mean_x0=betas * np.sqrt(previous) / (1 - alphas_cumprod),
@@ -217,12 +217,12 @@ def posterior_tables(alphas_cumprod: np.ndarray) -> PosteriorTables:
 def loss_weights(weighting: str, parametrisation: str, alphas_cumprod: np.ndarray, gamma: float) -> np.ndarray:
     """Weights (T,) of the squared error of the *predicted* quantity.
 
-    A weighting is a weight on the x0 error; an error of the prediction is an x0 error times
-    d = (dx0 / dprediction)**2, so the two differ by that factor. A learned weighting starts from the plain error: 1.
+    A weighting gives weights of the x0 error. The x0 error is the prediction's error times d = (dx0 / dprediction)**2,
+    so its weights are multiplied by d. A learned weighting starts from the plain error: its weights are 1.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     if is_learned(weighting) or parametrisation == weighting:
-        return np.ones_like(snr)  # exactly, and also where the ratio below would be 0 / 0
+        return np.ones_like(snr)  # exact, also where the ratio below would be 0 / 0
     d = {"v": 1 - alphas_cumprod, "x0": np.ones_like(snr)}
     on_x0 = WEIGHTINGS[weighting](alphas_cumprod, gamma)
     return on_x0 * (1 / snr if parametrisation == "eps" else d[parametrisation])

@@ -1,8 +1,8 @@
-"""A model on its own: a folder, local or on the Hub, with all that drawing images needs.
+"""An exported model: a folder, local or on the Hub, with all that sampling needs.
 
 config.json, model.safetensors    as from_pretrained opens them
 sampling.json                     diffusion, class names, what it was trained on
-vae/                              the autoencoder, if it is to go along
+vae/                              the autoencoder, if it is included
 README.md                         model card
 """
 
@@ -30,14 +30,14 @@ def export_model(
     history: dict[str, str],
     half: bool = False,
 ) -> None:
-    """Write the folder. codec: to go along with the model, None to leave it where it is.
+    """Write the folder. codec: a codec to include; None to leave it where it is.
 
     history: lines for the card's table, such as the number of training steps. half: weights rounded to float16,
     in files of at most SHARD.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"out={folder}: is there already and not empty; choose another folder")
+        raise ValueError(f"out={folder}: already exists and is not empty; choose another folder")
     model.save_pretrained(folder)
     if half:
         (folder / WEIGHTS_FILE).unlink()
@@ -46,11 +46,11 @@ def export_model(
     if isinstance(codec, VAECodec):
         codec.vae.save_pretrained(folder / VAE)
         config = json.loads((folder / VAE / CONFIG_FILE).read_text())
-        config.pop("_name_or_path", None)  # where it was opened from, on this machine
+        config.pop("_name_or_path", None)  # its path on this machine
         write_atomically(folder / VAE / CONFIG_FILE, json.dumps(config, indent=1))
         facts = facts | {"codec": VAE}
     write_atomically(folder / SAMPLING, json.dumps(facts, indent=1))
-    for weights in folder.rglob("*.safetensors"):  # which are written readable by their owner alone
+    for weights in folder.rglob("*.safetensors"):  # written readable only by their owner
         weights.chmod((folder / SAMPLING).stat().st_mode)
     facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
     iterations = " --iterations 4" if model.iterative else ""
@@ -61,11 +61,11 @@ def export_model(
 
 
 def locate_codec(folder: Path, facts: dict) -> dict:
-    """The facts with a VAE that lies beside the weights found there."""
+    """The facts, with the full path of a VAE that is stored beside the weights."""
     return facts | {"codec": str((folder / VAE).resolve())} if facts["codec"] == VAE else facts
 
 
 def upload(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Upload an exported folder to the Hub as `repo_id`, made if need be; returns the address of the commit."""
+    """Upload an exported folder to the Hub as `repo_id`, created if needed; returns the URL of the commit."""
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     return str(upload_folder(repo_id=repo_id, folder_path=str(folder), token=token, commit_message="Upload model"))

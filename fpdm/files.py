@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and an error that names the one that is damaged all the same."""
+"""Files that are never seen half-written, and errors that name a damaged file."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import numpy as np
 
 @contextmanager
 def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it in the end, so a reader or a kill finds the old content or the
-    new one.
+    """A temporary path next to `path` to write to. It is renamed to `path` at the end, so readers find either the
+    old content or the new one, also after a kill.
 
-    sync: also after a power cut. An OSError of writing, of a full disk say, names `path`. What was
-    written is removed where it fails.
+    sync: also after a power failure. An OSError while writing, for example on a full disk, names `path`, and what was
+    written is removed.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -33,7 +33,7 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; ValueError, which names it, where it is damaged."""
+    """The content of a JSON file; ValueError with its name if it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:  # not JSON, or not text at all
@@ -41,12 +41,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text whole; see `replaced`."""
+    """Write a text file atomically; see `replaced`."""
     with replaced(path) as partial:
         partial.write_text(text)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an npz whole; see `replaced`."""
+    """Write an npz file atomically; see `replaced`."""
     with replaced(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)

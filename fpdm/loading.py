@@ -1,4 +1,4 @@
-"""From a checkpoint to a source of images; above the packages it joins."""
+"""From a checkpoint to a source of images. This module joins packages that do not import each other."""
 
 import json
 import re
@@ -27,14 +27,14 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser,
     """Model in eval mode, its sampling facts and the checkpoint's folder.
 
     source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
-        Hub id. weights: `ema` or `model`; an exported folder has one of them alone.
+        Hub id. weights: `ema` or `model`; an exported folder has only one of them.
     """
     if weights not in WEIGHT_KINDS:
         raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHT_KINDS)}")
     if (exported := _exported(source)) is not None:
         facts = json.loads((exported / SAMPLING).read_text())
         if weights == "model" and facts.get("weights", "model") != "model":
-            raise ValueError(f"weights=model: {source} is an export of the {facts['weights']} weights alone")
+            raise ValueError(f"weights=model: {source} is an export of the {facts['weights']} weights only")
         return load_pretrained(exported), locate_codec(exported, facts), exported
     checkpoint = find_checkpoint(source)
     facts = json.loads((checkpoint / weights / SAMPLING).read_text())
@@ -42,7 +42,7 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser,
 
 
 def _exported(source: str | Path) -> Path | None:
-    """The folder of an exported model, downloaded if need be; None where `source` is no such thing."""
+    """The folder of an exported model, downloaded if needed; None if `source` is not one."""
     folder = Path(source)
     if not folder.exists() and HUB_ID.fullmatch(str(source)):
         folder = resolve_folder(source)
@@ -61,7 +61,7 @@ def load_source(
     """A source of images from a run, a checkpoint, an exported folder or its Hub id.
 
     weights: ema or model. vae: where its codec is, if it has moved. device: by default this process's: the accelerator
-    if there is one. precision: of the network, no, bf16 or fp16. compiled: compile its layers; pays for many images.
+    if there is one. precision: of the network, no, bf16 or fp16. compiled: compile its layers; useful for many images.
     """
     model, facts, folder = load_checkpoint(checkpoint, weights)
     source = open_source(model, facts, vae, device or process_state(SAMPLING_PATIENCE).device, precision)
@@ -83,9 +83,9 @@ def open_source(
 
 
 def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, device: torch.device | str = "cpu") -> Codec:
-    """The codec a model was trained with, where its facts or `vae` say that it is; ValueError if it is another."""
+    """The codec a model was trained with, opened from `vae` or from its facts; ValueError if it is another one."""
     if not (vae or facts["codec"]):
-        raise ValueError("vae is not set, and the latents this model was trained on do not say which VAE they are of")
+        raise ValueError("vae is not set, and the latents this model was trained on do not name their VAE; set it")
     codec = open_codec(vae or facts["codec"], device)
     check_model_codec(codec, model, facts)
     return codec
@@ -108,10 +108,10 @@ def make_source(
 
 
 def check_model_codec(codec: Codec, model: Denoiser, facts: dict) -> None:
-    """Refuse a codec that the model was not trained with."""
+    """ValueError for a codec that the model was not trained with."""
     if codec.channels != model.in_channels:
         raise ValueError(
-            f"vae {codec.source} has {codec.channels} latent channels, the model {model.in_channels}; "
+            f"vae {codec.source} has {codec.channels} latent channels, but the model has {model.in_channels}; "
             f"it was trained with {facts['codec']}"
         )
     if facts["codec_fingerprint"] not in (None, codec.fingerprint):  # None: imported latents of a VAE never opened
@@ -121,7 +121,7 @@ def check_model_codec(codec: Codec, model: Denoiser, facts: dict) -> None:
 
 
 def denoiser(model: Denoiser, precision: str) -> Callable[..., DenoiserOutput]:
-    """The model as samplers call it, its arithmetic in a precision (no, bf16, fp16)."""
+    """The model as a function for samplers, with arithmetic in the given precision (no, bf16, fp16)."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]

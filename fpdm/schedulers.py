@@ -1,4 +1,4 @@
-"""diffusers' schedulers on our diffusion: one to begin with, and whether another fits."""
+"""diffusers' schedulers for our diffusion: a default one, and a check whether another one fits."""
 
 import inspect
 
@@ -13,11 +13,11 @@ PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
 def default_scheduler(diffusion: Diffusion) -> EulerDiscreteScheduler:
     """Euler over sigma, which is DDIM, on this diffusion's own noise levels.
 
-    diffusers' DDIMScheduler would take the next timestep from a stride, which is off where the
-    number of steps does not divide that of the timesteps. Where the last timestep is pure noise, the
-    scheduler's alpha_bar is a quarter of the one before instead of 0, so that schedulers that work
-    over sigma or log-SNR take this config, too. Timesteps are trailing: every number of them
-    starts at the last.
+    diffusers' DDIMScheduler would compute the next timestep from a fixed stride, which is wrong if
+    the number of steps does not divide the number of timesteps. If the last timestep is pure noise,
+    the scheduler's alpha_bar there is a quarter of the one before instead of 0, so that schedulers
+    over sigma or log-SNR can use this config too. Timesteps are trailing: for any number of steps
+    they start at the last one.
     """
     alpha_bars = diffusion.alphas_cumprod.copy()
     alpha_bars[-1] = max(alpha_bars[-1], alpha_bars[-2] / 4)
@@ -33,11 +33,11 @@ def default_scheduler(diffusion: Diffusion) -> EulerDiscreteScheduler:
 
 
 def check_scheduler(scheduler: SchedulerMixin, diffusion: Diffusion) -> None:
-    """ValueError for a scheduler of another diffusion, which would draw without a word."""
+    """ValueError for a scheduler of another diffusion, which would sample wrongly without an error."""
     wanted, name = PREDICTION_TYPES[diffusion.parametrisation], type(scheduler).__name__
     levels = getattr(scheduler, "alphas_cumprod", None)
     if levels is None:
-        raise ValueError(f"scheduler {name}: works without the noise levels of discrete timesteps; choose another")
+        raise ValueError(f"scheduler {name}: does not use the noise levels of discrete timesteps; choose another")
     same = np.allclose(levels.cpu().numpy(), diffusion.alphas_cumprod, atol=1e-4)
     if not same or scheduler.config.prediction_type != wanted:
         found = scheduler.config.prediction_type if same else "other noise levels"
@@ -48,9 +48,9 @@ def check_scheduler(scheduler: SchedulerMixin, diffusion: Diffusion) -> None:
 
 
 def takes_variance(scheduler: SchedulerMixin) -> bool:
-    """Whether its step takes the learned variance beside the mean.
+    """Whether its step takes the learned variance in addition to the mean.
 
-    The config alone does not say: other schedulers keep an entry that they do not know.
+    The config alone does not tell: other schedulers keep unknown entries in it.
     """
     known = "variance_type" in inspect.signature(type(scheduler).__init__).parameters
     return known and scheduler.config.variance_type in ("learned", "learned_range")

@@ -7,7 +7,7 @@ A fixed weighting is a function of alpha_bar and of gamma, the setting diffusion
 (T,) of the squared error of x0. The diffusion turns them into weights of what the network predicts.
 
 A learned weighting is a class: an nn.Module, made with alpha_bar. It is called with the plain mean squared error of
-what the network predicts (B,) and with timesteps (B,), and returns what is minimised in place of that error (B,). Its
+what the network predicts (B,) and with timesteps (B,), and returns what is minimised instead of that error (B,). Its
 parameters are trained with the network's and saved in a checkpoint's trainer.pt; a sampled model does not need them.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 
 
 def plain_v(alpha_bar: np.ndarray, gamma: float) -> np.ndarray:
-    """The plain error of v. It trains the last timestep, where sampling starts, as any other."""
+    """The plain error of v. It trains the last timestep, where sampling starts, like any other."""
     return _snr(alpha_bar) + 1
 
 

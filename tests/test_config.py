@@ -190,10 +190,10 @@ def test_choices_are_listed_once():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--classes", "1,a"], "classes=1,a: a list of whole numbers, as in 0,2,5, is needed"),
-        (["--iterations", "2.5"], "iterations=2.5: a whole number is needed"),
-        (["--eta", "much"], "eta=much: a number is needed"),
-        (["--reuse", "maybe"], "reuse=maybe: true or false is needed"),
+        (["--classes", "1,a"], "classes=1,a: expected a list of whole numbers, as in 0,2,5"),
+        (["--iterations", "2.5"], "iterations=2.5: expected a whole number"),
+        (["--eta", "much"], "eta=much: expected a number"),
+        (["--reuse", "maybe"], "reuse=maybe: expected true or false"),
     ],
 )
 def test_values_of_the_wrong_kind_get_one_clear_line(words, says):
@@ -207,7 +207,7 @@ def test_a_list_that_is_too_short_says_how_many_numbers():
     class Settings:
         latent: tuple[int, int, int] = (4, 32, 32)
 
-    with pytest.raises(ValueError, match=re.escape("latent=4,32: 3 whole numbers, with commas between, are needed")):
+    with pytest.raises(ValueError, match=re.escape("latent=4,32: expected 3 whole numbers, separated by commas")):
         cli.parse(Settings, cli.make_parser(Settings, ""), ["--latent", "4,32"])
 
 

@@ -198,9 +198,9 @@ def test_of_several_configs_and_flags_the_later_wins(write):
         (
             "extends: child.yaml",
             "extends: base.yaml",
-            r"child\.yaml extends .*base\.yaml extends .*child\.yaml: a circle",
+            r"child\.yaml extends .*base\.yaml extends .*child\.yaml: a cycle",
         ),
-        ("", "extends: child.yaml", r"child\.yaml extends .*child\.yaml: a circle"),
+        ("", "extends: child.yaml", r"child\.yaml extends .*child\.yaml: a cycle"),
         ("", "extends: gone.yaml", r"gone\.yaml, which .*child\.yaml extends: no such file; give the path relative"),
         ("- 3", "extends: base.yaml", r"base\.yaml, which .*child\.yaml extends: holds no settings"),
         ("optim: [3", "extends: base.yaml", r"base\.yaml, which .*child\.yaml extends: not YAML"),

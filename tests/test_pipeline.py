@@ -92,7 +92,7 @@ def test_schedulers_of_another_diffusion_are_refused(make):
     for scheduler, says in (
         (diffusers.DDIMScheduler(), "other noise levels, this model needs v_prediction"),
         (diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon"), "epsilon, this model"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "without the noise levels of discrete timesteps; choose another"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "not use the noise levels of discrete timesteps; choose another"),
     ):
         pipe.scheduler = scheduler
         with pytest.raises(ValueError, match=says):

@@ -303,7 +303,7 @@ def test_exported_folder_stands_alone(chain, tmp_path):
     for i in range(2):
         assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
     assert "weights=model: " in fail("sample.py", "--ckpt", out, *draw, "--weights", "model", "--out", tmp_path / "c")
-    assert "is there already and not empty" in fail(
+    assert "already exists and is not empty" in fail(
         "export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--out", out
     )
 
@@ -358,7 +358,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "no image in it": ["encode_latents.py", "--images", tmp_path / "empty", "--vae", "pixels"],
         "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],
         "iterations=2: an explicit model": [*draw, dit, "--budget", 20, "--iterations", 2],
-        "3 latent channels, the model 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
+        "3 latent channels, but the model has 4": [*draw, fpdm, "--budget", 20, "--vae", "pixels"],
         "another experiment (model.name was": [*train, "--resume", fpdm],
         "precision=fp16 needs a GPU": [*draw, fpdm, "--budget", 20, "--precision", "fp16"],
         "trace=9: at most batch_size=8": [*draw, fpdm, "--budget", 20, "--trace", 9, "--batch-size", 8],
@@ -375,7 +375,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "one thing at a time": ["evaluate.py", "--reference", "digits", "--make-reference", "r.npz", "--self-test",
                                 "--resolution", 16],
         "none of the timesteps": [*draw, fpdm, "--steps", 3, "--cfg-scale", 2, "--cfg-interval", "1,2"],
-        "is a file, no checkpoint folder; for a published .pt": [*draw, bad, "--budget", 20],
+        "is a file, not a checkpoint folder; for a published .pt use": [*draw, bad, "--budget", 20],
         "bootstrap=1: a standard": ["evaluate.py", "--reference", "digits", "--samples", tmp_path, "--bootstrap", 1],
         "had gradients that are not finite": [
             *train, "--model.name", "DiT-XS/4", "--model.depth", 1, "--optim.lr", "1e6", "--optim.batch_size", 4,

@@ -1,7 +1,7 @@
 """Encode a folder, a zip or the digits into a latent store for training.
 
 Several processes share the work: torchrun --nproc_per_node=8 scripts/encode_latents.py ...
-A run that was stopped is continued by the same command.
+The same command continues a run that was stopped.
 """
 
 import logging
@@ -41,7 +41,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    state = process_state(timedelta(days=2))  # what is left to do after a stop may be one process's alone
+    state = process_state(timedelta(days=2))  # after a stop, one process may have all of the remaining work
     check_precision("precision", settings.precision, state.device)
     allow_tf32(settings.tf32)
     images = open_images(settings.images)
@@ -61,5 +61,5 @@ def main() -> None:
 
 
 def run() -> None:
-    """The command fpdm-encode-latents: main(), with a user's mistake told in one line."""
+    """The command fpdm-encode-latents: main(), with one-line error messages."""
     cli.run(main)

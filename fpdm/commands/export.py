@@ -1,4 +1,4 @@
-"""Export a run's weights as a folder that stands alone, for sampling anywhere or for the Hub."""
+"""Export a run's weights as a separate folder, for sampling anywhere or for the Hub."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ logger = logging.getLogger("fpdm")
 
 @dataclass
 class Settings:
-    """What is exported and where to.
+    """What is exported, and to where.
 
     Args:
         ckpt: a run's folder (its latest checkpoint), or one checkpoint.
         out: the new folder.
         weights: ema or model.
-        with_vae: put the VAE into the folder as well, so that it needs nothing else.
+        with_vae: also put the VAE into the folder, so that it needs nothing else.
         vae: where the VAE is, if it has moved since training.
         half: round weights to float16, in files of at most 14 MB.
-        pipeline: make it a diffusers pipeline, which FPDMPipeline.from_pretrained opens; the VAE goes along.
+        pipeline: make it a diffusers pipeline, which FPDMPipeline.from_pretrained opens; this includes the VAE.
         push_to: Hub repository to upload the folder to, as in user/name (null for none).
     """
 
@@ -45,7 +45,7 @@ class Settings:
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")
         if self.half and self.pipeline:
-            raise ValueError("half=true with pipeline=true: a pipeline's weights stay as they are; choose one")
+            raise ValueError("half=true with pipeline=true: a pipeline's weights are not rounded; choose one")
 
 
 def parser():
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def history(checkpoint: Path, weights: str) -> dict[str, str]:
-    """How the weights came about, from the run that they lie in."""
+    """How the weights were trained, from the config of their run."""
     path = checkpoint.parent.parent / "config.yaml"
     if checkpoint.parent.name != "checkpoints" or not path.is_file():
         return {}
@@ -83,5 +83,5 @@ def history(checkpoint: Path, weights: str) -> dict[str, str]:
 
 
 def run() -> None:
-    """The command fpdm-export: main(), with a user's mistake told in one line."""
+    """The command fpdm-export: main(), with one-line error messages."""
     cli.run(main)

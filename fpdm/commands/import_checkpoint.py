@@ -1,4 +1,4 @@
-"""Import a published DiT or FPDM checkpoint (.pt) as a folder that scripts/sample.py draws from."""
+"""Import a published DiT or FPDM checkpoint (.pt) as a folder that scripts/sample.py can sample from."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -14,17 +14,17 @@ logger = logging.getLogger("fpdm")
 
 @dataclass
 class Settings:
-    """What is imported and where to. The architecture is read from the weights.
+    """What is imported, and to where. The architecture is read from the weights.
 
     Args:
         source: the .pt file.
         out: the new folder.
-        weights: ema or model, where the file has both.
+        weights: ema or model, if the file has both.
         vae: the VAE that the model was trained with, a folder or a Hub id.
-        parametrisation: what it predicts (null for v with an FPDM, eps with a DiT, as published).
+        parametrisation: what the model predicts (null for v with an FPDM, eps with a DiT, as published).
         zero_terminal_snr: whether its last timestep is pure noise (null for yes with an FPDM, no with a DiT).
         class_names: file with one class name per line (null for "0", "1", ...).
-        num_heads: attention heads, for widths other than the named sizes'.
+        num_heads: number of attention heads, for widths other than the named sizes'.
         pre_post_timestep_conditioning: whether an FPDM's explicit blocks see the timestep.
     """
 
@@ -81,5 +81,5 @@ def main() -> None:
 
 
 def run() -> None:
-    """The command fpdm-import-checkpoint: main(), with a user's mistake told in one line."""
+    """The command fpdm-import-checkpoint: main(), with one-line error messages."""
     cli.run(main)

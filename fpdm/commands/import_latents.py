@@ -1,8 +1,8 @@
 """Import latents that other programs extracted into a latent store for training.
 
-Two layouts are read: <name>_features and <name>_labels folders of .npy files, latents already
-multiplied with their scale factor; and *.safetensors with latents, labels and perhaps latents_flip,
-raw, with or without latents_stats.pt. An import that was stopped is continued by the same command.
+Two layouts are supported: <name>_features and <name>_labels folders of .npy files, with latents already
+multiplied by their scale factor; and *.safetensors with raw latents, labels and optionally latents_flip,
+with or without latents_stats.pt. The same command continues an import that was stopped.
 """
 
 import logging
@@ -19,18 +19,18 @@ logger = logging.getLogger("fpdm")
 
 @dataclass
 class Settings:
-    """What is imported and where to.
+    """What is imported, and to where.
 
     Args:
         source: folder of the extracted latents.
         out: folder of the store.
-        vae: what made them, a local folder or Hub id of an AutoencoderKL (null if not known: the
-            latents can be trained on, but drawing images needs a VAE to be named).
-        scale: scale factor of the latents; raw ones are multiplied with it (null for the VAE's, and for 1
+        vae: VAE of the latents, a local folder or Hub id of an AutoencoderKL (null if not known: one can
+            train on the latents, but must give a VAE for sampling).
+        scale: scale factor of the latents; raw ones are multiplied by it (null for the VAE's, and for 1
             after normalising by latents_stats.pt).
-        resolution: of the images, for the record (null for what follows from the VAE).
+        resolution: resolution of the images, for the record (null for what follows from the VAE).
         class_names: file with one class name per line (null for "0", "1", ...).
-        name: which set to import, where the folder holds several <name>_features.
+        name: which set to import, if the folder holds several <name>_features.
         shard: latents per file of the store.
     """
 
@@ -76,5 +76,5 @@ def main() -> None:
 
 
 def run() -> None:
-    """The command fpdm-import-latents: main(), with a user's mistake told in one line."""
+    """The command fpdm-import-latents: main(), with one-line error messages."""
     cli.run(main)

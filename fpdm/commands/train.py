@@ -26,19 +26,19 @@ from fpdm.training.setup import build_network, check_store, open_store_codec
 
 logger = logging.getLogger("fpdm")
 PREVIEW_IMAGES = 16
-PREVIEW_BATCH = 4  # what decoding needs stays below what a step does
-PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; shallower ones get as many steps
+PREVIEW_BATCH = 4  # decoding needs less memory than a step
+PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; a shallower one takes more steps
 
 
 @dataclass
 class Settings(ExperimentConfig):
     __doc__ = (
         ExperimentConfig.__doc__
-        + """    resume: latest (newest run of this name), auto (the same, or a new run where there is none),
+        + """    resume: latest (newest run of this name), auto (the same, or a new run if there is none),
             a run's folder or one of its checkpoints.
-        dry_run: print the resolved config, the network, the cost of a step and its expected memory, and end.
-        gpu_memory: with dry_run, GiB of one GPU, to say whether the largest step fits it and, if not, which
-            micro-batch would (null for the memory of this machine's GPU, where there is one).
+        dry_run: print the resolved config, the network, the cost of a step and its expected memory, then exit.
+        gpu_memory: with dry_run, memory of one GPU in GiB, to print whether the largest step fits and, if not,
+            which micro-batch would (null for the memory of this machine's GPU, if there is one).
     """
     )
 
@@ -49,7 +49,7 @@ class Settings(ExperimentConfig):
     def __post_init__(self):
         check_positive(limits.GPU_GIB, gpu_memory=self.gpu_memory)
         if self.gpu_memory is not None and not self.dry_run:
-            raise ValueError(f"gpu_memory={self.gpu_memory:g} without dry_run: only a dry run takes it; add --dry-run")
+            raise ValueError(f"gpu_memory={self.gpu_memory:g} without dry_run: only a dry run uses it; add --dry-run")
 
 
 def parser():
@@ -62,7 +62,7 @@ def main() -> None:
     if not process_state().is_main_process:
         logging.getLogger("fpdm").setLevel(logging.ERROR)
     if settings.dry_run:
-        if process_state().is_main_process:  # one speaks for all
+        if process_state().is_main_process:  # one prints for all
             logger.info(describe(experiment, process_state().num_processes, settings.gpu_memory or device_gib()))
         return
     if not settings.data.latents:
@@ -73,23 +73,23 @@ def main() -> None:
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"out of memory: {error} Lower optim.micro_batch_size, or set run.gradient_checkpointing; "
-            "--dry-run says what a step needs"
+            "--dry-run prints what a step needs"
         ) from error
 
 
 def device_gib() -> float | None:
-    """Memory of the GPU that this process would train on, as it is sold; None without a GPU.
+    """Nominal memory in GiB of the GPU that this process would train on; None without a GPU.
 
-    What the driver holds back of it is in the rule's reserve.
+    What the driver keeps of it is part of the reserve in fpdm.training.fits.
     """
     device = process_state().device
     return math.ceil(torch.cuda.get_device_properties(device).total_memory / GIB) if device.type == "cuda" else None
 
 
 def describe(config: ExperimentConfig, processes: int, gpu_gib: float | None) -> str:
-    """What a run of this config would be; the store need not exist where data.shape and data.classes are given.
+    """Describe a run of this config; the store need not exist if data.shape and data.classes are given.
 
-    gpu_gib: memory of one GPU, to say whether a step fits; None to leave that out.
+    gpu_gib: memory of one GPU, to add whether a step fits; None to omit that.
     """
     shape, classes = config.data.shape, config.data.classes
     if (Path(config.data.latents) / MANIFEST).is_file():
@@ -101,7 +101,7 @@ def describe(config: ExperimentConfig, processes: int, gpu_gib: float | None) ->
             f"data.latents={config.data.latents!r}: no latent store there, so data.shape and data.classes must say "
             "what it will hold, as in --data.shape 4,32,32 --data.classes 1000"
         )
-    Diffusion(**asdict(config.diffusion))  # refuses what training would refuse
+    Diffusion(**asdict(config.diffusion))  # raises the errors that training would
     with torch.device("meta"):
         network = build_network(config, shape, classes)
     parts = [
@@ -137,5 +137,5 @@ def make_preview(config: ExperimentConfig):
 
 
 def run() -> None:
-    """The command fpdm-train: main(), with a user's mistake told in one line."""
+    """The command fpdm-train: main(), with one-line error messages."""
     cli.run(main)

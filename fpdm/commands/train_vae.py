@@ -58,5 +58,5 @@ def main() -> None:
 
 
 def run() -> None:
-    """The command fpdm-train-vae: main(), with a user's mistake told in one line."""
+    """The command fpdm-train-vae: main(), with one-line error messages."""
     cli.run(main)

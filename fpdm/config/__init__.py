@@ -1,8 +1,8 @@
-"""The dataclasses behind YAML files and command lines, and what all settings are checked with.
+"""The dataclasses behind YAML files and command lines, and the checks that all settings use.
 
-Sampling has its own in `fpdm.sampling.settings`, beside the choices that it lists.
+Sampling has its own in `fpdm.sampling.settings`, next to the choices that it lists.
 
-Each checks itself when built, so a wrong value is refused before any work starts.
+Each dataclass checks its values when built, so a wrong value is an error before any work starts.
 """
 
 from fpdm.config.checks import check_choice, check_positive, check_range

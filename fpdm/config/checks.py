@@ -1,4 +1,4 @@
-"""What the dataclasses check their values with."""
+"""Checks for the values of the dataclasses."""
 
 from collections.abc import Collection, Iterator
 
@@ -9,14 +9,14 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_range(low: float, high: float, **values: float | list | tuple | None) -> None:
-    """Refuse numbers outside low..high, and NaN. Of a list every number is checked; None is not."""
+    """ValueError for numbers outside low..high and for NaN. In a list, every number is checked; None is allowed."""
     for name, number in _numbers(values):
         if not low <= number <= high:
             raise ValueError(f"{name}={number}: at least {low:,}, at most {high:,}")
 
 
 def check_positive(high: float, **values: float | list | tuple | None) -> None:
-    """Refuse numbers that are not above 0 and at most `high`, and NaN."""
+    """ValueError for numbers that are not above 0 and at most `high`, and for NaN."""
     for name, number in _numbers(values):
         if not 0 < number <= high:
             raise ValueError(f"{name}={number}: must be positive, at most {high:,}")

@@ -1,4 +1,4 @@
-"""One training experiment: what a file in configs/ holds."""
+"""One training experiment: the content of a file in configs/."""
 
 from dataclasses import dataclass, field
 
@@ -14,17 +14,17 @@ TRACKERS = ("none", "tensorboard", "wandb")
 
 @dataclass
 class ModelConfig:
-    """Which network. What is left at null follows from the name; the data decides the rest.
+    """The network. Settings left at null follow from its name; the data determines the rest.
 
     Args:
-        name: FAMILY-SIZE/PATCH, as in FPDM-XL/2 or DiT-B/4.
-        hidden_size: width, instead of the named size's.
-        num_heads: attention heads, instead of the named size's.
-        depth: blocks of a DiT, instead of the named size's.
-        pre_depth: explicit blocks of an FPDM before the implicit layer (1 if not given).
-        post_depth: explicit blocks of an FPDM after it (1 if not given).
-        class_dropout: share of labels replaced by the null label in training; 0 for data of one class.
-        pre_post_timestep_conditioning: condition an FPDM's explicit blocks on timestep + label, not label alone.
+        name: FAMILY-SIZE/PATCH, such as FPDM-XL/2 or DiT-B/4.
+        hidden_size: width, if not the named size's.
+        num_heads: number of attention heads, if not the named size's.
+        depth: number of blocks of a DiT, if not the named size's.
+        pre_depth: number of explicit blocks of an FPDM before the implicit layer (1 if not given).
+        post_depth: number of explicit blocks of an FPDM after the implicit layer (1 if not given).
+        class_dropout: share of labels replaced with the null label in training; 0 for data with one class.
+        pre_post_timestep_conditioning: condition an FPDM's explicit blocks on timestep + label, not on the label only.
     """
 
     name: str = "FPDM-XL/2"
@@ -59,8 +59,8 @@ class DiffusionConfig:
         parametrisation: what the network predicts, v, eps or x0.
         zero_terminal_snr: make the last timestep pure noise; not with eps.
         learn_sigma: predict the variance as well.
-        weighting: of the squared error, one of {", ".join(WEIGHTINGS)} (fpdm.weightings explains them).
-        min_snr_gamma: the cap of min-snr.
+        weighting: weighting of the squared error, one of {", ".join(WEIGHTINGS)} (fpdm.weightings explains them).
+        min_snr_gamma: upper limit of the SNR in min-snr.
     """
 
     schedule: str = "linear"
@@ -99,18 +99,18 @@ class SJFBConfig:
         check_choice("sjfb.variant", self.variant, SJFB_VARIANTS)
         check_range(0, limits.TRAINING_UPDATES, **{"sjfb.no_grad": self.no_grad})
         if self.grad < 1:
-            raise ValueError(f"sjfb.grad={self.grad}: at least 1, for one update must carry the gradient")
+            raise ValueError(f"sjfb.grad={self.grad}: at least 1, because one update must carry the gradient")
         check_range(1, limits.TRAINING_UPDATES, **{"sjfb.grad": self.grad})
 
 
 @dataclass
 class DataConfig:
-    """Where the latents are, and what they must be; a store that differs is refused.
+    """Where the latents are, and what they must be; training on a different store is an error.
 
     Args:
         latents: the store that encode_latents.py or import_latents.py wrote.
-        mirror: use mirror images at random; the store must hold them.
-        vae: the VAE of the latents, a folder, a Hub id or pixels; previews decode with it (null for the store's own).
+        mirror: mirror images at random; the store must contain the mirror images.
+        vae: the VAE of the latents: a folder, a Hub id or pixels; previews are decoded with it (null for the store's).
         shape: channels, height and width of a latent (null for the store's).
         scale: the VAE's scale factor (null for the store's).
         classes: number of classes, 1 for unconditional data (null for the store's).
@@ -129,7 +129,7 @@ class DataConfig:
         check_positive(limits.FACTOR, **{"data.scale": self.scale})
         if self.shape is not None and (len(self.shape) != 3 or self.shape[1] != self.shape[2]):
             raise ValueError(
-                f"data.shape={self.shape}: channels, height and width (as high as wide), as in [4, 32, 32]"
+                f"data.shape={self.shape}: must be channels, height and width, with height = width, as in [4, 32, 32]"
             )
 
 
@@ -139,16 +139,16 @@ class OptimConfig:
 
     Args:
         steps: optimizer steps.
-        batch_size: of all processes together, per optimizer step.
-        micro_batch_size: how many samples one process takes at a time (null for its whole share);
-            the rest of its share is accumulated.
+        batch_size: samples per optimizer step, over all processes.
+        micro_batch_size: samples that one process takes at a time (null for its whole share of the batch);
+            gradients are accumulated over its share.
         lr: learning rate after warm-up.
-        lr_schedule: constant, or falling to 0 at `steps` (linear, cosine).
+        lr_schedule: constant, or linear or cosine, which fall to 0 at `steps`.
         warmup: steps over which the rate rises to lr.
-        weight_decay: AdamW's.
+        weight_decay: weight decay of AdamW.
         clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
-        ema_decay: of the averaged weights, which are the ones sampled.
-        max_skipped: non-finite steps in a row after which training stops.
+        ema_decay: decay of the averaged weights (EMA), which are used for sampling.
+        max_skipped: number of non-finite steps in a row after which training stops.
     """
 
     steps: int = 400_000
@@ -180,23 +180,23 @@ class OptimConfig:
 
 @dataclass
 class RunConfig:
-    """Where a run goes and what it says.
+    """Output, precision and log of a run.
 
     Args:
         name: the run's folder is results/<number>-<name>; null for the model's name.
-        results: folder of all runs.
-        seed: of everything random.
+        results: folder for all runs.
+        seed: seed of all random numbers.
         mixed_precision: no, bf16 or fp16.
-        tf32: allow TF32 matrix products where a GPU has them.
-        gradient_checkpointing: keep only the input of each block and update, and compute the rest again in
-            the backward pass: less memory, about a third more time.
+        tf32: allow TF32 matrix products on GPUs that have them.
+        gradient_checkpointing: keep only the input of each block and update, and recompute the rest in the
+            backward pass: less memory, about a third more time.
         compile: compile blocks and the implicit layer's update with torch.compile.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_last: how many of the newest checkpoints to keep (null for all).
-        keep_every: with keep_last, checkpoints at multiples of so many steps are kept as well (null for none).
+        keep_every: with keep_last, also keep checkpoints at multiples of this many steps (null for none).
         preview_every: steps between grids of samples from the averaged weights; 0 for none.
-        tracker: none, tensorboard or wandb, besides log.jsonl.
+        tracker: none, tensorboard or wandb, in addition to log.jsonl.
     """
 
     name: str | None = None
@@ -231,15 +231,15 @@ class RunConfig:
 
 @dataclass
 class ExperimentConfig:
-    """One training experiment: what a file in configs/ holds.
+    """One training experiment: the content of a file in configs/.
 
     Args:
-        model: which network.
+        model: the network.
         diffusion: the diffusion process.
         sjfb: how the implicit layer is trained.
-        data: what it is trained on.
-        optim: how long and how fast.
-        run: where results go.
+        data: the training data.
+        optim: the optimizer and the length of training.
+        run: output, precision and log.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

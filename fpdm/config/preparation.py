@@ -1,4 +1,4 @@
-"""What comes before training: the autoencoder, and images turned into latents."""
+"""What comes before training: the autoencoder, and encoding images as latents."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ class VAEConfig:
 
     Args:
         resolution: images are cropped and resized to this many pixels.
-        widths: channels of each level; every level after the first halves the resolution.
-        latent_channels: channels of the latent.
+        widths: number of channels of each level; every level after the first halves the resolution.
+        latent_channels: number of channels of the latent.
         layers_per_block: residual blocks per level.
         steps: optimizer steps.
         batch_size: images per step.
         lr: peak learning rate; rises over the first 5 % of steps, then falls to 0 (cosine).
-        kl_weight: weight of the KL term, per latent value, against the squared error per pixel value.
-        ema_decay: of the averaged weights, which are the ones saved.
+        kl_weight: weight of the KL term, per latent value, relative to the squared error per pixel value.
+        ema_decay: decay of the averaged weights (EMA), which are saved.
         mirror: also train on mirror images.
-        held_out: share of the images kept for measuring the reconstruction.
-        seed: of weights, order and latent draws.
-        workers: processes that decode images.
-        skip_broken: leave out files that cannot be decoded instead of stopping.
+        held_out: share of the images that is not trained on but used to measure the reconstruction.
+        seed: seed of weights, order and latent samples.
+        workers: number of processes that decode images.
+        skip_broken: skip files that cannot be decoded, instead of stopping.
     """
 
     resolution: int = 256
@@ -64,18 +64,18 @@ class VAEConfig:
 
 @dataclass
 class EncodeConfig:
-    """How images become latents.
+    """How images are encoded as latents.
 
     Args:
         resolution: images are cropped and resized to this many pixels.
         mirror: also store the mirror image's latents, for training with data.mirror.
-        batch_size: images through the codec at a time, per process.
-        precision: of the codec's arithmetic, no (float32), bf16 or fp16.
-        tf32: allow TF32 convolutions and matrix products of a VAE in float32, where a GPU has them; faster, and a
+        batch_size: images that the codec takes at a time, per process.
+        precision: precision of the codec's arithmetic: no (float32), bf16 or fp16.
+        tf32: allow TF32 convolutions and matrix products of a float32 VAE on GPUs that have them: faster, and a
             little less exact. In 16 bits it makes no difference.
-        shard: images per file of the store, the portion that processes share out among themselves.
-        workers: processes that decode images, per process.
-        skip_broken: leave out (and count) files that cannot be decoded instead of stopping.
+        shard: images per file of the store; several processes share the work by files.
+        workers: number of processes that decode images, per process.
+        skip_broken: skip (and count) files that cannot be decoded, instead of stopping.
     """
 
     resolution: int = 256

@@ -16,7 +16,7 @@ class ScoringConfig:
             its scores compare only with each other).
         inception: local copy of the Inception weights; downloaded if not given.
         dinov2: local copy of the DINOv2 weights; downloaded if not given.
-        resolution: crop and resize the reference to so many pixels; only for a reference file and the self-test. When
+        resolution: crop and resize the reference to this many pixels; only for a reference file and the self-test. When
             samples are scored, their own resolution is used.
         bootstrap: number of resamples for the standard deviation of the distance; 0 for none.
         keep: number of images whose features are kept, for KID, precision and recall.

@@ -1,4 +1,4 @@
-"""From images to batches of pixels: crop, decode in worker processes, leave out what is broken.
+"""From images to batches of pixels: decode in worker processes, crop, skip broken files.
 
 B batch, R resolution.
 """
@@ -16,7 +16,7 @@ from fpdm.data.images import BrokenImage, ImageSet
 
 
 def centre_crop(image: Image.Image, resolution: int) -> Image.Image:
-    """ADM's crop: halve with a box filter while twice too large, resize the short side, cut the centre."""
+    """ADM's crop: halve with a box filter while at least twice too large, resize the short side, crop the centre."""
     while min(image.size) >= 2 * resolution:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)
@@ -26,9 +26,9 @@ def centre_crop(image: Image.Image, resolution: int) -> Image.Image:
 
 
 class ImageTensors(Dataset):
-    """Images as (index, uint8 (3, R, R), label), or as the BrokenImage that says why not.
+    """Images as (index, uint8 (3, R, R), label), or a BrokenImage with the reason.
 
-    exact: an image of another size than R x R is broken too, instead of cropped and resized.
+    exact: an image of another size than R x R counts as broken, instead of being cropped and resized.
     """
 
     def __init__(self, images: ImageSet, resolution: int, exact: bool = False):
@@ -40,7 +40,7 @@ class ImageTensors(Dataset):
     def __getitem__(self, i: int) -> tuple[int, Tensor, int] | BrokenImage:
         try:
             image = self.images.load(i)
-        except BrokenImage as error:  # handed on: raised in a worker process it would arrive as a traceback's text
+        except BrokenImage as error:  # returned: raised in a worker process it would arrive as a traceback's text
             return BrokenImage(str(error))
         size = f"{image.width}x{image.height}"
         if self.exact and image.size != (self.resolution, self.resolution):
@@ -58,21 +58,22 @@ class ImageBatch(NamedTuple):
 
 
 def image_loader(dataset: ImageTensors, workers: int, skip_broken: bool | None, **batching) -> Iterator[ImageBatch]:
-    """Batches as a DataLoader makes them (batch_size= or batch_sampler=), without what could not be decoded.
+    """Batches from a DataLoader (batch_size= or batch_sampler=), without files that cannot be decoded.
 
-    skip_broken: leave such files out; otherwise the first is an error. None: as False, where
-    the caller has no such option to advise.
+    skip_broken: skip such files; if False, the first one is an error. None: like False, for a
+    caller without such an option, so that the error does not suggest it.
     """
     for broken, batch in DataLoader(dataset, num_workers=workers, collate_fn=_collate, **batching):
         if broken and not skip_broken:
-            advice = "" if skip_broken is None else ", or pass --skip-broken true to leave such files out"
+            advice = "" if skip_broken is None else ", or pass --skip-broken true to skip such files"
             raise BrokenImage(f"{broken[0]}{advice}")
         if batch is not None:
             yield batch
 
 
 def _collate(items: list[tuple[int, Tensor, int] | BrokenImage]) -> tuple[list[BrokenImage], ImageBatch | None]:
-    """The broken ones, and a batch of the others: in the worker, for each tensor that leaves it takes a file handle."""
+    """The broken ones, and a batch of the others. This runs in the worker, because each tensor that leaves it takes a
+    file handle."""
     broken = [item for item in items if isinstance(item, BrokenImage)]
     whole = [item for item in items if not isinstance(item, BrokenImage)]
     if not whole:
@@ -89,7 +90,7 @@ def image_batches(
     skip_broken: bool | None = None,
     exact: bool = False,
 ) -> Iterator[ImageBatch]:
-    """All images in order. Skipped files leave smaller batches."""
+    """All images in order. Skipped files make batches smaller."""
     return image_loader(ImageTensors(images, resolution, exact), workers, skip_broken, batch_size=batch_size)
 
 

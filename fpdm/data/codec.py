@@ -1,6 +1,6 @@
 """Codecs turn images into latents and back: a VAE, or the pixels themselves.
 
-The only place that knows a scale factor: latents outside have unit-like variance.
+Only codecs know the scale factor: latents elsewhere have about unit variance.
 B images of R x R pixels, latents (B, C, R / f, R / f) with f the downsampling factor.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 PIXELS = "pixels"
-# What is decoded at once. 16 images of 256 x 256 fill a GPU, and their activations stay at 1 GiB each. From 64 images
-# on diffusers puts channels first for the upsampling, and the copies take time.
+# The most that is decoded at once. 16 images of 256 x 256 keep a GPU busy, and their activations stay at 1 GiB each.
+# From 64 images on, diffusers puts channels first for the upsampling, and the copies take time.
 MOST_PIXELS = 2**20
 MOST_IMAGES = 32
 
@@ -27,8 +27,8 @@ class LatentMoments(NamedTuple):
 
 class Codec(Protocol):
     """source: what `open_codec` was given; fingerprint: a hash of the weights, before any cast;
-    latents_mean, latents_std: per channel, where the latents are normalised so;
-    clip: the range of latents where it is known (pixels), for clipping predicted images."""
+    latents_mean, latents_std: per channel, if the latents are normalised with them;
+    clip: the range of latents if it is known (pixels), for clipping predicted images."""
 
     source: str
     fingerprint: str
@@ -40,7 +40,7 @@ class Codec(Protocol):
     clip: float | None
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, h) as the network gives them -> scaled latents."""
+        """Latents (B, C, h, h) as the network returns them -> scaled latents."""
 
     def encode(self, images: Tensor) -> LatentMoments:
         """Images (B, 3, R, R) in -1..1 -> scaled latent moments."""
@@ -67,13 +67,13 @@ class PixelCodec:
 
 
 class VAECodec:
-    """A diffusers AutoencoderKL. What normalises its latents is in its config: the scale factor, and a
+    """A diffusers AutoencoderKL. Its config says how latents are normalised: with the scale factor, and with a
     shift, or a mean and a standard deviation per channel."""
 
     clip = None
 
     def __init__(self, vae: torch.nn.Module, source: str, fingerprint: str = ""):
-        # Channels last: encoding is faster so (docs/performance.md).
+        # Channels last makes encoding faster (docs/performance.md).
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.source, self.fingerprint = source, fingerprint
         config = vae.config
@@ -86,7 +86,7 @@ class VAECodec:
         self._std = torch.tensor(self.latents_std or [1.0]).view(1, -1, 1, 1)
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, h) as the VAE gives them -> scaled latents."""
+        """Latents (B, C, h, h) as the VAE returns them -> scaled latents."""
         return (latents - self._mean.to(latents.device)) * self.scale / self._std.to(latents.device)
 
     @torch.no_grad()
@@ -97,12 +97,12 @@ class VAECodec:
                 f"the downsampling of the VAE {self.source}"
             )
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        std = (posterior.logvar.float() / 2).exp()  # in float32, whatever the VAE computes in
+        std = (posterior.logvar.float() / 2).exp()  # in float32, whatever the VAE's precision
         return LatentMoments(self.normalise(posterior.mean.float()), std * self.scale / self._std.to(std.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        self._mean, self._std = self._mean.to(latents.device), self._std.to(latents.device)  # once: a GPU would wait
+        self._mean, self._std = self._mean.to(latents.device), self._std.to(latents.device)  # once: a copy blocks
         raw = latents * self._std / self.scale + self._mean
         images = MOST_PIXELS // (raw.shape[-2] * raw.shape[-1] * self.downsampling**2)
         parts = raw.to(self.vae.dtype).split(min(max(1, images), MOST_IMAGES))
@@ -112,8 +112,8 @@ class VAECodec:
 def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Codec:
     """`pixels`, a local folder with an AutoencoderKL, or its Hub id (downloaded once, then cached).
 
-    dtype: what the VAE's weights are cast to and it computes in (as stored, if not given);
-    images and latents are float32 outside.
+    dtype: of the VAE's weights and arithmetic (as stored, if not given). Images and latents
+    outside of the VAE are float32.
     """
     if source == PIXELS:
         return PixelCodec()
@@ -121,7 +121,7 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
 
     local = Path(source).exists()
     if local and not (Path(source) / "config.json").is_file():
-        raise FileNotFoundError(f"vae {source}: no config.json, so not a folder that an AutoencoderKL was saved to")
+        raise FileNotFoundError(f"vae {source}: no config.json, so no AutoencoderKL was saved there")
     parent = Path(source).parent
     if not local and (Path(source).is_absolute() or (parent != Path(".") and parent.is_dir())):
         raise FileNotFoundError(f"vae {source}: no such folder in {parent}; give a local folder, a Hub id or 'pixels'")
@@ -135,16 +135,16 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
             "give a local folder, a Hub id or 'pixels'"
         ) from error
     codec = VAECodec(vae, str(Path(source).resolve()) if local else source, fingerprint(vae))
-    torch.nn.Module.to(vae, device, dtype)  # after the fingerprint, of the weights as stored; diffusers' own to() warns
+    torch.nn.Module.to(vae, device, dtype)  # after the fingerprint of the stored weights; diffusers' own to() warns
     return codec
 
 
 def _per_channel(config, name: str) -> list[float] | None:
-    """The config's `name`, one number per latent channel, or None where it has no such entry."""
+    """The config's `name`, one number per latent channel, or None if it has no such entry."""
     values = getattr(config, name, None)
     if values is not None and len(values) != config.latent_channels:
         found = f"{name} has {len(values)} values for {config.latent_channels} channels"
-        raise ValueError(f"vae: {found}; mend its config.json")
+        raise ValueError(f"vae: {found}; correct its config.json")
     return None if values is None else [float(value) for value in values]
 
 

@@ -27,13 +27,13 @@ def encode(
     ranks: int = 1,
     barrier: Callable[[], None] = lambda: None,
 ) -> Manifest | None:
-    """Write the store `folder`, or what a run that was stopped left of it: `write_store` says how.
+    """Write the store `folder`, or finish what an interrupted run left of it; see `write_store`.
 
-    codec: on `device`, in the precision that config names. Returns the manifest, with the
-    count of what was skipped, on the main process (rank 0) of `ranks`; None on the others.
+    codec: on `device`, in the config's precision. Returns the manifest, with the number of
+    skipped images, on the main process (rank 0) of `ranks`; None on the others.
     """
     draft = _draft(images, codec, config, device)
-    # The last batch is filled up, so that the codec sees one shape: its rounding may differ between shapes.
+    # The last batch is padded, so that the codec sees one shape only: its rounding may differ between shapes.
     full = min(config.batch_size, config.shard, len(images))
 
     def batches(ranges: list[range]) -> Iterator[Batch]:
@@ -47,7 +47,7 @@ def encode(
 
 
 def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.device) -> Manifest:
-    """What the store will be; the codec is tried on a black image."""
+    """The manifest of the store to write; the codec is tried on an image of zeros."""
     if config.resolution % codec.downsampling:
         raise ValueError(
             f"resolution={config.resolution}: not a multiple of {codec.downsampling}, the VAE's downsampling"
@@ -75,7 +75,7 @@ def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.d
 
 
 def _hash(images: ImageSet) -> str:
-    """Of names and labels. What all names begin with does not count: a data set may be moved."""
+    """Hash of names and labels, without the prefix that all names share: a data set may be moved."""
     moved = len(os.path.commonprefix(images.names))  # noqa: RUF071, characters are meant
     digest = hashlib.blake2b(digest_size=16)
     for name, label in zip(images.names, images.labels, strict=True):
@@ -84,7 +84,7 @@ def _hash(images: ImageSet) -> str:
 
 
 def _filled(pixels: Tensor, count: int) -> Tensor:
-    """A batch of `count`, the last image repeated."""
+    """A batch padded to `count` images with copies of the last one."""
     return torch.cat([pixels, pixels[-1:].expand(count - len(pixels), -1, -1, -1)])
 
 

@@ -18,7 +18,7 @@ DIGITS = "digits"
 DECODE_ERRORS = (
     OSError,
     ValueError,
-    SyntaxError,  # Pillow's word for a broken PNG
+    SyntaxError,  # Pillow raises it for a broken PNG
     EOFError,
     RuntimeError,  # an encrypted zip
     zlib.error,
@@ -34,9 +34,9 @@ class BrokenImage(ValueError):
 class ImageSet:
     """A list of labelled images, decoded one at a time.
 
-    names: what each image is called; labels: its class, an index into class_names (one class
-    for unconditional data). read: record number -> PIL image, picklable for worker processes;
-    records: which record each image is (all in order, if not given).
+    names: one per image; labels: the class of each, an index into class_names (one class for
+    unconditional data). read: record number -> PIL image, picklable for worker processes;
+    records: the record number of each image (all in order, if not given).
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class ImageSet:
         try:
             return _eight_bit(self._read(self._records[i])).convert("RGB")
         except DECODE_ERRORS as error:
-            raise BrokenImage(f"{self.names[i]}: broken image ({error}); mend or remove it") from error
+            raise BrokenImage(f"{self.names[i]}: broken image ({error}); replace or remove it") from error
 
 
 def open_images(source: str | Path) -> ImageSet:
     """A folder or zip of class folders or of images, or `digits`.
 
-    Classes are the sub-folders in sorted order; a flat folder is one class. A zip may also carry
-    EDM's dataset.json, whose labels then count.
+    Classes are the sub-folders in sorted order; a flat folder is one class. A zip may also hold
+    EDM's dataset.json, whose labels are then used.
     """
     if str(source) == DIGITS:
         return _digits()
@@ -91,7 +91,7 @@ def open_files(paths: Sequence[Path]) -> ImageSet:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits, which Pillow's conversion would clip; other images as they are."""
+    """Scale 16-bit grey to 8 bits, which Pillow's conversion would clip; other images are unchanged."""
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     levels = np.asarray(image).astype(np.int64)
@@ -165,7 +165,7 @@ def _zip(path: Path) -> ImageSet:
     if table:
         names, labels, class_names = _edm_labels(listed, table, edm)
     else:
-        # What all class folders lie in, as data/train/ before data/train/cat/1.png.
+        # The parent of all class folders, such as data/train/ for data/train/cat/1.png.
         above = [str(PurePosixPath(name).parent.parent) for name in listed if _is_image(name)]
         prefix = os.path.commonpath(above or [""]).strip(".")
         prefix = f"{prefix}/" if prefix else ""

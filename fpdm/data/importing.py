@@ -27,12 +27,12 @@ def import_latents(
     name: str | None = None,
     shard: int = 4096,
 ) -> Manifest:
-    """Write the latents in `source` (a layout of fpdm.data.latent_formats) as the store `folder`; its manifest.
+    """Write the latents in `source` (a layout of fpdm.data.latent_formats) as the store `folder`; returns its manifest.
 
-    codec: what made them, if it is known. scale: its scale factor; raw latents (safetensors) are
-    multiplied with it, after normalising where the source has latents_stats.pt. resolution: of the images.
+    codec: what made them, if known. scale: its scale factor; raw latents (safetensors) are multiplied
+    by it, after normalising if the source has latents_stats.pt. resolution: of the images.
     class_names: a file, one name per line. name: which of several .npy sets. shard: latents per file.
-    An interrupted import is continued by the next; `write_store` says how.
+    The next call continues an interrupted import; see `write_store`.
     """
     layout = open_layout(source, name)
     if codec is not None:
@@ -77,7 +77,7 @@ def _pieces(layout: Layout, items: range, normalise: Callable[[Tensor], Tensor])
         if not latents.half().isfinite().all():
             worst = latents.abs().max().item()
             raise ValueError(
-                f"{layout.files[file]}: latents up to {worst:.3g} do not fit float16, which a store keeps; "
+                f"{layout.files[file]}: latents up to {worst:.3g} do not fit float16, the type of a store; "
                 "extract this file again, or check the scale"
             )
         yield latents
@@ -87,7 +87,7 @@ def _pieces(layout: Layout, items: range, normalise: Callable[[Tensor], Tensor])
 def _check_codec(
     source: str | Path, layout: Layout, codec: Codec, scale: float | None, resolution: int | None
 ) -> tuple[float, int]:
-    """Scale and resolution as the codec has them; ValueError where the latents or the settings say otherwise."""
+    """Scale and resolution of the codec; ValueError if the latents or the settings do not agree with it."""
     channels, size, _ = layout.shape
     for name, found, ours in (
         ("channels", channels, codec.channels),
@@ -96,14 +96,14 @@ def _check_codec(
     ):
         if found is not None and found != ours:
             raise ValueError(
-                f"vae {codec.source} does not fit the latents in {source}: {name} {found}, by the VAE {ours}; "
-                "name the VAE they were made with, or leave --vae away"
+                f"vae {codec.source} does not fit the latents in {source}: {name} {found}, the VAE's {ours}; "
+                "give the VAE they were made with, or omit --vae"
             )
     return codec.scale, size * codec.downsampling
 
 
 def _normalisation(source: str | Path, layout: Layout, codec: Codec | None, scale: float | None) -> tuple:
-    """What makes latents of unit variance of those in the layout, and the manifest's mean, std and scale."""
+    """The function that normalises the layout's latents, and the manifest's mean, std and scale."""
     known = (codec.latents_mean, codec.latents_std) if codec else (None, None)
     if not layout.raw:
         return lambda latents: latents, *known, scale
@@ -111,7 +111,7 @@ def _normalisation(source: str | Path, layout: Layout, codec: Codec | None, scal
     if stats is None and codec is not None:
         return codec.normalise, *known, scale
     if stats is None and scale is None:
-        raise ValueError(f"scale is not set, and {source} has no {STATS}: give --scale, or --vae for the VAE's")
+        raise ValueError(f"scale is not set, and {source} has no {STATS}: give --scale, or --vae to use its scale")
     if stats is None:
         return lambda latents: latents * scale, *known, scale
     mean, std = stats
@@ -124,11 +124,11 @@ def _normalisation(source: str | Path, layout: Layout, codec: Codec | None, scal
 
     if codec is None:
         return normalise, mean.flatten().tolist(), std.flatten().tolist(), scale
-    for probe in (torch.zeros_like(mean), torch.ones_like(mean)):  # two points fix an affine map
+    for probe in (torch.zeros_like(mean), torch.ones_like(mean)):  # two points determine an affine map
         if not torch.allclose(codec.normalise(probe), normalise(probe), rtol=1e-4, atol=1e-5):
             raise ValueError(
-                f"vae {codec.source} normalises its latents otherwise than {Path(source) / STATS}: give it the same "
-                "latents_mean, latents_std and scaling_factor in its config.json, or leave --vae away"
+                f"vae {codec.source} normalises its latents differently from {Path(source) / STATS}: set the same "
+                "latents_mean, latents_std and scaling_factor in its config.json, or omit --vae"
             )
     return normalise, *known, scale
 
@@ -145,7 +145,7 @@ def _class_names(labels: np.ndarray, path: str | Path | None) -> list[str]:
 
 
 def _hash(layout: Layout) -> str:
-    """Of the files' names and sizes and of all labels."""
+    """Hash of the files' names and sizes and of all labels."""
     digest = hashlib.blake2b(layout.labels.tobytes(), digest_size=16)
     for path in layout.files:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

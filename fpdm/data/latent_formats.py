@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 STATS = "latents_stats.pt"
-MAX_CLASSES = 1_000_000  # a label beyond is not one
+MAX_CLASSES = 1_000_000  # larger numbers are not labels
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors names them
 
 
 class Layout(Protocol):
-    """files: in order; starts: number of the first latent of each, and N behind the last; labels (N,) int64;
-    shape (C, h, h); raw: not yet normalised."""
+    """files: in order; starts: index of the first latent of each file, then N; labels (N,) int64; shape (C, h, h);
+    raw: not yet normalised."""
 
     files: list[Path]
     starts: list[int]
@@ -37,7 +37,7 @@ class Layout(Protocol):
 class NpyPairs:
     """`<name>_features/` and `<name>_labels/`: arrays (C, h, h) with one label, or (B, C, h, h) with labels (B,).
 
-    Pairs by file name, in numeric order where the names are numbers. The latents are scaled draws.
+    Files are paired by name, in numeric order if the names are numbers. The latents are scaled samples.
     """
 
     flips, raw = 1, False
@@ -60,7 +60,7 @@ class NpyPairs:
 
 
 class SafetensorsShards:
-    """*.safetensors with `latents` (N, C, h, h), `labels` (N,) and perhaps `latents_flip`: draws, unscaled."""
+    """*.safetensors with `latents` (N, C, h, h), `labels` (N,) and optionally `latents_flip`: unscaled samples."""
 
     raw = True
 
@@ -90,7 +90,7 @@ class SafetensorsShards:
 
 
 def open_layout(source: str | Path, name: str | None = None) -> Layout:
-    """The latents in the folder `source`. name: which pair of folders, where there are several."""
+    """The latents in the folder `source`. name: which pair of folders, if there are several."""
     root = Path(source)
     if not root.is_dir():
         raise FileNotFoundError(f"source {source}: no such folder")
@@ -115,9 +115,9 @@ def load_stats(source: str | Path) -> tuple[Tensor, Tensor] | None:
         stats = torch.load(path, map_location="cpu", weights_only=True)
         mean, std = (stats[key].float().reshape(1, -1, 1, 1) for key in ("mean", "std"))
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"{path}: not a dict of tensors mean and std ({error}); mend or remove it") from error
+        raise ValueError(f"{path}: not a dict of tensors mean and std ({error}); replace or remove it") from error
     if mean.shape != std.shape or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
-        raise ValueError(f"{path}: mean and std must be finite, one of each per channel, std positive; mend it")
+        raise ValueError(f"{path}: mean and std must be finite, one of each per channel, std positive; replace it")
     return mean, std
 
 
@@ -150,7 +150,7 @@ def _npy(path: Path, mode: str | None = "r") -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mode)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy file ({error}); extract it again") from error
+        raise ValueError(f"{path}: not a complete .npy file ({error}); extract it again") from error
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def _open(path: Path) -> Iterator[safe_open]:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); extract it again") from error
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); extract it again") from error
 
 
 def _checked_labels(path: Path, labels: np.ndarray) -> np.ndarray:
@@ -177,7 +177,7 @@ def _check_latents(path: Path, shape: list[int], floats: bool, expected: list[in
     if not floats:
         raise ValueError(f"{path}: latents must be floating-point numbers of 16, 32 or 64 bits; extract them again")
     if list(shape) != expected:
-        raise ValueError(f"{path}: latents {tuple(shape)}, where the labels and the first file need {tuple(expected)}")
+        raise ValueError(f"{path}: latents {tuple(shape)}, but the labels and the first file need {tuple(expected)}")
 
 
 def _starts(labels: list[np.ndarray]) -> list[int]:

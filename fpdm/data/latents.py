@@ -4,9 +4,9 @@ A folder of `manifest.json` and shards `shard-00000.bin`, ... One record is
     label     int32
     image     int32, which image of the list it was
     moments   float16 (flips, parts, C, h, h)
-with flips 1 (as is) or 2 (as is, mirrored) and parts 1 (deterministic codec, or draws) or 2 (mean, std).
-Shard i holds the images i S .. (i + 1) S - 1 of the list without those that were skipped.
-Latents are drawn anew from the moments at each use, so a store is not one fixed sample.
+with flips 1 (as is) or 2 (as is, mirrored) and parts 1 (deterministic codec, or samples) or 2 (mean, std).
+Shard i holds the images i S .. (i + 1) S - 1 of the list, without skipped ones.
+Each use samples new latents from the moments, so a store is not one fixed sample.
 """
 
 import errno
@@ -33,12 +33,12 @@ class Manifest:
     """What a store holds and how it was made; a training run is checked against it.
 
     codec, fingerprint, scale: the VAE, a hash of its weights, its scale factor; null for
-    imported latents where no VAE was named. latents_mean, latents_std: per channel, for a VAE
-    whose latents are normalised so. crop: null where latents were imported. shape: (C, h, h). flips, parts: see
+    imported latents if no VAE was named. latents_mean, latents_std: per channel, for a VAE that
+    normalises its latents with them. crop: null for imported latents. shape: (C, h, h). flips, parts: see
     the module. images: length of the list; images_hash: of its names and labels. shard: images
     per shard. precision: of the codec's arithmetic; tf32: whether its float32 could be TF32.
-    Results: count of records; skipped, broken images left out; shards, the count of each; std of
-    the latents as they are drawn; content, a hash of all records in order.
+    Results: count of records; skipped, number of broken images left out; shards, the count of each;
+    std of the sampled latents; content, a hash of all records in order.
     """
 
     codec: str | None
@@ -76,14 +76,14 @@ def load_manifest(path: Path) -> Manifest:
         fields = json.loads(path.read_text())
         found = fields["format"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a latent store's; remove {path.parent} and encode again") from error
+        raise ValueError(f"{path}: not a latent store's manifest; remove {path.parent} and encode again") from error
     if found != FORMAT:
         raise ValueError(f"latents {path.parent}: format {found}, this version reads {FORMAT}; encode again")
     return Manifest(**fields)
 
 
 class LatentBatch(NamedTuple):
-    """Some records of a store, as they lie in it: contiguous, so that a GPU can fetch them without the host.
+    """Some records of a store, in its format and contiguous, so that a GPU can copy them without the host.
 
     records: (B, parts, C, h, h) float16, the chosen view of each; labels: (B,) int64.
     """
@@ -92,29 +92,29 @@ class LatentBatch(NamedTuple):
     labels: Tensor
 
     def pin_memory(self) -> "LatentBatch":
-        """In memory from which a GPU copies by itself. (It keeps strides: a strided tensor would be copied by the
-        host all the same, which then waits for the GPU.)"""
+        """In pinned memory, from which a GPU copies without the host. (Pinning keeps strides, and a strided tensor
+        would still be copied by the host, which then waits for the GPU.)"""
         return LatentBatch(*(part.pin_memory() for part in self))
 
     def to(self, device: torch.device) -> "LatentBatch":
-        """On `device`; where the batch is pinned, the host does not wait for the copy."""
+        """On `device`; if the batch is pinned, the host does not wait for the copy."""
         return LatentBatch(*(part.to(device, non_blocking=True) for part in self))
 
     def moments(self) -> LatentMoments:
-        """Mean and, of a store with two parts, standard deviation: (B, C, h, h) float32 each."""
+        """Mean and, for a store with two parts, standard deviation: (B, C, h, h) float32 each."""
         mean, *std = self.records.float().unbind(1)
         return LatentMoments(mean, std[0] if std else None)
 
 
 class LatentStore:
-    """Random access to a store on disk; records are read when asked for, not before."""
+    """Random access to a store on disk; records are read on request, not before."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             remedy = "make a store with scripts/encode_latents.py or scripts/import_latents.py"
             if (self.folder / JOURNAL).is_file():
-                remedy = "the store is not finished: run the command that made it once more, and it continues"
+                remedy = "the store is not finished: run the command that made it again to continue"
             raise FileNotFoundError(f"latents {folder}: no {MANIFEST}; {remedy}")
         self.manifest = load_manifest(self.folder / MANIFEST)
         self._ends = np.cumsum(self.manifest.shards)
@@ -141,16 +141,16 @@ class LatentStore:
                 "raise the limit (ulimit -n), or encode with a larger --shard"
             ) from error
         if CAN_ADVISE:
-            shard.madvise(mmap.MADV_RANDOM)  # what lies around a random record is not wanted
+            shard.madvise(mmap.MADV_RANDOM)  # what surrounds a random record is not needed
         return shard
 
     def __len__(self) -> int:
         return self.manifest.count
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> LatentBatch:
-        """Records `indices` (B,) and their labels; mirrored (B,) bool: for which of them to take the mirror image.
+        """Records `indices` (B,) and their labels; mirrored (B,) bool: which of them to read mirrored.
 
-        ValueError for a record that is not finite, or where mirror images are asked for and there are none.
+        ValueError for a record that is not finite, or if mirror images are requested and there are none.
         """
         if mirrored is not None and mirrored.any() and self.manifest.flips < 2:
             raise ValueError(f"latents {self.folder}: no mirror images in this store; set data.mirror: false")
@@ -163,7 +163,7 @@ class LatentStore:
         for shard, rows, local in groups:
             records = self._shards[shard]
             moments[rows], labels[rows] = records["moments"][local, flips[rows]], records["label"][local]
-        # Above the bits of the largest finite float16 are infinity and NaN: quicker than isfinite by an order.
+        # Infinity and NaN have bits above the largest finite float16: an order of magnitude faster than isfinite.
         if (moments.view(np.uint16) & 0x7FFF).max(initial=0) > 0x7BFF:
             damaged = indices[~np.isfinite(moments).all(axis=(1, 2, 3, 4))]
             raise ValueError(
@@ -172,14 +172,14 @@ class LatentStore:
         return LatentBatch(torch.from_numpy(moments), torch.from_numpy(labels))
 
     def _by_shard(self, indices: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """For each shard that is needed: its number, which of `indices` lie in it, and where in it."""
+        """For each shard needed: its number, which of `indices` it holds, and their positions in it."""
         shards = np.searchsorted(self._ends, indices, side="right")
         order = np.argsort(shards, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
         return [(s := shards[rows[0]], rows, indices[rows] - self._starts[s]) for rows in groups if len(rows)]
 
     def _announce(self, shard: int, records: np.ndarray, flips: np.ndarray) -> None:
-        """Have the system fetch these records, all at once: waiting for one after the other is many times slower."""
+        """Ask the system to read these records, all at once: waiting for one after the other is many times slower."""
         if not CAN_ADVISE:
             return
         size, (moments, offset) = self.manifest.record.itemsize, self.manifest.record.fields["moments"][:2]
@@ -190,7 +190,7 @@ class LatentStore:
 
 
 def check_store_codec(manifest: Manifest, codec: Codec, store: str | Path) -> None:
-    """Refuse a codec whose latents are not those of the store; what an imported store does not know is not checked."""
+    """ValueError if the codec's latents are not the store's. What an imported store does not know is not checked."""
     known = manifest.fingerprint is not None
     remedy = "use the VAE they were made with" + (f", {manifest.codec}" if manifest.codec else "")
     for name, stored, ours in (
@@ -215,7 +215,7 @@ def _same(stored: float | str | list[float] | None, ours: float | str | list[flo
 
 
 def check_std(manifest: Manifest) -> str | None:
-    """What to warn of where latents are far from unit variance, which the noise schedule assumes; pixels may be."""
+    """A warning if latents are far from unit variance, which the noise schedule assumes. Pixels may be."""
     if manifest.codec == PIXELS or 0.7 <= manifest.std <= 1.3:
         return None
     return (

@@ -1,4 +1,4 @@
-"""The order in which records are seen: a pure function of (seed, epoch), so of (seed, step)."""
+"""The order of the records in training: a pure function of (seed, epoch), and so of (seed, step)."""
 
 from functools import lru_cache
 
@@ -16,8 +16,8 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
     """Records (batch_size,) of training step `step`.
 
-    Steps walk through epoch after epoch without a gap: a batch may end one and begin the
-    next, and no record is seen twice or left out within an epoch.
+    Steps run through the epochs without a gap: a batch may end one epoch and begin the next.
+    Each epoch contains every record exactly once.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, count)

@@ -1,4 +1,4 @@
-"""The folder of a latent store in the making: which shards are done, what a kill left, and the manifest in the end."""
+"""The folder of an unfinished latent store: which shards are done, what a kill left, and the manifest at the end."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from fpdm.data.latents import JOURNAL, MANIFEST, Manifest, load_manifest, shard_
 from fpdm.files import write_atomically
 
 CHUNK_BYTES = 16 * 2**20
-JOURNAL_SECONDS = 60  # that a shared file system may take to show another process's file
+JOURNAL_SECONDS = 60  # a shared file system may take so long to show another process's file
 NOT_COMPARED = {"codec", "count", "skipped", "shards", "std", "content"}  # a VAE may move; the rest are results
 SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)"}
 
@@ -25,18 +25,18 @@ class StoreFolder:
 
     def __init__(self, folder: str | Path, draft: Manifest):
         self.folder, self.draft = Path(folder), draft
-        self._written: dict[int, int] = {}  # bytes of the unfinished shards that this process writes
+        self._written: dict[int, int] = {}  # bytes in the unfinished shards that this process writes
 
     @property
     def shards(self) -> range:
         return range(-(-self.draft.images // self.draft.shard))
 
     def images_of(self, shard: int) -> range:
-        """The images that a shard is for."""
+        """The images that belong to a shard."""
         return range(shard * self.draft.shard, min((shard + 1) * self.draft.shard, self.draft.images))
 
     def finished(self) -> Manifest | None:
-        """The manifest, if the store is finished; ValueError if other settings made it."""
+        """The manifest, if the store is finished; ValueError if it was made with other settings."""
         if not (self.folder / MANIFEST).exists():
             return None
         manifest = load_manifest(self.folder / MANIFEST)
@@ -44,7 +44,7 @@ class StoreFolder:
         return manifest
 
     def begin(self) -> None:
-        """Write the journal, or check that the one there is of the same settings."""
+        """Write the journal, or check that an existing one has the same settings."""
         if (self.folder / JOURNAL).exists():
             return self.check_begun()
         if any(self.folder.glob("shard-*")):
@@ -54,7 +54,7 @@ class StoreFolder:
             write_atomically(self.folder / JOURNAL, json.dumps(asdict(self.draft), indent=1))
 
     def check_begun(self) -> None:
-        """ValueError if other settings began this store."""
+        """ValueError if this store was begun with other settings."""
         for _ in range(JOURNAL_SECONDS):
             if (self.folder / JOURNAL).exists():
                 break
@@ -86,7 +86,7 @@ class StoreFolder:
         return done
 
     def remaining(self, shard: int) -> range:
-        """The images that a shard still lacks, after cutting off what a kill left of a record."""
+        """The images that a shard still lacks, after removing a record that a kill cut short."""
         path, images = self._partial(shard), self.images_of(shard)
         kept, last = 0, images.start - 1
         for chunk in self._records(path) if path.exists() else ():
@@ -107,26 +107,26 @@ class StoreFolder:
         path = self._partial(shard)
         with _writing(path), path.open("ab") as file:
             if file.tell() != self._written[shard]:
-                raise ValueError(f"{path}: another process writes this store too; end it, then run this command again")
+                raise ValueError(f"{path}: another process is writing this store; end it, then run this command again")
             file.write(records.tobytes())
         self._written[shard] += records.nbytes
 
     def close(self, shard: int) -> None:
-        """Finish a shard: sum it up, make it durable, and give it its name."""
+        """Finish a shard: write its summary, sync it to disk, and give it its final name."""
         path = self._partial(shard)
         with _writing(path):
-            path.touch()  # where every image was skipped
+            path.touch()  # if every image was skipped
             self._summarise(shard, path)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(path, self.folder / shard_name(shard))
 
     def finish(self) -> Manifest:
-        """All shards are there: write the manifest, which makes the folder a store."""
+        """Once all shards are there, write the manifest, which makes the folder a store."""
         summaries = [self._load_summary(shard) for shard in self.shards]
         count = sum(summary["count"] for summary in summaries)
         if count == 0:
-            raise ValueError(f"{self.folder}: no image could be encoded; remove this folder and mend the images")
+            raise ValueError(f"{self.folder}: no image could be encoded; remove this folder and check the images")
         values = count * int(np.prod(self.draft.shape))
         mean = sum(summary["sum"] for summary in summaries) / values
         variance = sum(summary["squares"] for summary in summaries) / values - mean**2
@@ -145,7 +145,7 @@ class StoreFolder:
         return manifest
 
     def tidy(self) -> None:
-        """Remove what only the making needed."""
+        """Remove files that only the writing needed."""
         for pattern in (JOURNAL, "shard-*.json", ".*.partial"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -167,7 +167,7 @@ class StoreFolder:
                 yield np.frombuffer(data, self.draft.record, count=len(data) // size)
 
     def _images_written(self, shard: int) -> int:
-        """How many images an unfinished shard is past, as its last whole record says."""
+        """How many images of an unfinished shard are done, according to its last complete record."""
         size, images = self.draft.record.itemsize, self.images_of(shard)
         try:
             with self._partial(shard).open("rb") as file:
@@ -181,7 +181,7 @@ class StoreFolder:
         return min(max(last + 1 - images.start, 0), len(images))
 
     def _load_summary(self, shard: int) -> dict:
-        """A finished shard's summary; made again where a crash of the machine took it."""
+        """A finished shard's summary; made again if a crash of the machine lost it."""
         try:
             return json.loads(self._summary(shard).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
@@ -200,7 +200,7 @@ class StoreFolder:
             mean = chunk["moments"][:, 0, 0].astype(np.float64)
             total += float(mean.sum())
             squares += float((mean**2).sum())
-            if self.draft.parts == 2:  # a draw varies within its posterior too
+            if self.draft.parts == 2:  # a sample also varies within its posterior
                 squares += float((chunk["moments"][:, 0, 1].astype(np.float64) ** 2).sum())
         summary = {"count": count, "digest": digest.hexdigest(), "sum": total, "squares": squares}
         write_atomically(self._summary(shard), json.dumps(summary))
@@ -215,11 +215,11 @@ def _increasing(images: np.ndarray, last: int, stop: int) -> int:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """An error of the disk says that the work done so far is kept, and how to go on."""
+    """Makes a disk error say that the work so far is kept, and how to continue."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"{path}: {error.strerror or error}; what is written is kept: make room, or mend what is wrong, "
+            f"{path}: {error.strerror or error}; what is written is kept: make room, or fix the cause, "
             "and run the same command again to continue"
         ) from error

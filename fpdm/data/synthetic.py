@@ -1,4 +1,4 @@
-"""A store of random numbers: for measuring what reading and training cost, where no images are at hand."""
+"""A store of random numbers, for measuring the cost of reading and training without images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +15,9 @@ WRITTEN = 256  # records at a time
 def write_random_store(
     folder: str | Path, records: int, shape: list[int], classes: int = 1, shard: int = 4096
 ) -> Manifest:
-    """Random means and standard deviations of `shape` (C, h, h), with mirror images, labels in turn.
+    """Random means and standard deviations of `shape` (C, h, h), with mirror images; labels cycle through the classes.
 
-    The same `WRITTEN` records over and over, their labels and indices aside: reading cannot tell.
+    The same `WRITTEN` records repeat, except for labels and indices. This makes no difference to reading.
     """
     manifest = Manifest(
         codec=None, fingerprint=None, scale=None, resolution=None, crop=None, shape=list(shape), flips=2, parts=2,

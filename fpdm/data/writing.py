@@ -1,10 +1,10 @@
-"""Writing a latent store: shards shared out among processes, and a kill at any moment loses at most a batch.
+"""Writing a latent store: processes share the shards, and a kill at any moment loses at most one batch.
 
-While a store is being made its folder holds, beside the finished shards,
-    encoding.json              what it will be: the manifest without its results; there before any record
+While a store is being written its folder holds, besides the finished shards,
+    encoding.json              the manifest without its results; written before any record
     shard-00012.bin.partial    records in the order of the images, appended batch by batch
-    shard-00012.json           count, digest and sums of a finished shard, which the manifest is made of
-A run with the same settings continues after the last whole record of each partial shard. `manifest.json`
+    shard-00012.json           count, digest and sums of a finished shard, from which the manifest is made
+A run with the same settings continues after the last complete record of each partial shard. `manifest.json`
 is written last; without it there is no store.
 """
 
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 
 class Batch(NamedTuple):
     """indices (B,) in the list of images, labels (B,), views: moments of the images and, with two flips, of the
-    mirrored ones. Tensors of the indices and labels, on the CPU."""
+    mirrored ones. Indices and labels are tensors on the CPU."""
 
     indices: Tensor
     labels: Tensor
@@ -45,25 +45,25 @@ def write_store(
     ranks: int = 1,
     barrier: Callable[[], None] = lambda: None,
 ) -> Manifest | None:
-    """Write what is missing of the store `folder`; its manifest on the main process (rank 0), else None.
+    """Write what is missing of the store `folder`. Returns its manifest on the main process (rank 0), else None.
 
-    batches: given ranges of at most `batch_size` images, the records of those images in
-    order; what is left out counts as skipped. Rank r takes the shards r, r + ranks, ... that are missing.
+    batches: takes ranges of at most `batch_size` images and returns the records of those images in
+    order; images left out count as skipped. Rank r takes the missing ones of the shards r, r + ranks, ...
     barrier: waits for all processes; called once, before any of them writes a shard. After
-    that the main process waits by looking at the folder, as long as it takes.
-    A finished store with the same settings is left as it is.
+    that the main process waits without a time limit, by looking at the folder.
+    A finished store with the same settings is not changed.
     """
     store = StoreFolder(folder, draft)
     finished = store.finished()
     if finished is None and rank == 0:
         store.begin()
-    # By number, not by place in the list: processes on other machines may see the folder as it was some time ago.
+    # By number, not by position in the list: processes on other machines may see an older state of the folder.
     share = [shard for shard in store.missing() if shard % ranks == rank] if finished is None else []
     barrier()
     if rank and not share:
         return None
     if finished is not None:
-        store.tidy()  # what a kill just after the manifest was written left
+        store.tidy()  # what is left if a kill came just after the manifest
         return finished
     store.check_begun()
     with _progress(store, title, shown=rank == 0) as show:
@@ -79,7 +79,7 @@ def write_store(
 def _write_share(
     store: StoreFolder, share: list[int], batches: Callable, batch_size: int, show: Callable[[], None]
 ) -> None:
-    """Write the shards `share`, each from where it was left."""
+    """Write the shards `share`, each from where it stopped."""
     ranges = []
     for shard in share:
         images = store.remaining(shard)
@@ -97,20 +97,20 @@ def _write_share(
 
 
 def pack(manifest: Manifest, batch: Batch) -> np.ndarray:
-    """A batch as records (B,); ValueError where a value is not finite in float16."""
+    """A batch as records (B,); ValueError if a value is not finite in float16."""
     records = np.zeros(len(batch.labels), manifest.record)
     records["label"], records["image"] = batch.labels.numpy(), batch.indices.numpy()
     for f, moments in enumerate(batch.views):
         for p, part in enumerate(part for part in moments if part is not None):
             records["moments"][:, f, p] = part.half().cpu().numpy()
     if not np.isfinite(records["moments"]).all():
-        raise ValueError("the codec gave latents that are not finite in float16; check the VAE and its precision")
+        raise ValueError("the codec returned latents that are not finite in float16; check the VAE and its precision")
     return records
 
 
 @contextmanager
 def _progress(store: StoreFolder, title: str, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar over the images of all processes, as the folder shows them; what an earlier run did is not in the rate."""
+    """A progress bar over the images of all processes, counted in the folder; its rate ignores earlier runs."""
     with tqdm(
         total=store.draft.images, initial=store.images_done(), desc=title, unit="image", disable=not shown
     ) as bar:

@@ -21,12 +21,12 @@ class Anderson:
     `regularisation` times the mean squared norm of the differences, so gamma shrinks towards
     plain iteration, h_{k+1} = g_k.
 
-    A step so chosen that leads to a larger residual, or to one that is not finite, is taken back:
-    that sample goes on as plain iteration would have, from the update before it, with a new history.
-    Every step is judged by the next update, so a solve ends with `settle`, which makes none: of K
-    updates the first two and the last choose nothing, and up to two it is plain iteration.
+    An accelerated step is rejected if it leads to a larger residual or to one that is not finite. That sample
+    then continues from the previous update, as plain iteration would, with an empty history. Each step is judged
+    by the next update, so a solve ends with `settle`, which takes no accelerated step. The first update has no
+    history either: up to two updates this is plain iteration.
 
-    memory: M, at least 1; more than 5 seldom help. fallbacks: (B,) how many steps of each sample were taken back.
+    memory: M, at least 1; values above 5 rarely help. fallbacks: (B,) number of rejected steps per sample.
     """
 
     def __init__(self, memory: int, regularisation: float = 1e-4):
@@ -48,16 +48,16 @@ class Anderson:
 
     @torch.no_grad()
     def settle(self, h: Tensor, new: Tensor) -> Tensor:
-        """The last iterate: new = g(h), or the update before it where the step that led to h is taken back."""
+        """The last iterate: new = g(h), or the previous update where the step that led to h is rejected."""
         self._judge(h, new)
         return self.settled(new)
 
     def settled(self, like: Tensor) -> Tensor:
-        """What `settle` would have returned for the update that was handed over last, in its type and shape."""
+        """What `settle` would have returned for the latest update, in the type and shape of `like`."""
         return self._g.to(like.dtype).view_as(like)
 
     def _judge(self, h: Tensor, new: Tensor) -> Tensor:
-        """Take the update into the history; which samples' last steps are taken back, (B,)."""
+        """Add the update to the history. Returns which samples' last steps are rejected, (B,) bool."""
         residual, g = relative_residual(new, h), new.float().flatten(1)
         f = g - h.float().flatten(1)
         if self.fallbacks is None:
@@ -66,11 +66,11 @@ class Anderson:
             self._accelerated = torch.zeros(len(h), dtype=torch.bool, device=h.device)
             return self._accelerated
 
-        worse = self._accelerated & ~(residual <= self._residual)  # not a number is worse, too
+        worse = self._accelerated & ~(residual <= self._residual)  # NaN counts as worse
         self.fallbacks += worse
         row = worse[:, None]
         self._differences.append((f - self._f, g - self._g))
-        # A difference of zeros has no part in the combination.
+        # A zero difference contributes nothing to the combination.
         self._differences = [
             (df.masked_fill(row, 0), dg.masked_fill(row, 0)) for df, dg in self._differences[-self.memory :]
         ]
@@ -79,7 +79,7 @@ class Anderson:
         return worse
 
     def rows(self, chosen: Tensor) -> None:
-        """Go on with some samples alone; chosen (B,) bool."""
+        """Keep only some samples; chosen (B,) bool."""
         self.fallbacks, self._residual, self._accelerated = (
             part[chosen] for part in (self.fallbacks, self._residual, self._accelerated)
         )

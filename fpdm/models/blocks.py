@@ -1,4 +1,4 @@
-"""The parts of a network: the transformer block with adaLN-Zero conditioning (DiT, Sec. 3.2), final layer, embeddings.
+"""Parts of a network: the transformer block with adaLN-Zero conditioning (DiT, Sec. 3.2), final layer, embeddings.
 
 B batch, N tokens, D width.
 """
@@ -19,24 +19,24 @@ LayerNorm = partial(nn.LayerNorm, elementwise_affine=False, eps=NORM_EPS)
 
 
 def under_autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x; the meta device knows no autocast.
+    """Whether autocast is on for the device of x. The meta device has no autocast.
 
-    Compiled layers ask, too, so this is written in what the compilers of torch 2.7 and 2.11 can follow.
+    Compiled layers call this too, so it uses only what the compilers of torch 2.7 and 2.11 can trace.
     """
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def for_stream(x: Tensor) -> Tensor:
-    """What joins the residual stream, or scales what does: float32 under autocast, else as it is.
+    """Cast what is added to the residual stream, or scales it: to float32 under autocast, otherwise unchanged.
 
-    The stream is what blocks add to. It grows from block to block, and float16 ends at 65,504; the maps inside the
+    The stream is what blocks add to. It grows from block to block, and float16 ends at 65,504. The maps inside the
     blocks see normalised values.
     """
     return x.float() if under_autocast(x) else x
 
 
 class Saturated(torch.autograd.Function):
-    """x limited to float16's range; the gradient passes as it is, so that nothing is kept for it."""
+    """Clamps x to float16's range. The gradient passes unchanged, so nothing is stored for the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class Saturated(torch.autograd.Function):
 
 
 def within_float16(x: Tensor) -> Tensor:
-    """A stream as a map takes it that sees it without a norm: where autocast will cast it to float16, values beyond
-    its range become its largest, not infinite."""
+    """The stream as input of a map that has no norm before it. Where autocast will cast it to float16, values beyond
+    that range become its largest value instead of infinity."""
     if under_autocast(x) and torch.get_autocast_dtype(x.device.type) == torch.float16:
         return Saturated.apply(x)
     return x
@@ -67,14 +67,15 @@ def apply_layer(layer: nn.Module, h: Tensor, constants: tuple, recompute: bool) 
     layer again; the result and its gradients are the same.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, h, constants, use_reentrant=False, preserve_rng_state=False)  # no layer draws numbers
+        # No layer uses random numbers, so their state need not be kept.
+        return checkpoint(layer, h, constants, use_reentrant=False, preserve_rng_state=False)
     return layer(h, constants)
 
 
 class DiTBlock(nn.Module):
     """Attention and MLP, each normalised, shifted, scaled and gated by the conditioning.
 
-    Modulation is a call of its own, because the implicit layer applies the block many
+    `modulation` is a separate call because the implicit layer applies the block many
     times under one conditioning: it is computed once and passed in.
     """
 
@@ -115,7 +116,7 @@ def sinusoidal_embedding(t: Tensor, size: int, max_period: float = 10_000.0) -> 
     """Timesteps (B,) -> (B, size) cosines and sines, always in float32.
 
     Half precision cannot hold t exactly (bfloat16 rounds 998 to 1000). Autocast lowers
-    matrix products only, so what is written here stays as it is under every precision.
+    the precision of matrix products only, so this stays float32 under every precision.
     """
     half = size // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half

@@ -1,4 +1,4 @@
-"""Model cards: what a model is, for the page that a Hub shows of it."""
+"""Model cards: the description of a model on its Hub page."""
 
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
@@ -7,7 +7,7 @@ from torch import nn
 def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str) -> ModelCard:
     """A card with a table of the architecture, then of `facts`, and with `usage` as an example.
 
-    model: a DiT or FixedPointDiT; family: what it is called, DiT or FPDM.
+    model: a DiT or FixedPointDiT; family: DiT or FPDM.
     """
     rows = {
         "family": "fixed point diffusion model" if family == "FPDM" else "diffusion transformer",

@@ -1,4 +1,4 @@
-"""torch.compile where it pays: the layers that make up nearly all of the time, each by itself."""
+"""torch.compile for the layers that take nearly all of the time, each compiled by itself."""
 
 import logging
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from torch import Tensor
 from fpdm.models.dit import Denoiser
 
 logger = logging.getLogger("fpdm")
-# Compiled forms that torch keeps of one piece of code, all layers of a class together; 8 if nobody says otherwise. A
-# form is made for each combination of gradient or none, precision, and what requires a gradient.
+# How many compiled versions torch may keep of one piece of code, which all layers of a class share (its default is 8).
+# Each combination of precision, gradients on or off, and which tensors require a gradient needs its own version.
 MOST_FORMS = 64
 LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.6
 
@@ -18,19 +18,20 @@ LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") el
 def compile_layers(model: Denoiser, graphs: bool = False) -> None:
     """Compile the explicit blocks and the implicit layer's update, in place.
 
-    Parameter names stay as they are. All blocks share one compiled graph, and the loop over
-    updates is outside of it, so the number of iterations does not matter to the compiler; nor does the
-    size of the batch, which is a variable of the graph from the first call on. Three settings hold for all that
-    the process compiles: under DDP layers stay whole, where dynamo would cut each up by the size of DDP's buckets;
-    MOST_FORMS; and a warning in our log where that is not enough, for such a layer runs uncompiled from there on.
+    Parameter names do not change. All blocks share one compiled graph. The loop over updates is outside of it, so
+    the number of iterations does not matter to the compiler. The batch size does not matter either: it is a
+    variable of the graph from the first call.
 
-    graphs: on a GPU, replay each layer as a CUDA graph: one launch instead of one for each kernel. For
-        sampling alone, ValueError with gradients; and for this object alone: a copy of it would go on with
-        this one's weights.
+    Three settings apply to everything that the process compiles. Under DDP layers stay whole; by default, dynamo
+    splits each of them by the size of DDP's buckets. The number of compiled versions may reach MOST_FORMS. A layer
+    that needs more runs uncompiled from then on, and our log warns about it.
+
+    graphs: on a GPU, replay each layer as a CUDA graph: one launch instead of one per kernel. Only for sampling:
+        ValueError with gradients. Only for this object: a copy of it would keep using this one's weights.
     """
     torch._dynamo.config.optimize_ddp = False
     setattr(torch._dynamo.config, LIMIT, max(getattr(torch._dynamo.config, LIMIT), MOST_FORMS))
-    logging.getLogger("torch._dynamo.convert_frame").addHandler(FALLBACKS)  # once, however often it is called
+    logging.getLogger("torch._dynamo.convert_frame").addHandler(FALLBACKS)  # added only once
     for layer in model.layers():
         if graphs:
             layer.forward = _replayed(layer.forward)
@@ -40,7 +41,7 @@ def compile_layers(model: Denoiser, graphs: bool = False) -> None:
 
 
 class _Fallbacks(logging.Handler):
-    """Says in our log what torch says in its own: that a layer runs uncompiled."""
+    """Repeats in our log torch's warning that a layer runs uncompiled."""
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
@@ -48,7 +49,7 @@ class _Fallbacks(logging.Handler):
             what = next((line.strip() for line in said.splitlines() if "function" in line), said.splitlines()[0])
             logger.warning(
                 f"warning: a compiled layer was given more than {MOST_FORMS} kinds of input and runs uncompiled from "
-                f"here on ({what}); TORCH_LOGS=recompiles tells why"
+                f"here on ({what}); TORCH_LOGS=recompiles shows why"
             )
 
 
@@ -56,7 +57,7 @@ FALLBACKS = _Fallbacks(logging.WARNING)
 
 
 def _for_any_batch(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An odd last batch, or samples that leave the batch, compile nothing anew."""
+    """Avoids a recompilation when the batch shrinks: the last batch, or samples that leave the batch."""
 
     def call(h: Tensor, constants: tuple) -> Tensor:
         for tensor in (h, *torch.utils._pytree.tree_leaves(constants)):
@@ -67,13 +68,13 @@ def _for_any_batch(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _replayed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A replay overwrites what the one before it returned, which is the next update's input or kept for a later
-    timestep: so each result is copied."""
+    """Each result is copied, because the next replay overwrites it while it may still be needed: as the next update's
+    input, or at a later timestep."""
     compiled = torch.compile(forward, mode="reduce-overhead")
 
     def replay(h: Tensor, constants: tuple) -> Tensor:
         if torch.is_grad_enabled():
-            raise ValueError("graphs=True: for sampling alone, under torch.no_grad() or inference_mode()")
+            raise ValueError("graphs=True: only for sampling, under torch.no_grad() or inference_mode()")
         return compiled(h, constants).clone()
 
     return replay

@@ -1,5 +1,5 @@
-"""Checkpoints of the published DiT and FPDM programs: read the files, tell the architecture from the weights, and
-bring the weights, under their parameter names, into our models."""
+"""Checkpoints of the published DiT and FPDM programs: read the files, infer the architecture from the weights, and
+load the weights, renamed, into our models."""
 
 import argparse
 import re
@@ -12,10 +12,10 @@ from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.models.sizes import SIZES
 
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before names
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to names
 EMA, MODEL = "ema", "model"
-POSITIONS = "pos_embed"  # a buffer that the constructor computes; a parameter in the published models
-MIX = "block_fixed_point_projection_fc1"  # W_1 and b_1 of Eq. 3 in one piece: ours is its two halves
+POSITIONS = "pos_embed"  # here a buffer that the constructor computes; a parameter in the published models
+MIX = "block_fixed_point_projection_fc1"  # W_1 and b_1 of Eq. 3 as one map; here it is two halves
 FPDM_NAMES = (
     (r"^blocks_pre\.", "pre_blocks."),
     (r"^blocks_post\.", "post_blocks."),
@@ -30,10 +30,10 @@ def read_published(path: str | Path, weights: str = EMA) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"source {path}: no such file; give the .pt file of a published DiT or FPDM")
     try:
-        # argparse's namespace, which training checkpoints carry, is the one thing besides tensors that is let in.
+        # Training checkpoints also hold an argparse namespace; no other class is allowed besides tensors.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind: the unpickler follows whatever the bytes say
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
         kind = type(error).__name__
         raise ValueError(f"source {path}: not a checkpoint of tensors and plain containers ({kind})") from error
     if not isinstance(content, dict):
@@ -52,10 +52,10 @@ def _unwrapped(name: str) -> str:
 
 
 def infer_config(state: dict[str, Tensor], num_heads: int | None = None) -> dict:
-    """The constructor's arguments that a published state dict stands for.
+    """The constructor's arguments for a published state dict.
 
-    num_heads: for widths that are none of the named sizes'. The label table is taken to
-    have a row for the null label, as every model trained with label dropout has.
+    num_heads: needed for widths other than the named sizes'. The label table is assumed to
+    have a row for the null label, as in every model trained with label dropout.
     """
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
@@ -66,7 +66,7 @@ def infer_config(state: dict[str, Tensor], num_heads: int | None = None) -> dict
         raise ValueError(f"not the state dict of a DiT or an FPDM: it has no {error}") from error
     heads = num_heads or next((size.num_heads for size in SIZES.values() if size.hidden_size == width), None)
     if heads is None:
-        raise ValueError(f"width {width} is that of no named size, so the weights do not tell num_heads: give it")
+        raise ValueError(f"width {width} is not that of a named size, so num_heads cannot be inferred; give num_heads")
     config = {
         "input_size": patch * round(tokens**0.5),
         "patch_size": patch,

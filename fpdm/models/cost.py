@@ -11,12 +11,12 @@ from fpdm.models.dit import Denoiser
 
 
 def block_cost(model: Denoiser) -> ForwardCost:
-    """Block passes alone, which need no counting."""
+    """Block passes only, known without a run."""
     return ForwardCost(model.explicit_blocks, model.update_blocks)
 
 
 def forward_cost(model: Denoiser) -> ForwardCost:
-    """Block passes, and FLOPs counted by running a copy on the meta device: right for changed models too."""
+    """Block passes, and FLOPs counted by running a copy on the meta device: correct for changed models too."""
     twin, cost = meta_twin(model).eval(), block_cost(model)
     if not cost.iterative:
         return cost._replace(explicit_flops=_count(twin))
@@ -25,7 +25,7 @@ def forward_cost(model: Denoiser) -> ForwardCost:
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy of a model on the meta device: all of its structure, none of its numbers, no memory."""
+    """A copy of a model on the meta device: its structure without values, so without memory."""
     parameters = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
     buffers = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     return deepcopy(model, parameters | buffers)

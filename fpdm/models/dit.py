@@ -26,12 +26,12 @@ class DenoiserOutput(NamedTuple):
     """What one call of a denoiser returns.
 
     prediction: (B, C, H, H), or (B, 2C, H, H) with learned variance, float32.
-    solution: (B, N, D) last iterate of the implicit layer, to be passed as `init` at the
-        next timestep; None for a DiT.
-    residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, when asked for; always
-        with a tolerance, NaN after a sample's last update.
-    counts: (B,) updates of each sample, with a tolerance.
-    fallbacks: (B,) steps of Anderson acceleration that were taken back, where it is used.
+    solution: (B, N, D) last iterate of the implicit layer, which can be passed as `init` at
+        the next timestep; None for a DiT.
+    residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, on request. With a tolerance
+        they are always there, with NaN after a sample's last update.
+    counts: (B,) number of updates per sample, with a tolerance.
+    fallbacks: (B,) rejected steps of Anderson acceleration per sample, where it is used.
     """
 
     prediction: Tensor
@@ -45,14 +45,14 @@ class Denoiser(nn.Module):
     """Patch embedding, conditioning and output head around a stack of blocks.
 
     input_size: height and width of the latent; patch_size must divide it.
-    in_channels: latent channels. learn_sigma: predict as many channels again for the variance.
+    in_channels: latent channels. learn_sigma: predict the variance too, with twice the output channels.
     num_classes: labels 0..num_classes-1; `num_classes` itself is the null label.
-    class_dropout: how often training replaces a label by the null label; 0 means the
-        null label is never trained, so such a model cannot be guided.
+    class_dropout: probability that training replaces a label with the null label. With 0
+        the null label is never trained, so the model cannot be guided.
     """
 
-    family: str  # what it is called, DiT or FPDM
-    update_blocks = 0  # blocks in one update of the implicit layer; 0 means that there is none, and no iterations
+    family: str  # DiT or FPDM
+    update_blocks = 0  # blocks in one update of the implicit layer; 0: no implicit layer, no iterations
 
     def __init__(
         self,
@@ -88,19 +88,19 @@ class Denoiser(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
-        """What `save_pretrained` and `push_to_hub` write as README.md."""
+        """The README.md that `save_pretrained` and `push_to_hub` write."""
         name = type(self).__name__
         usage = f"```python\nfrom fpdm.models import {name}\n\nmodel = {name}.from_pretrained(THIS)\n```"
         return model_card(self, self.family, {}, usage)
 
     @property
     def iterative(self) -> bool:
-        """Whether a call takes iterations: the one difference between families that other code asks for."""
+        """Whether a call takes iterations: the only difference between families that other code needs."""
         return self.update_blocks > 0
 
     @property
     def explicit_blocks(self) -> int:
-        """Block passes of one call besides the implicit layer's."""
+        """Block passes of one call, without the implicit layer's."""
         return sum(len(stack) for stack in self.stacks())
 
     def stacks(self) -> list[nn.ModuleList]:
@@ -108,7 +108,7 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def layers(self) -> list[nn.Module]:
-        """All layers called as `layer(h, constants)`, which is nearly all of the time: what is compiled."""
+        """All layers called as `layer(h, constants)`. They take nearly all of the time, and are what is compiled."""
         return [block for stack in self.stacks() for block in stack]
 
     @property
@@ -122,9 +122,9 @@ class Denoiser(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Latents (B, C, H, H) -> tokens (B, N, D), the start of the residual stream.
 
-        Under autocast they are float32, whatever the weights are, and so is all that blocks add to them.
+        Under autocast the stream is float32, whatever the type of the weights, and so is all that blocks add to it.
         """
-        # The embedding is a transposed view; left so, all that follows would run on strided memory.
+        # The embedding is a transposed view. Without a copy, everything after it would run on strided memory.
         return (for_stream(self.x_embedder(x)) + self.pos_embed).contiguous()
 
     def head(self, tokens: Tensor, c: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Denoiser(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # as the linear map it is
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # as a linear map
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
@@ -186,7 +186,7 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
     ) -> DenoiserOutput:
         """x (B, C, H, H) noisy latents, t (B,) integer timesteps, y (B,) labels.
 
-        drop_labels (B,) bool: which labels to replace by the null label; without it, drawn
+        drop_labels (B,) bool: which labels to replace with the null label; without it, drawn
         at random in training mode.
         recompute: gradient checkpointing of every block.
         """

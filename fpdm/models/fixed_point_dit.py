@@ -19,7 +19,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
     """`pre_depth` blocks, the implicit layer, `post_depth` blocks. Other sizes: see `Denoiser`.
 
     pre_post_timestep_conditioning: condition pre blocks, post blocks and the head on
-        timestep + label instead of the label alone (the paper's form).
+        timestep + label. The default is the paper's form, the label alone.
     """
 
     family = "FPDM"
@@ -80,13 +80,13 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
         iterations: updates of the implicit layer with gradient (S-JFB's m).
         iterations_no_grad: updates before them that build no graph (S-JFB's n).
-        tolerance: stop each sample once its residual is this small; `iterations` is then the most,
-            for all or per sample (B,). For sampling alone.
-        init: (B, N, D) start of the iteration, a solution of an earlier call, or what makes a start
-            of the pre blocks' output (B, N, D); by default it starts from the latter itself.
-        anderson: memory of Anderson acceleration, 0 for plain iteration; makes a difference from three
-            iterations on. For sampling alone.
-        drop_labels: (B,) bool, which labels to replace by the null label; without it, drawn
+        tolerance: stop each sample once its residual is at most this; `iterations` is then the
+            maximum, for all samples or per sample (B,). Only for sampling.
+        init: (B, N, D) start of the iteration, such as the solution of an earlier call, or a function
+            from the pre blocks' output (B, N, D) to a start; by default, that output itself.
+        anderson: memory of Anderson acceleration, 0 for plain iteration; has an effect from three
+            iterations on. Only for sampling.
+        drop_labels: (B,) bool, which labels to replace with the null label; without it, drawn
             at random in training mode.
         with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).
         recompute: gradient checkpointing of every block and every update.
@@ -94,7 +94,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         if tolerance is None:
             self._check_iterations(iterations, iterations_no_grad)
         if anderson and torch.is_grad_enabled():
-            raise ValueError(f"anderson={anderson}: for sampling alone, under torch.no_grad() or inference_mode()")
+            raise ValueError(f"anderson={anderson}: only for sampling, under torch.no_grad() or inference_mode()")
         c_y = self.y_embedder(y, drop_labels)  # (B, D)
         c = self.t_embedder(t) + c_y
         c_pre_post = c if self.pre_post_timestep_conditioning else c_y
@@ -148,9 +148,9 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         constants = constants.detach()
         with torch.no_grad():
             h, residuals = iterate(lambda h: self.implicit(h, constants), h.detach(), iterations, with_residuals)
-        # Autocast keeps the casts of the weights just used, and these carry no gradient: the
-        # updates that follow would silently train nothing (pytorch#112583; seen with torch 2.7,
-        # no longer with 2.15).
+        # Autocast caches the casts of the weights just used. These carry no gradient, so the
+        # next updates would silently train nothing (pytorch#112583; seen with torch 2.7, no
+        # longer with 2.15).
         if under_autocast(h):
             torch.clear_autocast_cache()
         return h, residuals

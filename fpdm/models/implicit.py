@@ -15,16 +15,16 @@ from fpdm.models.blocks import DiTBlock, within_float16
 
 
 class Constants(NamedTuple):
-    """What stays the same over the iterations of one timestep.
+    """What is constant over the iterations of one timestep.
 
-    injected: (B, N, 2D) W_1u u + b_1. modulation: the block's six (B, 1, D).
+    injected: (B, N, 2D) W_1u u + b_1. modulation: the block's six tensors (B, 1, D).
     """
 
     injected: Tensor
     modulation: tuple[Tensor, ...]
 
     def rows(self, chosen: Tensor) -> "Constants":
-        """Those of some samples; chosen (B,) bool."""
+        """The constants of some samples; chosen (B,) bool."""
         return Constants(self.injected[chosen], tuple(part[chosen] for part in self.modulation))
 
     def detach(self) -> "Constants":
@@ -36,11 +36,11 @@ class ImplicitLayer(nn.Module):
 
     The GELU is the tanh form, as everywhere in the network.
 
-    W_1 is held as its two halves, W_1 [h; u] = W_1h h + W_1u u: the second does not depend
+    W_1 is stored as two halves, W_1 [h; u] = W_1h h + W_1u u. The second does not depend
     on h, so it is computed once per timestep (`constants`) and not at every update.
     """
 
-    depth = 1  # blocks in one update: what an update costs in block passes
+    depth = 1  # blocks in one update: its cost in block passes
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
@@ -58,14 +58,14 @@ class ImplicitLayer(nn.Module):
     def forward(self, h: Tensor, constants: Constants) -> Tensor:
         """One update, Eq. 3: h (B, N, D) -> g(h) (B, N, D), in the type of h.
 
-        Under autocast the maps give 16 bits; the stream that the block adds to, and with it the iterate, stays
-        float32, as a DiT's does.
+        Under autocast the maps return 16 bits. The stream that the block adds to, and so the iterate, stays
+        float32, as in a DiT.
         """
         mixed = self.mix_out(F.gelu(self.mix_h(within_float16(h)) + constants.injected, approximate="tanh"))
         return self.block(mixed.to(h.dtype), constants.modulation)
 
     def initialise_mixing(self) -> None:
-        """Xavier for W_1 as the one (2D, 2D) map that its halves make up."""
+        """Xavier initialisation of W_1 as one (2D, 2D) map, then split into its halves."""
         joint = torch.empty(self.mix_h.out_features, 2 * self.mix_h.in_features)
         nn.init.xavier_uniform_(joint)
         with torch.no_grad():
@@ -82,9 +82,9 @@ def iterate(
 ) -> tuple[Tensor, list[Tensor]]:
     """Fixed point iteration: `iterations` updates from h (B, N, D).
 
-    accelerate: chooses the next iterate from h and its update, and the last; without it, they are the updates.
-    Returns the last iterate and, on request, each update's residual (B,), which stays on
-    the device: nothing here waits for it.
+    accelerate: chooses each next iterate from h and its update, the last one included; without it, the next
+    iterate is the update. Returns the last iterate and, on request, each update's residual (B,). The residuals
+    stay on the device: nothing here waits for it.
     """
     residuals = []
     for i in range(iterations):
@@ -110,10 +110,10 @@ def iterate_until(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Iterate each sample until its residual is at most `tolerance`, or `at_most` (B,) updates are done.
 
-    Samples that are done leave the batch, so the others alone cost; every sample gets at least
-    one update. h (B, N, D). Returns the last iterates; the residual of each update, (B, most
-    updates of any sample) with NaN where a sample had fewer; the updates of each sample (B,);
-    and, with Anderson acceleration, how many of its steps were taken back (B,).
+    Finished samples leave the batch and cost nothing more. Every sample gets at least one
+    update. h (B, N, D). Returns the last iterates; the residual of each update, (B, most
+    updates of any sample), with NaN where a sample had fewer; the number of updates per sample
+    (B,); and, with Anderson acceleration, the number of rejected steps per sample (B,).
     Waits for the device at every update.
     """
     solution, counts = h.clone(), torch.zeros(len(h), dtype=torch.long, device=h.device)
@@ -124,7 +124,7 @@ def iterate_until(
         new = layer(h, constants)
         residual = relative_residual(new, h)
         counts[active] += 1
-        going = ~(residual <= tolerance) & (counts[active] < at_most[active])  # also where it is not a number
+        going = ~(residual <= tolerance) & (counts[active] < at_most[active])  # a NaN residual continues
         if accelerate is not None:
             chosen = accelerate(h, new)
             new = torch.where(going[:, None, None], chosen, accelerate.settled(new))

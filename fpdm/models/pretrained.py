@@ -1,4 +1,4 @@
-"""Open a folder or Hub repository written by `save_pretrained`, whichever family it holds."""
+"""Open a folder or Hub repository written by `save_pretrained`, of either family."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from fpdm.models.dit import Denoiser
 from fpdm.models.sizes import class_of
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-INDEX = f"{WEIGHTS_FILE}.index.json"  # of weights in several files
+INDEX = f"{WEIGHTS_FILE}.index.json"  # there when the weights are in several files
 
 
 def load_pretrained(source: str | Path) -> Denoiser:
     """Model in eval mode, on the CPU, from a local folder or a Hub id.
 
-    The architecture comes from its config.json. Raises ValueError where the weights do not
-    fit that architecture, FileNotFoundError where there is nothing to open.
+    The architecture comes from its config.json. Raises ValueError if the weights do not
+    fit that architecture, FileNotFoundError if there is nothing to open.
     """
     folder = resolve_folder(source)
     config = json.loads((folder / CONFIG_FILE).read_text())
@@ -33,9 +33,9 @@ def load_pretrained(source: str | Path) -> Denoiser:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Weights of such a folder into a model, on whichever device and in whichever precision it is.
+    """Load the weights of such a folder into a model, on any device and in any precision.
 
-    ValueError where the file is damaged or does not fit the model.
+    ValueError if the file is damaged or does not fit the model.
     """
     weights = {}
     for path in weight_files(folder):
@@ -46,7 +46,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} holds another architecture than is asked for: {error}") from error
+        raise ValueError(f"{folder / WEIGHTS_FILE} holds weights of another architecture: {error}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

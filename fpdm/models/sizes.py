@@ -27,7 +27,7 @@ FAMILIES = {"DiT": DiT, "FPDM": FixedPointDiT}
 
 
 def model_config(name: str, **overrides) -> tuple[type[Denoiser], dict]:
-    """The class that `name` stands for and its constructor's arguments, `overrides` applied."""
+    """The class of the model `name` and its constructor's arguments, with `overrides` applied."""
     match = re.fullmatch(r"(\w+)-(\w+)/(\d+)", name)
     known = match and match[1] in FAMILIES and match[2] in SIZES and int(match[3]) in PATCHES
     if not known:
@@ -49,7 +49,7 @@ def settings_of(cls: type[Denoiser]) -> set[str]:
 
 
 def class_of(config: dict) -> type[Denoiser]:
-    """The family whose constructor takes these arguments; ValueError where none does."""
+    """The family whose constructor takes these arguments; ValueError if none does."""
     for cls in FAMILIES.values():
         if config.keys() <= settings_of(cls):
             return cls
@@ -61,7 +61,7 @@ def class_of(config: dict) -> type[Denoiser]:
 def build_model(name: str, **overrides) -> Denoiser:
     """`build_model("FPDM-XL/2", num_classes=1000, pre_depth=2)`: a freshly initialised model.
 
-    `overrides` are arguments of the family's constructor; ValueError for one that it does not have.
+    `overrides` are arguments of the family's constructor; ValueError for an unknown one.
     """
     cls, config = model_config(name, **overrides)
     return cls(**config)

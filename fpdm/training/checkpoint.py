@@ -1,4 +1,4 @@
-"""Checkpoints: written beside, synced, then renamed, so a kill at any moment leaves the last one whole.
+"""Checkpoints: written under another name, synced, then renamed, so a kill at any moment leaves the last one intact.
 
 checkpoints/0050000/model/    config.json, model.safetensors, sampling.json
                     ema/      the same
@@ -23,8 +23,8 @@ from fpdm.models.pretrained import WEIGHTS_FILE
 TRAINER = "trainer.pt"
 SAMPLING = "sampling.json"
 LATEST = "latest"
-REPLACED = "-replaced"  # a checkpoint that is just being written again
-PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: no checkpoints
+REPLACED = "-replaced"  # the old checkpoint while a new one of the same step is written
+PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: not checkpoints
 
 
 def save_checkpoint(
@@ -33,8 +33,8 @@ def save_checkpoint(
     """Write checkpoint `step` of a run (main process only).
 
     trainer: everything besides weights that resuming needs, in plain containers and tensors.
-    sampling: what drawing images needs besides the network (diffusion, codec, class names).
-    OSError where it cannot be written, as on a full disk; the checkpoint before is still there then.
+    sampling: what sampling needs besides the network (diffusion, codec, class names).
+    OSError if it cannot be written, for example on a full disk; the previous checkpoint is then still there.
     """
     folder = run / "checkpoints"
     final, partial = folder / f"{step:07d}", folder / f"{PARTIAL}{step:07d}"
@@ -43,22 +43,23 @@ def save_checkpoint(
         for name, weights in (("model", model), ("ema", ema)):
             weights.save_pretrained(partial / name)
             (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
-            # The weights come out readable by their owner alone, whatever the umask; make them as the other files are.
+            # Weights are written readable only by their owner, whatever the umask; give them the other files' mode.
             (partial / name / WEIGHTS_FILE).chmod((partial / name / SAMPLING).stat().st_mode)
         torch.save(trainer, partial / TRAINER)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own on a full disk
         _clear_remains(folder)
         before = (
-            f"the one before it, {_locate(run).name}, is whole" if has_checkpoint(run) else "there is none before it"
+            f"the previous one, {_locate(run).name}, is intact" if has_checkpoint(run) else "there is no previous one"
         )
         raise OSError(
             f"checkpoint {final} could not be written ({error}); {before}. "
-            f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there: make room and go on with --resume {run}"
+            f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there: make room, then resume with "
+            f"--resume {run}"
         ) from error
     replaced = folder / f"{step:07d}{REPLACED}"
-    if final.exists():  # a resumed run writes it again; until the new one has its name, the old one can be found
+    if final.exists():  # written again by a resumed run; the old one can be found until the new one is renamed
         if replaced.exists():
             shutil.rmtree(replaced)
         os.replace(final, replaced)
@@ -70,10 +71,10 @@ def save_checkpoint(
 
 
 def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
-    """Delete what `run.keep_last` and `run.keep_every` do not keep, once checkpoint `step` is written; and what a
-    kill left of others.
+    """Once checkpoint `step` is written, delete the older ones that `run.keep_last` and `run.keep_every` do not keep,
+    and what a kill left of others.
 
-    Later ones, which an earlier go of the run may have left, are not touched.
+    Checkpoints of later steps, which the run may have written before it was resumed, are not touched.
     """
     folder = run / "checkpoints"
     _clear_remains(folder)
@@ -83,12 +84,12 @@ def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: i
     older = sorted((path for path in whole if step_of(path) <= step), key=step_of)
     for old in older[:-keep_last]:
         if keep_every is None or step_of(old) % keep_every:
-            os.replace(old, folder / f"{REMOVED}{old.name}")  # a kill leaves no half of a checkpoint
+            os.replace(old, folder / f"{REMOVED}{old.name}")  # a kill leaves no half-deleted checkpoint
     _clear_remains(folder)
 
 
 def _clear_remains(folder: Path) -> None:
-    """Delete what is no checkpoint (any more), as far as other programs that read it allow; the rest next time."""
+    """Delete what is not, or no longer, a checkpoint. What another program holds open is deleted next time."""
     older = [path for path in folder.glob(f"*{REPLACED}") if path.with_name(f"{step_of(path):07d}").exists()]
     for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*"), *older]:
         shutil.rmtree(path, ignore_errors=True)
@@ -97,24 +98,25 @@ def _clear_remains(folder: Path) -> None:
 def load_trainer(checkpoint: Path) -> dict:
     """The `trainer` of `save_checkpoint`, on the CPU.
 
-    Its tensors are mapped from the file, so that all processes of a machine share one copy, and only while they take
-    from it what they need.
+    Its tensors are mapped from the file: all processes of a machine share one copy, and only while they read from it.
     """
     try:
         return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of any kind: the unpickler follows whatever the damaged bytes say
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
         raise ValueError(f"{checkpoint / TRAINER} is damaged ({error}); resume from an earlier checkpoint") from error
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """A run's latest checkpoint, or `source` itself where it is a checkpoint."""
+    """A run's latest checkpoint, or `source` itself if it is a checkpoint."""
     path = Path(source)
     if (found := _locate(path)) is not None:
         return found.resolve()
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {source} does not exist")
     if path.is_file():
-        raise FileNotFoundError(f"{source} is a file, no checkpoint folder; for a published .pt, import_checkpoint.py")
+        raise FileNotFoundError(
+            f"{source} is a file, not a checkpoint folder; for a published .pt use import_checkpoint.py"
+        )
     raise FileNotFoundError(
         f"{source} holds no checkpoint: give a run folder, one of its checkpoints/<step>, or an exported folder"
     )
@@ -125,7 +127,7 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
-    """50000 of checkpoints/0050000."""
+    """The step of a checkpoint: 50000 for checkpoints/0050000."""
     name = checkpoint.name.removesuffix(REPLACED)
     if not name.isdigit():
         raise ValueError(f"checkpoint {checkpoint}: its name must be its step, as in 0050000; rename it back")
@@ -142,7 +144,7 @@ def _locate(path: Path) -> Path | None:
 
 
 def random_states() -> list[dict]:
-    """Each rank's random states, gathered; our draws are keyed, but what a user adds may not be."""
+    """Each rank's random states, gathered. Our own draws are keyed by step, but those that a user adds may not be."""
     numpy_state = np.random.get_state()
     python_state = random.getstate()
     state = {
@@ -156,7 +158,7 @@ def random_states() -> list[dict]:
 
 
 def restore_random_states(states: list[dict], rank: int) -> None:
-    """Undo `random_states` on this rank; a rank that was not there before keeps its own."""
+    """Restore this rank's part of `random_states`. A rank that did not exist then keeps its own state."""
     if rank >= len(states):
         return
     state = states[rank]

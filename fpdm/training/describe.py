@@ -1,4 +1,4 @@
-"""An experiment at a glance: the network, what a step costs, what it needs in memory."""
+"""A summary of an experiment: the network, and what a step costs in computation and memory."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from fpdm.training.sjfb import SJFBConfig, mean_iterations
 from fpdm.training.step_memory import StepMemory, step_memory
 
 GIB = 2**30
-COUNTED_UPDATES = 24  # beyond, each update with gradient adds as much as the one before
+COUNTED_UPDATES = 24  # beyond these, each update with gradient adds as much as the one before
 
 
 class Phase(NamedTuple):
@@ -51,7 +51,7 @@ def first_screen(
 
 
 def phases(config: SJFBConfig, network: Denoiser) -> list[Phase]:
-    """A step on average and the largest step; one for a network whose steps are all alike."""
+    """The average step and the largest step; only one phase if all steps are alike."""
     if not network.iterative:
         return [Phase("every step", 0, 0)]
     mean = Phase("on average", *mean_iterations(config))
@@ -74,7 +74,7 @@ def describe_cost(config: ExperimentConfig, network: Denoiser, cost: ForwardCost
 
 
 def describe_memory(config: ExperimentConfig, network: Denoiser, processes: int) -> str:
-    """Expected memory of each of so many processes."""
+    """Expected memory of each of `processes` processes."""
     rows, micro_batch = split_batch(config.optim, 0, processes)
     gradients_stay = processes > 1 or micro_batch < rows.stop
     lines = []
@@ -87,17 +87,17 @@ def describe_memory(config: ExperimentConfig, network: Denoiser, processes: int)
 
 
 def describe_share(config: ExperimentConfig, processes: int) -> str:
-    """What the memory is counted for; where one process stands for itself alone, how to see one of several."""
+    """What the memory estimate covers and, for one process, how to get it for several."""
     rows, micro_batch = split_batch(config.optim, 0, processes)
     batch = config.optim.batch_size
     lines = [
-        "This is counted for the operations alone; the allocator and the libraries add to it.",
-        f"It is that of each of {processes} processes, which takes {rows.stop} of the {batch} samples of a step, "
+        "This counts the operations only; the allocator and the libraries need more.",
+        f"It is for each of {processes} processes, which takes {rows.stop} of the {batch} samples of a step, "
         f"{micro_batch} at a time.",
     ]
     if processes == 1:
-        lines[1] = f"It is that of 1 process, which takes all {batch} samples of a step, {micro_batch} at a time."
-        lines.append("For one of 8, start the dry run with torchrun --nproc_per_node=8.")
+        lines[1] = f"It is for 1 process, which takes all {batch} samples of a step, {micro_batch} at a time."
+        lines.append("For 8 processes, start the dry run with torchrun --nproc_per_node=8.")
     return labelled("", lines)
 
 
@@ -109,9 +109,9 @@ def expected_memory(
     n: float,
     m: float,
 ) -> StepMemory:
-    """Of one process; averages of n and m are rounded up. It takes seconds whatever n and m are."""
+    """Memory of a step in one process; averages of n and m are rounded up. Counting takes seconds for any n and m."""
     half, recompute = config.run.mixed_precision != "no", config.run.gradient_checkpointing
-    m, n = math.ceil(m), min(math.ceil(n), 1)  # updates without gradient leave nothing behind: one stands for all
+    m, n = math.ceil(m), min(math.ceil(n), 1)  # updates without gradient keep nothing: one is enough
 
     def count(updates: int) -> StepMemory:
         iterations = {"iterations": updates, "iterations_no_grad": n} if updates else {}
@@ -125,12 +125,12 @@ def expected_memory(
 
 
 def labelled(label: str, lines: list[str]) -> str:
-    """Lines in a column, the first of them with a label before it."""
+    """Lines in a column, with a label before the first."""
     return "\n".join(f"  {label if i == 0 else '':<14s}{line}" for i, line in enumerate(lines))
 
 
 def model_table(model: nn.Module) -> str:
-    """Top-level modules with their trainable parameters, one a line."""
+    """Top-level modules with their trainable parameters, one per line."""
     rows = [(name, type(child).__name__, _parameters(child)) for name, child in model.named_children()]
     rows.append(("total", type(model).__name__, _parameters(model)))
     return "\n".join(f"  {name:<14s}{kind:<18s}{count:>14,d}" for name, kind, count in rows)

@@ -1,6 +1,6 @@
-"""What chance decides in one training step: functions of (seed, step) over the global batch.
+"""The random numbers of one training step: functions of (seed, step) over the global batch.
 
-Each rank computes the whole and takes its rows, so 1 and 8 ranks see the same draws.
+Each rank draws for the whole batch and takes its rows, so 1 and 8 ranks use the same numbers.
 """
 
 from typing import NamedTuple
@@ -42,6 +42,6 @@ def draw_step(
 
 
 def draw_mirrored(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Which images (batch_size,) of the global batch are taken as mirror images."""
+    """Which images (batch_size,) of the global batch are mirrored."""
     generator = np.random.Generator(np.random.Philox(key("mirror", seed, step)))
     return generator.integers(0, 2, batch_size).astype(bool)

@@ -10,7 +10,7 @@ class EMA:
     """A copy of the model whose weights follow the trained ones.
 
     Float32 whatever the training precision: at decay 0.9999 a bfloat16 average would round
-    every update away and never move.
+    every update away and never change.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -19,7 +19,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """After optimizer step `step` (0 the first), also one that was skipped: its weights are those from before."""
+        """Call after optimizer step `step` (0 is the first), even if it was skipped and the weights are unchanged."""
         averages = list(self.model.parameters())
         weights = [weight.detach().float() for weight in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - ramped_decay(self.decay, step))

@@ -1,7 +1,7 @@
-"""Whether the largest training step fits a GPU and, where it does not, which micro-batch would.
+"""Whether the largest training step fits a GPU and, if it does not, which micro-batch would.
 
-A step is counted (fpdm.training.step_memory), and a reserve is added for what cannot be: a fixed part, and a share of
-what comes and goes within the step. Weights, gradients, optimizer and EMA stay where they are and need no such share.
+The memory of a step is counted (fpdm.training.step_memory), and a reserve is added for what cannot be counted: a fixed
+part, and a share of the temporary memory of the step. Weights, gradients, optimizer and EMA are not temporary.
 """
 
 from bisect import bisect_right
@@ -13,8 +13,8 @@ from fpdm.training.describe import GIB, expected_memory, labelled, phases
 from fpdm.training.setup import split_batch
 from fpdm.training.step_memory import StepMemory
 
-FIXED_GIB = 1.5  # what driver and context hold, the libraries' workspaces and communication buffers, a preview's VAE
-FRAGMENTED = 0.1  # gaps and rounding of the allocator, as a share of what comes and goes
+FIXED_GIB = 1.5  # driver and context, the libraries' workspaces and communication buffers, a preview's VAE
+FRAGMENTED = 0.1  # gaps and rounding of the allocator, as a share of the temporary memory
 
 
 def reserve(memory: StepMemory) -> float:
@@ -24,7 +24,7 @@ def reserve(memory: StepMemory) -> float:
 
 
 def needed_gib(config: ExperimentConfig, network: Denoiser, processes: int, micro_batch: int, recompute: bool) -> float:
-    """GiB, the reserve included, of the largest step of one of so many processes."""
+    """GiB that the largest step needs in each of `processes` processes, with the reserve."""
     config = replace(config, run=replace(config.run, gradient_checkpointing=recompute))
     gradients_stay = processes > 1 or micro_batch < config.optim.batch_size
     _, n, m = phases(config.sjfb, network)[-1]
@@ -35,26 +35,26 @@ def needed_gib(config: ExperimentConfig, network: Denoiser, processes: int, micr
 def largest_fitting(
     config: ExperimentConfig, network: Denoiser, processes: int, recompute: bool, gpu_gib: float
 ) -> int | None:
-    """The largest micro-batch that divides a process's share and fits; None where not even one sample does."""
+    """The largest micro-batch that divides a process's share and fits; None if not even one sample does."""
     share = config.optim.batch_size // processes
     sizes = [size for size in range(1, share + 1) if share % size == 0]
 
     def need(size: int) -> float:
         return needed_gib(config, network, processes, size, recompute)
 
-    fitting = bisect_right(sizes, gpu_gib, key=need)  # the need grows with the size, so few of them are counted
+    fitting = bisect_right(sizes, gpu_gib, key=need)  # the need grows with the size, so few sizes are counted
     return sizes[fitting - 1] if fitting else None
 
 
 def describe_fit(config: ExperimentConfig, network: Denoiser, processes: int, gpu_gib: float) -> str:
-    """Whether one of so many processes fits a GPU of `gpu_gib` GiB and, where it does not, what would."""
+    """Whether each of `processes` processes fits a GPU of `gpu_gib` GiB and, if not, which settings would."""
     _, micro_batch = split_batch(config.optim, 0, processes)
     need = needed_gib(config, network, processes, micro_batch, config.run.gradient_checkpointing)
     verdict = "fits" if need <= gpu_gib else "does not fit"
     lines = [
-        f"the largest step {verdict} a GPU of {gpu_gib:g} GiB: it needs {need:.1f} GiB, of which {FIXED_GIB:g} GiB and "
-        f"{FRAGMENTED:.0%} of what",
-        "comes and goes are a reserve for the CUDA context, libraries, communication, previews and fragmentation",
+        f"the largest step {verdict} a GPU of {gpu_gib:g} GiB: it needs {need:.1f} GiB. This includes a reserve of "
+        f"{FIXED_GIB:g} GiB and {FRAGMENTED:.0%} of the",
+        "temporary memory for the CUDA context, libraries, communication, previews and fragmentation",
     ]
     if need > gpu_gib:
         lines += [_remedy(config, network, processes, recompute, gpu_gib) for recompute in (False, True)]

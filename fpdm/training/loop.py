@@ -60,12 +60,12 @@ def train(
 ) -> Path:
     """Train as `config` says; returns the run's folder.
 
-    resume: `latest` (the newest run of this name), `auto` (the same, or a new run where there is
+    resume: `latest` (the newest run of this name), `auto` (the same, or a new run if there is
         none), a run's folder or one of its checkpoints.
     on_preview: called on the main process as (run folder, step, EMA model) every
         `run.preview_every` steps.
 
-    SIGTERM, SIGUSR1 or Ctrl-C ends it early: with a checkpoint, after the step in hand or the one after it.
+    SIGTERM, SIGUSR1 or Ctrl-C stops it early, with a checkpoint, after the current step or the next one.
     """
     optim, seed = config.optim, config.run.seed
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
@@ -75,7 +75,7 @@ def train(
         mixed_precision=config.run.mixed_precision,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.results,
-        kwargs_handlers=[  # the positions never change; gradients live in DDP's buckets, not beside them
+        kwargs_handlers=[  # the positions never change; gradients live in DDP's buckets, without a copy
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         ],
     )
@@ -87,7 +87,7 @@ def train(
     store = LatentStore(config.data.latents)
     check_store(config.data, store)
     diffusion = Diffusion(**asdict(config.diffusion))
-    set_seed(seed)  # Python's, numpy's and torch's: the initial weights, and what a user's change may draw
+    set_seed(seed)  # Python, numpy and torch: for the initial weights, and for random numbers in a user's changes
     network = build_network(config, store.manifest.shape, len(store.manifest.class_names))
     implicit, cost = network.iterative, forward_cost(network)
     objective = Objective(diffusion)
@@ -102,7 +102,7 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "broadcast_buffers is deprecated", FutureWarning
-        )  # accelerate has no other name
+        )  # accelerate still uses this name
         model, optimizer = accelerator.prepare(network, adamw)
 
     if ranks > 1 and micro < share:
@@ -117,7 +117,7 @@ def train(
         load_weights(ema.model, checkpoint / "ema")
         objective.load_state_dict(trainer.get("objective", {}))  # older checkpoints have none
         optimizer.load_state_dict(trainer["optimizer"])
-        set_groups(optimizer, weight_decay=optim.weight_decay)  # the config's, which may have been changed
+        set_groups(optimizer, weight_decay=optim.weight_decay)  # from the config, which may have changed
         if accelerator.scaler is not None and trainer["scaler"] is not None:
             accelerator.scaler.load_state_dict(trainer["scaler"])
         start, skipped, skipped_in_a_row = trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"]
@@ -136,7 +136,7 @@ def train(
         if is_main:
             log.say(first_screen(config, network, cost, store, run, start, ranks))
         watch = Watch(accelerator, skipped, skipped_in_a_row)
-        due = False  # a checkpoint that could not be written at its step
+        due = False  # whether a checkpoint waits to be written
         upcoming = reader.submit(read_batch, config, store, start, rows, device)
         for step in range(start, optim.steps):
             batch = upcoming.result().to(device)
@@ -156,7 +156,7 @@ def train(
             rate = learning_rate(optim, step)
             set_groups(optimizer, lr=rate)
 
-            optimizer.zero_grad(set_to_none=ranks == 1)  # or they would be made anew beside DDP's buckets
+            optimizer.zero_grad(set_to_none=ranks == 1)  # with DDP they must stay in its buckets
             sums, residual, minimised = 0.0, 0.0, 0.0
             for first in range(0, share, micro):
                 part = slice(first, first + micro)
@@ -173,11 +173,11 @@ def train(
             average_gradients(accelerator, objective)
             norm = accelerator.clip_grad_norm_(trained, optim.clip_norm or math.inf)
 
-            # A non-finite step is skipped on the device: the host does not wait to hear of it.
+            # A non-finite step is skipped on the device: the host does not wait for the result.
             finite = torch.isfinite(norm)
             if accelerator.scaler is None and skips_by_flag(device):
                 adamw.found_inf = (~finite).float()
-            if accelerator.scaler is not None or skips_by_flag(device) or finite:  # a scaler does it by itself
+            if accelerator.scaler is not None or skips_by_flag(device) or finite:  # a scaler skips by itself
                 optimizer.step()
             ema.update(network, step)
             meter.add(sums, norm, finite, cost.blocks(n + m), cost.training_flops(n, m))
@@ -190,10 +190,10 @@ def train(
                 due, known = True, watch.read(now=True)
             ended_badly = done == optim.steps and known.in_a_row > 0 and accelerator.scaler is None
             if known.longest >= optim.max_skipped or ended_badly:
-                what = "the last step" if ended_badly else f"{known.longest} steps in a row, until step {known.step},"
+                what = "the last step" if ended_badly else f"{known.longest} steps in a row, up to step {known.step},"
                 raise TrainingDiverged(
                     f"{what} had gradients that are not finite (optim.max_skipped={optim.max_skipped}); the last "
-                    f"checkpoint in {run} is from before. Lower optim.lr or lengthen optim.warmup"
+                    f"checkpoint in {run} is from before that. Lower optim.lr or increase optim.warmup"
                 )
 
             if logged:
@@ -207,7 +207,7 @@ def train(
                     values["loss_scale"] = accelerator.scaler.get_scale()
                 log.record(done, values, status_line(done, optim.steps, values))
                 accelerator.log(values, step=done)
-            # Weights that give non-finite gradients are not kept (under a scaler it is the scale that was too high).
+            # Weights with non-finite gradients are not saved (with a scaler, it was the scale that was too high).
             trusted = known.in_a_row == 0 or accelerator.scaler is not None
             if due and trusted:
                 due = False
@@ -230,11 +230,11 @@ def train(
                 if known.asked and done < optim.steps:
                     log.say(
                         f"stopped by {stop.signal or 'a signal to another process'} after step {done} of "
-                        f"{optim.steps}, checkpoint written; go on with --resume {run}"
+                        f"{optim.steps}, checkpoint written; resume with --resume {run}"
                     )
                     break
             if config.run.preview_every and done % config.run.preview_every == 0:
-                watch.read(now=True)  # or the steps that are still queued would not count in the rates
+                watch.read(now=True)  # so that steps which are still queued count in the rates
                 with meter.paused():
                     if is_main and on_preview is not None:
                         on_preview(run, done, ema.model)
@@ -247,7 +247,7 @@ def train(
 def read_batch(
     config: ExperimentConfig, store: LatentStore, step: int, rows: slice, device: torch.device
 ) -> LatentBatch:
-    """This rank's records and labels of one step, on the CPU; in memory from which a GPU copies by itself."""
+    """This rank's records and labels of one step, on the CPU; in pinned memory if training runs on a GPU."""
     seed, size = config.run.seed, config.optim.batch_size
     indices = batch_indices(seed, step, size, len(store))[rows]
     mirrored = draw_mirrored(seed, step, size)[rows] if config.data.mirror else np.zeros(len(indices), bool)
@@ -256,20 +256,20 @@ def read_batch(
 
 
 def resample(batch: LatentBatch, noise: Tensor) -> Tensor:
-    """A fresh sample (B, C, h, h) float32 of each latent, mean + std * noise, on the device of all three."""
+    """A fresh sample (B, C, h, h) float32 of each latent, mean + std * noise, on their device."""
     mean, std = batch.moments()
     return mean if std is None else mean + std * noise
 
 
 def settle_gradients(accelerator: Accelerator, model: nn.Module, shape: list[int], implicit: bool) -> None:
-    """Make the gradients, zeros, where DDP keeps them: in its buckets, before the first step accumulates any.
+    """Create the gradients, as zeros, in DDP's buckets before the first step accumulates any.
 
-    DDP puts them there in the first backward pass that it synchronises. The parts of a batch before it would make
-    gradients of their own beside: a second copy, in a resumed run on top of the optimizer's state.
+    DDP puts them there in the first backward pass that it synchronises. Micro-batches before it would create gradients
+    outside the buckets: a second copy which, in a resumed run, comes on top of the optimizer's state.
     """
     index = torch.zeros(2, dtype=torch.long, device=accelerator.device)
     x = torch.zeros(2, *shape, device=accelerator.device)
-    with torch.compiler.set_stance("force_eager"):  # the compiler takes its measure from the batches it sees first
+    with torch.compiler.set_stance("force_eager"):  # the compiler specialises on the first batches it sees
         output = model(x, index, index, drop_labels=index.bool(), **({"iterations": 1} if implicit else {}))
         accelerator.backward(0 * output.prediction.sum())
     model.zero_grad(set_to_none=False)
@@ -282,7 +282,7 @@ def set_groups(optimizer: torch.optim.Optimizer, **settings: float) -> None:
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
-    """Rate at `step` (0 the first): a function of the step alone, whatever the number of processes."""
+    """Learning rate at `step` (0 is the first). It depends on the step only, not on the number of processes."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
     done = (step - optim.warmup) / max(optim.steps - optim.warmup, 1)

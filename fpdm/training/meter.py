@@ -1,4 +1,4 @@
-"""What one interval of the log sums up: losses, by quarter of the timesteps too, norms, work and time."""
+"""The sums of one logging interval: losses (also per quarter of the timesteps), norms, work and time."""
 
 import math
 import time
@@ -31,7 +31,7 @@ def loss_sums(losses: Losses, t: Tensor, timesteps: int) -> Tensor:
 class Meter:
     """Sums over the finite steps of one logging interval, kept on the device until it ends; rates over all its steps.
 
-    peak_tflops: of one device, where it is known.
+    peak_tflops: of one device, if known.
     """
 
     def __init__(self, device: torch.device, batch_size: int, peak_tflops: float | None):
@@ -48,7 +48,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here, on checkpoints and previews, does not count in the rates."""
+        """Time spent inside, on checkpoints and previews, does not count in the rates."""
         began = time.perf_counter()
         yield
         self.started += time.perf_counter() - began
@@ -65,13 +65,13 @@ class Meter:
         self.passes, self.flops = self.passes + passes, self.flops + flops
 
     def state(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """What a resumed run needs to log the means that it would have logged; called on every rank."""
+        """What a resumed run needs to log the same means as an uninterrupted one; called on every rank."""
         tensors = {name: getattr(self, name) for name in KEPT}
         tensors["sums"] = accelerator.reduce(self.sums, "mean")
         return {name: value.clone().cpu() for name, value in tensors.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state`; the rates are those of the time from here on."""
+        """Continue from a `state`; the rates count only the time from now on."""
         for name in KEPT:
             getattr(self, name).copy_(torch.as_tensor(state[name]))
 
@@ -80,7 +80,7 @@ class Meter:
         sums = accelerator.reduce(self.sums, "mean").tolist()
         per_second = self.batch_size / (time.perf_counter() - self.started)
         values, steps = {}, int(self.steps)
-        if steps:  # without a finite step there is no loss to speak of
+        if steps:  # without a finite step there is no loss
             values = {name: value / steps for name, value in zip(("loss", "mse", "vb"), sums, strict=False)}
             for q, (total, count) in enumerate(zip(sums[3 : 3 + QUARTERS], sums[3 + QUARTERS :], strict=True), 1):
                 if count > 0:
@@ -97,7 +97,7 @@ class Meter:
 
 
 def status_line(step: int, steps: int, values: dict[str, float]) -> str:
-    """One line of the log for people: all that log.jsonl holds, in few words."""
+    """One line of the log for people: the values of log.jsonl in short form."""
     get = values.get
     parts = [f"step {step:>7d}/{steps}"]
     if "loss" in values:

@@ -1,4 +1,4 @@
-"""What a training step minimises, made from the losses of its samples; holds a learned weighting's parameters."""
+"""What a training step minimises, computed from the losses of its samples; holds a learned weighting's parameters."""
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -8,9 +8,9 @@ from fpdm.weightings import WEIGHTINGS, is_learned
 
 
 class Objective(nn.Module):
-    """Per sample, the total loss; with a learned weighting, what it makes of the mse, plus the variational bound.
+    """Per sample, the total loss; with a learned weighting, its result for the mse plus the variational bound.
 
-    With a fixed weighting there are no parameters here, and the losses are weighted already.
+    With a fixed weighting there are no parameters here, and the losses are already weighted.
     """
 
     def __init__(self, diffusion: Diffusion):
@@ -23,7 +23,7 @@ class Objective(nn.Module):
         if self.weighting is None:
             return losses.total
         weighted = self.weighting(losses.mse, t)
-        if weighted.shape != t.shape:  # it would be broadcast, and train something else
+        if weighted.shape != t.shape:  # it would be broadcast and train something else
             raise ValueError(
                 f"diffusion.weighting={self.name}: its result has shape {tuple(weighted.shape)}; "
                 f"return one number per sample, {tuple(t.shape)}"

@@ -1,4 +1,4 @@
-"""What a run tells: its folder, log.jsonl, log.txt, the console and the first screen."""
+"""The output of a run: its folder, log.jsonl, log.txt, the console and the tracker."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ WANDB_ID = "wandb-id.txt"
 
 
 class RunLog:
-    """Writes one run's log; on ranks other than the main one it says nothing."""
+    """Writes one run's log; on ranks other than the main one it does nothing."""
 
     def __init__(self, run: Path, is_main: bool):
         self.run, self.is_main = run, is_main
@@ -28,7 +28,7 @@ class RunLog:
         if is_main:
             self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             logger.addHandler(self._text)
-            if logger.level == logging.NOTSET:  # called from Python, not from a script that has set it
+            if logger.level == logging.NOTSET:  # called from Python; a script would have set it
                 logger.setLevel(logging.INFO)
 
     def say(self, message: str) -> None:
@@ -38,19 +38,19 @@ class RunLog:
                 logger.info(message)
 
     def record(self, step: int, values: dict[str, float], line: str) -> None:
-        """One line of log.jsonl; `line`, which says the same to people, on the console and in log.txt."""
+        """Write `values` to log.jsonl, and `line`, the same values for people, to the console and log.txt."""
         if self.is_main:
             try:
                 self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
             except OSError as error:
                 raise OSError(
-                    f"{self.run / 'log.jsonl'} cannot be written ({error}); the checkpoints are whole"
+                    f"{self.run / 'log.jsonl'} cannot be written ({error}); the checkpoints are intact"
                 ) from error
             self.say(line)
 
     def close(self) -> None:
         if self.is_main:
-            with suppress(OSError):  # of a full disk, which `record` has told of
+            with suppress(OSError):  # of a full disk, already reported by `record`
                 self._jsonl.close()
             logger.removeHandler(self._text)
             self._text.close()
@@ -94,7 +94,7 @@ def latest_run(results: str, name: str) -> Path:
 
 
 def has_run(results: str, name: str) -> bool:
-    """Whether there is a run of this name to go on with."""
+    """Whether there is a run of this name to resume."""
     return bool(_resumable_runs(results, name))
 
 
@@ -105,7 +105,7 @@ def _resumable_runs(results: str, name: str) -> list[Path]:
 
 
 def run_number(run: Path) -> int:
-    """7 of results/007-name."""
+    """The number of a run: 7 for results/007-name."""
     return int(run.name.split("-")[0])
 
 
@@ -120,5 +120,5 @@ def forget_after(run: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
-            continue  # the line a kill cut short
+            continue  # a line that a kill cut short
     write_atomically(path, "".join(f"{line}\n" for line in kept))

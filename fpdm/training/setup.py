@@ -1,4 +1,4 @@
-"""What is settled before the first step: the network for this data, each rank's share, the run's folder."""
+"""What happens before the first step: checks, the network for this data, each rank's share, the run's folder."""
 
 import importlib.util
 import json
@@ -19,8 +19,8 @@ from fpdm.models import Denoiser, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
 from fpdm.training.runlog import forget_after, has_run, latest_run, new_run
 
-# What a resumed run may change. The batch size and the seed decide which record comes when, so they may not;
-# where the latents lie may, for their content is compared instead.
+# Settings that a resumed run may change. The batch size and the seed determine the order of the records, so they may
+# not change. The path of the latents may, because their content is compared instead.
 RESUMABLE = {
     "optim": set(OptimConfig.__dataclass_fields__) - {"batch_size"},
     "run": set(RunConfig.__dataclass_fields__) - {"seed"},
@@ -29,7 +29,7 @@ RESUMABLE = {
 
 
 def check_tracker(tracker: str) -> None:
-    """Refuse a tracker whose package is missing: accelerate would silently log nothing."""
+    """ValueError if the tracker's package is missing: accelerate would silently log nothing."""
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise ValueError(f"run.tracker={tracker}: the package is not installed; pip install -e '.[track]'")
 
@@ -42,13 +42,13 @@ def split_batch(optim: OptimConfig, rank: int, ranks: int) -> tuple[slice, int]:
     micro = optim.micro_batch_size or share
     if share % micro:
         raise ValueError(
-            f"optim.micro_batch_size={micro}: does not divide the {share} samples each of {ranks} processes takes"
+            f"optim.micro_batch_size={micro}: does not divide the {share} samples of each of {ranks} processes"
         )
     return slice(rank * share, (rank + 1) * share), micro
 
 
 def check_store(data: DataConfig, store: LatentStore) -> None:
-    """Refuse a store that is not what the config asks for."""
+    """ValueError if the store is not what the config asks for."""
     manifest = store.manifest
     if data.mirror and manifest.flips < 2:
         raise ValueError(
@@ -64,25 +64,25 @@ def check_store(data: DataConfig, store: LatentStore) -> None:
         name = wrong[0]
         raise ValueError(
             f"data.{name}={getattr(data, name)}: the latents in {store.folder} have {found[name]}; "
-            f"give data.latents a store that fits, or change data.{name}"
+            f"set data.latents to a store that fits, or change data.{name}"
         )
     if data.vae is not None and manifest.fingerprint is not None and data.vae != manifest.codec:
         if PIXELS in (data.vae, manifest.codec):
             raise ValueError(
                 f"data.vae={data.vae}: the latents in {store.folder} were made with {manifest.codec}; "
-                "give data.latents a store that fits, or change data.vae"
+                "set data.latents to a store that fits, or change data.vae"
             )
         _check_same_vae(data.vae, store)
 
 
 def _check_same_vae(vae: str, store: LatentStore) -> None:
-    """Another name may be another place of the same VAE: its weights decide."""
+    """Another name may be another location of the same VAE, so the weights are compared."""
     try:
         codec = open_codec(vae)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"data.vae={vae}: the latents in {store.folder} were made with {store.manifest.codec}, and whether that is "
-            f"the same cannot be seen ({error}); if it is, set data.vae to {store.manifest.codec}"
+            f"data.vae={vae}: the latents in {store.folder} were made with {store.manifest.codec}; whether this "
+            f"is the same VAE cannot be checked ({error}); if it is, set data.vae to {store.manifest.codec}"
         ) from error
     check_store_codec(store.manifest, codec, store.folder)
 
@@ -91,24 +91,24 @@ def open_store_codec(data: DataConfig, store: LatentStore, device: torch.device)
     """The codec that decodes a store's latents: data.vae, or the one they were made with."""
     source = data.vae or store.manifest.codec
     if source is None:
-        raise ValueError(f"data.vae is not set, and the latents in {store.folder} do not say which VAE they are of")
+        raise ValueError(f"data.vae is not set, and the latents in {store.folder} do not name their VAE; set it")
     codec = open_codec(source, device)
     check_store_codec(store.manifest, codec, store.folder)
     return codec
 
 
 def _check_same_latents(checkpoint: Path, store: LatentStore) -> None:
-    """Refuse to go on with a run on other latents than it began with."""
+    """ValueError if a run would resume with other latents than it started with."""
     stored = json.loads((checkpoint / "model" / SAMPLING).read_text())["latents"]
     if stored != store.manifest.content:
         raise ValueError(
             f"--resume: the latents in {store.folder} are not those the run was trained on (content {stored}, "
-            f"found {store.manifest.content}); give data.latents the run's own store, or start a new run"
+            f"found {store.manifest.content}); set data.latents to the run's own store, or start a new run"
         )
 
 
 def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> Denoiser:
-    """The configured network for latents of `shape` (C, h, h) of so many classes."""
+    """The configured network for latents of `shape` (C, h, h) and a number of classes."""
     channels, size, _ = shape
     if classes == 1 and config.model.class_dropout > 0:
         raise ValueError(
@@ -133,7 +133,7 @@ def open_run(
     if accelerator.is_main_process:
         try:
             found[:2] = _find_or_create(config, store, resume)
-        except (ValueError, OSError) as error:  # every rank ends with it, instead of waiting for a rank that is gone
+        except (ValueError, OSError) as error:  # raised on every rank, so that none waits for a rank that is gone
             found[2] = error
     broadcast_object_list(found)
     run, checkpoint, error = found
@@ -151,14 +151,13 @@ def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | 
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
         if not (run / "config.yaml").is_file():
-            raise FileNotFoundError(
-                f"--resume {resume}: not inside a run's folder, for {run / 'config.yaml'} is missing"
-            )
+            raise FileNotFoundError(f"--resume {resume}: not inside a run's folder ({run / 'config.yaml'} is missing)")
         _check_same_experiment(config, run)
         _check_same_latents(checkpoint, store)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)
-        prune_checkpoints(run, step_of(checkpoint), config.run.keep_last, config.run.keep_every)  # as before a kill
+        # A kill may have prevented this earlier.
+        prune_checkpoints(run, step_of(checkpoint), config.run.keep_last, config.run.keep_every)
     write_atomically(run / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     return [run, checkpoint]
 
@@ -179,7 +178,7 @@ def _check_same_experiment(config: ExperimentConfig, run: Path) -> None:
 
 
 def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
-    """What drawing images from a checkpoint needs besides the network; kept beside its weights."""
+    """What sampling from a checkpoint needs besides the network; stored beside its weights."""
     return {
         "diffusion": asdict(config.diffusion),
         "codec": manifest.codec,

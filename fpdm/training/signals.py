@@ -1,22 +1,22 @@
-"""Asked to stop: SIGTERM, SIGUSR1 and Ctrl-C end training after the step in hand or the one after it, with a
-checkpoint; a second Ctrl-C ends it at once."""
+"""Stop requests: SIGTERM, SIGUSR1 and Ctrl-C end training with a checkpoint, after the current step or the next one.
+A second Ctrl-C ends it at once."""
 
 import os
 import signal
 import threading
 from types import FrameType
 
-# SIGTERM and SIGUSR1 (which Windows does not have) are what schedulers send before they take a machine away.
+# Schedulers send SIGTERM or SIGUSR1 (which Windows does not have) before they take a machine away.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 TOLD = b"\nCtrl-C: training stops with a checkpoint after this step"
 AGAIN = b"; press it again to end at once, without one"  # torchrun would send SIGTERM the second time
 
 
 class StopRequest:
-    """While entered, notes these signals instead of dying of them.
+    """A context in which these signals are recorded instead of ending the process.
 
-    Only a program's main thread can receive signals; in another one this does nothing.
-    say: whether to answer Ctrl-C on the console; one of several processes does.
+    Only a program's main thread can receive signals; in other threads this does nothing.
+    say: whether to answer Ctrl-C on the console; only one of several processes should.
     """
 
     def __init__(self, say: bool = True):
@@ -38,5 +38,5 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the next one raises KeyboardInterrupt
             if self.say:
-                # A handler may not touch Python's own streams, which may be in use.
+                # A handler must not touch Python's own streams, which may be in use.
                 os.write(2, TOLD + (b"" if "TORCHELASTIC_RUN_ID" in os.environ else AGAIN) + b"\n")

@@ -18,8 +18,8 @@ class Iterations(NamedTuple):
 def draw_iterations(config: SJFBConfig, seed: int, step: int) -> Iterations:
     """(n, m) of a training step: a function of (seed, step), so equal on every rank.
 
-    Equal draws matter for speed as well: with independent ones every step would wait for
-    the rank that drew most.
+    Equal draws also matter for speed: with independent ones every step would wait for
+    the rank with the most updates.
     """
     if config.variant == "jfb":
         return Iterations(config.no_grad, 1)

@@ -1,8 +1,8 @@
-"""What a training step needs in memory, known before it runs.
+"""The memory that a training step needs, known before it runs.
 
-A step is run on fake tensors, which have sizes and no contents, while every allocation and
-release is counted: the peak is exact for the operations as written, on one process. What an
-allocator adds by rounding and fragmentation, and the workspaces of libraries, come on top.
+A step runs on fake tensors, which have sizes but no contents, while every allocation and
+release is counted. The peak is exact for the operations as written, in one process. Rounding
+and fragmentation in the allocator, and the workspaces of libraries, come on top.
 """
 
 import weakref
@@ -21,9 +21,9 @@ from fpdm.models import Denoiser, meta_twin
 
 
 class StepMemory(NamedTuple):
-    """Bytes. activations: what the backward pass finds, at the end of the forward pass. peak: of a whole step.
+    """Bytes. activations: what the forward pass leaves for the backward pass. peak: the most during a whole step.
 
-    The peak is less than the sum of the parts where gradients take the place of activations.
+    The peak is less than the sum of the parts if gradients take the place of activations.
     """
 
     weights: int
@@ -42,11 +42,11 @@ def step_memory(
     gradients_stay: bool = False,
     **iterations: int,
 ) -> StepMemory:
-    """Of AdamW and an EMA in float32, with `micro_batch` samples at a time.
+    """Memory of a step with AdamW and an EMA in float32, with `micro_batch` samples at a time.
 
-    half: under autocast to 16 bits. gradients_stay: they are there throughout, as with several
-    processes (in DDP's buckets) or when a batch is taken in parts. iterations: of an FPDM, as
-    its forward takes them.
+    half: under autocast to 16 bits. gradients_stay: gradients exist throughout the step, as with
+    several processes (in DDP's buckets) or several micro-batches. iterations: of an FPDM, as its
+    forward takes them.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     twin = meta_twin(model)
@@ -73,9 +73,9 @@ def step_memory(
 
 
 class AllocationCounter(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is active; `peak` is the most that lived at once.
+    """Counts the bytes of tensors created while it is active; `peak` is the most that existed at once.
 
-    existing: tensors from before, of which operations will return views.
+    existing: earlier tensors, which are not counted when operations return views of them.
     """
 
     def __init__(self, existing: Iterable[Tensor] = ()):
@@ -105,7 +105,7 @@ class AllocationCounter(TorchDispatchMode):
 
 
 def norms_in_float32(model: nn.Module) -> nn.Module:
-    """Let layer norms run as under a GPU's autocast, in float32, whatever they are given; returns the model."""
+    """Make layer norms run in float32 for any input, as under a GPU's autocast; returns the model."""
     for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
         norm.forward = partial(_float32_norm, norm)
     return model

@@ -1,4 +1,4 @@
-"""Train a small AutoencoderKL on any image source, and measure what it loses."""
+"""Train a small AutoencoderKL on any image source, and measure its reconstruction error."""
 
 import math
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> Auto
 
 
 def rate_at(progress: float) -> float:
-    """Share of the peak learning rate at `progress` 0..1: up over the first 5 %, then down to 0 (cosine)."""
+    """Share of the peak learning rate at `progress` 0..1: rises over the first 5 %, then falls to 0 (cosine)."""
     return min(progress / 0.05 + 0.01, 1.0) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -101,9 +101,9 @@ def rate_at(progress: float) -> float:
 def latent_std(
     vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device, most: int = 2048
 ) -> float:
-    """Standard deviation of unscaled latents as they are drawn, over up to `most` of the images.
+    """Standard deviation of sampled latents before scaling, over up to `most` of the images.
 
-    A draw varies with the image and within its posterior; both count.
+    It includes the variation between images and within each posterior.
     """
     posteriors = [
         vae.encode(to_signed(pixels.to(device))).latent_dist for pixels in pixel_batches(images, indices[:most], config)
@@ -123,7 +123,7 @@ def restore(vae: AutoencoderKL, pixels: Tensor, device: torch.device) -> Tensor:
 def reconstruction(
     vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device
 ) -> Reconstruction:
-    """Over the images `indices`, as they would be written."""
+    """Error over the images `indices`, with reconstructions rounded to uint8."""
     total = count = 0
     for pixels in pixel_batches(images, indices, config):
         error = (restore(vae, pixels, device).double() - pixels.double()) / 255

@@ -1,5 +1,5 @@
-"""What the host must know of each step: non-finite gradients, requests to stop. Nothing here waits for the device
-unless it is asked to, so that the device always has work queued."""
+"""Reports to the host about each step: non-finite gradients and requests to stop. The host waits for the device only
+when asked to, so that the device always has work queued."""
 
 from collections import deque
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 class Report(NamedTuple):
-    """Of one step (0 the first). asked: whether any process was asked to stop; skipped: non-finite steps so far;
-    in_a_row: how many of them end with this one; longest: the most that ever came in a row."""
+    """The state after one step (0 is the first). asked: whether any process was asked to stop; skipped: non-finite
+    steps so far; in_a_row: how many in a row end with this step; longest: the most in a row so far."""
 
     step: int
     asked: bool
@@ -21,10 +21,10 @@ class Report(NamedTuple):
 
 
 class Watch:
-    """Counts on the device, copied to the host behind each step's work and read one step later, when they are there.
+    """Counts on the device, copied to the host after each step's work and read one step later, when they have arrived.
 
-    The same on every process, for all have the same gradients and the requests are summed up: whatever they
-    decide by it, they decide at the same step.
+    They are the same on every process, because gradients are equal and requests are summed. So all processes
+    make the same decision at the same step.
     """
 
     def __init__(self, accelerator: Accelerator, skipped: int = 0, in_a_row: int = 0):
@@ -33,7 +33,7 @@ class Watch:
         self._posted: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque(maxlen=2)
 
     def post(self, step: int, finite: Tensor, asked: bool) -> None:
-        """finite (): whether the step's gradients were, on the device."""
+        """finite (): whether the step's gradients are finite, on the device; asked: whether this process is to stop."""
         bad = (~finite).to(self._counts.dtype)
         self._counts[:2] += bad
         self._counts[1] *= bad
@@ -49,7 +49,7 @@ class Watch:
         self._posted.append((step, host, arrived))
 
     def read(self, now: bool) -> Report:
-        """Of the step posted last if it must be `now`, which waits for it; else of the one before."""
+        """The report of the latest step if `now`, which waits for it; otherwise of the step before."""
         step, values, arrived = self._posted[-1 if now else 0]
         if arrived is not None:
             arrived.synchronize()

@@ -15,7 +15,7 @@ def test_broken_file_is_named_or_skipped(tmp_path, image_folder):
     broken.write_bytes(broken.read_bytes()[:60])
     images = open_images(tmp_path / "set")
     for workers in (0, 2):
-        with pytest.raises(ValueError, match=r"bee/3\.png: broken image .*mend or remove it$") as error:
+        with pytest.raises(ValueError, match=r"bee/3\.png: broken image .*replace or remove it$") as error:
             list(image_batches(images, 16, 5, workers))
         assert "Traceback" not in str(error.value)
     with pytest.raises(ValueError, match="--skip-broken true"):

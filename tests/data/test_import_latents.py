@@ -131,14 +131,14 @@ def test_files_are_checked(pairs, tmp_path, file, value, says):
 def test_damaged_files_are_named(pairs, tmp_path):
     path = pairs[0] / "set_features" / "7.npy"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"7\.npy: not a whole \.npy file"):
+    with pytest.raises(ValueError, match=r"7\.npy: not a complete \.npy file"):
         import_latents(pairs[0], tmp_path / "out")
 
 
 def test_damaged_shards_are_named(shards, tmp_path):
     path = shards[0] / "latents_rank00_shard001.safetensors"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"shard001\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"shard001\.safetensors: not a complete safetensors file"):
         import_latents(shards[0], tmp_path / "out", scale=1.0)
 
 
@@ -198,9 +198,9 @@ def test_vae_is_recorded_and_checked(pairs, tiny_vae, tmp_path):
     assert (manifest.codec, manifest.fingerprint) == (str(tiny_vae), codec.fingerprint)
     assert (manifest.scale, manifest.resolution) == (0.5, 12)
     for settings, says in (
-        ({"scale": 0.3}, "scale 0.3, by the VAE 0.5"),
-        ({"resolution": 48}, "resolution 48, by the VAE 12"),
-        ({"codec": open_codec("pixels")}, "channels 4, by the VAE 3"),
+        ({"scale": 0.3}, "scale 0.3, the VAE's 0.5"),
+        ({"resolution": 48}, "resolution 48, the VAE's 12"),
+        ({"codec": open_codec("pixels")}, "channels 4, the VAE's 3"),
     ):
         with pytest.raises(ValueError, match=says):
             import_latents(source, tmp_path / "b", **{"codec": codec} | settings)
@@ -215,7 +215,7 @@ def test_vae_scales_raw_shards(shards, tiny_vae, tmp_path):
 def test_vae_must_normalise_as_the_stats_do(shards, tiny_vae, tmp_path):
     source = shards[0]
     mean, std = save_stats(source)
-    with pytest.raises(ValueError, match=r"normalises its latents otherwise than .*latents_stats\.pt"):
+    with pytest.raises(ValueError, match=r"normalises its latents differently from .*latents_stats\.pt"):
         import_latents(source, tmp_path / "a", open_codec(str(tiny_vae)))
     AutoencoderKL.from_pretrained(tiny_vae).save_pretrained(tmp_path / "vae")
     path = tmp_path / "vae" / "config.json"

@@ -108,10 +108,10 @@ def test_unfinished_damaged_and_foreign_stores_are_refused(tiny_store, tmp_path)
     with pytest.raises(ValueError, match="format 1, this version reads 2; encode again"):
         LatentStore(tmp_path / "old")
     (tmp_path / "old" / "manifest.json").write_text('{"format"')
-    with pytest.raises(ValueError, match="not a latent store's"):
+    with pytest.raises(ValueError, match="not a latent store's manifest"):
         LatentStore(tmp_path / "old")
     (tmp_path / "old" / "manifest.json").rename(tmp_path / "old" / "encoding.json")
-    with pytest.raises(FileNotFoundError, match="run the command that made it once more"):
+    with pytest.raises(FileNotFoundError, match="run the command that made it again"):
         LatentStore(tmp_path / "old")
 
 

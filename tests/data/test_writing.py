@@ -248,7 +248,7 @@ def test_two_runs_at_once_are_noticed(tmp_path):
     store.remaining(1)
     with (tmp_path / "s" / "shard-00001.bin.partial").open("ab") as file:
         file.write(bytes(100))
-    with pytest.raises(ValueError, match="another process writes this store too"):
+    with pytest.raises(ValueError, match="another process is writing this store"):
         store.append(1, pack(draft(), next(numbered([[6]]))))
 
 

@@ -179,7 +179,7 @@ def test_with_a_tolerance_no_more_updates_reach_it():
 
 
 def test_refused_where_it_cannot_be():
-    with pytest.raises(ValueError, match="anderson=2: for sampling alone"):
+    with pytest.raises(ValueError, match="anderson=2: only for sampling"):
         small()(*inputs(), iterations=2, anderson=2)
     with pytest.raises(ValueError, match="anderson=-1"), torch.no_grad():
         small()(*inputs(), iterations=2, anderson=-1)

@@ -17,7 +17,7 @@ def test_architecture_is_read_from_the_weights(recorded, name):
 
 
 def test_width_of_no_named_size_needs_the_heads(recorded):
-    with pytest.raises(ValueError, match="do not tell num_heads"):
+    with pytest.raises(ValueError, match="num_heads cannot be inferred"):
         infer_config(recorded("dit").state)
 
 

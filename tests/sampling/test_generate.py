@@ -129,7 +129,7 @@ def test_compiled_sampling_is_eager_sampling_whatever_the_iterations(run_sampler
             return run_sampler(Source(model, Diffusion(), plan.cost, (3, 8, 8)), plan, noise, labels, solving=solving)
 
     if graphs:
-        with pytest.raises(ValueError, match="graphs=True: for sampling alone"):
+        with pytest.raises(ValueError, match="graphs=True: only for sampling"):
             compiled(noise, torch.tensor([1, 2, 3]), labels, iterations=2)
     for settings in ways:
         latents(compiled, 2, settings)

@@ -49,9 +49,7 @@ def test_failure_while_saving_leaves_the_last_one_whole(tmp_path, monkeypatch, m
         raise OSError(28, "No space left on device")
 
     target = {"model": (torch.nn.Module, "state_dict"), "trainer": (torch, "save"), "rename": (os, "replace")}[moment]
-    says = (
-        r"No space" if moment == "rename" else r"0000020 could not be written .*No space.*before it, 0000010, is whole"
-    )
+    says = r"No space" if moment == "rename" else r"0000020 could not be written .*No space.*one, 0000010, is intact"
     with monkeypatch.context() as patch, pytest.raises(OSError, match=says):
         patch.setattr(*target, fail)
         save(tmp_path, 20)
@@ -79,7 +77,7 @@ def test_writing_that_the_system_refuses(tmp_path, part):
     assert weights.stat().st_size < state.stat().st_size
     size = weights.stat().st_size // 2 if part == "model" else state.stat().st_size // 2 + 50_000
     assert (size < weights.stat().st_size) == (part == "model")
-    says = "0000020 could not be written .*0000010, is whole.*make room"
+    says = "0000020 could not be written .*0000010, is intact.*make room"
     with pytest.raises(OSError, match=says), file_size_limit(size):
         save(tmp_path, 20, trainer=trainer)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000010", "latest"]
@@ -98,7 +96,7 @@ def test_full_disk(tmp_path):
         with (disk / "ballast").open("wb") as file, pytest.raises(OSError, match="No space left"):
             while True:
                 os.write(file.fileno(), bytes(4096))
-        with pytest.raises(OSError, match=r"0000020 could not be written .*0000010, is whole. 0\.0 GiB are free there"):
+        with pytest.raises(OSError, match=r"0000020 could not be written .*010, is intact. 0\.0 GiB are free there"):
             save(disk, 20)
         assert load_pretrained(find_checkpoint(disk) / "ema").final_layer.linear.bias[0].item() == 1.0
         (disk / "ballast").unlink()

@@ -133,7 +133,7 @@ def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr("fpdm.training.setup.new_run", with_full_log)
-    with pytest.raises(OSError, match=r"log\.jsonl cannot be written .*No space left.*checkpoints are whole"):
+    with pytest.raises(OSError, match=r"log\.jsonl cannot be written .*No space left.*checkpoints are intact"):
         train(experiment())
 
 

@@ -98,7 +98,7 @@ def test_signal_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, proce
     step = log(run)[-1]["step"]
     assert (sent == signal.SIGINT) == ("Ctrl-C: training stops with a checkpoint after this step" in said)
     assert f"stopped by {sent.name} after step" in said or processes > 1
-    assert "after step" in said and f"checkpoint written; go on with --resume {run}" in said
+    assert "after step" in said and f"checkpoint written; resume with --resume {run}" in said
     assert find_checkpoint(run).name == f"{step:07d}" and step < 100_000
 
     if processes == 1:  # what was stopped goes on as if it had not been
