@@ -13,7 +13,7 @@ from fpdm.benchmarks.ranks import slowdown
 from fpdm.benchmarks.timing import Bench, alternate
 from fpdm.benchmarks.updates import count_work
 from fpdm.benchmarks.workloads import blocks_alone, network, sampling_run, training_step
-from fpdm.models import FixedPointDiT, build_model
+from fpdm.models import FixedPointDiT, block_cost, build_model
 from fpdm.sampling.plan import make_plan
 from fpdm.training.step_memory import step_memory
 
@@ -123,7 +123,7 @@ def test_pieces_of_work(name):
     training_step(BENCH, model, LATENT, 2, [(1, 2)] if name.startswith("FPDM") else [])()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     implicit = name.startswith("FPDM")
-    plan = make_plan(2 if implicit else 12, steps=3, iterations=4 if implicit else None)
+    plan = make_plan(block_cost(model), steps=3, iterations=4 if implicit else None)
     assert sampling_run(BENCH, model, LATENT, 2, plan)().isfinite().all()
     calls = []
     layers = [model.implicit, *model.pre_blocks, *model.post_blocks] if implicit else model.blocks
