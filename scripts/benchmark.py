@@ -52,23 +52,23 @@ class Settings:
     Args:
         out: folder for the tables, their numbers as JSON, and the profiles' picture and traces.
         questions: updates, memory, steps, published, sampling, ranks, rates, profiles; all if not given.
-        size: of the networks, XS, S, B, L or XL.
+        size: size of the networks: XS, S, B, L or XL.
         patch: patch size in latent pixels; size XL and patch 2 give FPDM-XL/2.
         latent: channels, height and width of the latents; height and width must be equal.
-        batch_size: of training steps and sampling.
-        memory_batch_size: of the counted memory.
+        batch_size: batch size of training steps and sampling.
+        memory_batch_size: batch size of the counted memory.
         updates: values of M = N of S-JFB; each is measured at the mean and at the largest step.
         published_updates: N and M of S-JFB for the comparison with the published form (the largest of updates if not
             given).
-        sizes: of the networks for the comparison of an update with a block.
-        batch_sizes: for the comparison of an update with a block; the last two also for reading latents.
+        sizes: sizes of the networks for the comparison of an update with a block.
+        batch_sizes: batch sizes for that comparison; the last two also for reading latents.
         modes: eager, compiled, checkpointing (for training steps), graphs (CUDA graphs, for sampling).
         budgets: block passes of the sampling runs.
         iterations: iterations per timestep of the sampling runs.
         vae: folder or Hub id of the VAE, or pixels for none (null for a VAE of the usual size with random weights).
         records: number of latents in the store for reading.
         processes: numbers of processes for the simulation of a separate (n, m) per process.
-        precision: of the arithmetic, no, bf16 or fp16.
+        precision: precision of the arithmetic: no, bf16 or fp16.
         repeats: number of measurements, of which the median is taken.
         steps: training steps per measurement.
         threads: number of torch's threads (null for torch's default).

@@ -50,7 +50,7 @@ class Settings:
         budget: block passes per image for the curve, and the small budget of the grids.
         large_budget: the large budget of the grids.
         batch_size: images per sampling batch.
-        seed: for training the two models and for sampling; the VAE's seed is fixed.
+        seed: seed for training the two models and for sampling; the VAE's seed is fixed.
     """
 
     out: str = "results/quickstart"

@@ -37,7 +37,7 @@ class Settings:
         seconds: training time of each model, on this machine.
         seeds: number of training seeds of each model.
         samples: number of sampled images for each score.
-        precision: of sampling, no, bf16 or fp16.
+        precision: precision of sampling: no, bf16 or fp16.
         batch_size: images per sampling batch.
         minutes: time limit; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.

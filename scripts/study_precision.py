@@ -40,7 +40,7 @@ class Settings:
     Args:
         ckpt: checkpoints of networks trained on the digits: an FPDM, and optionally a DiT.
         precisions: the 16-bit types to compare with float32, bf16 and fp16.
-        batch_size: of the training step for the counted memory.
+        batch_size: batch size of the training step for the counted memory.
         out: file for the tables.
     """
 

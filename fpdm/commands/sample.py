@@ -21,7 +21,7 @@ class Settings(SamplingConfig):
         num_samples: number of images; images that are already in the folder are kept.
         batch_size: images per batch and process.
         weights: ema or model.
-        precision: of the network, no, bf16 or fp16.
+        precision: precision of the network: no, bf16 or fp16.
         tf32: allow TF32 matrix products on GPUs that support them, for a float32 network and for the VAE.
         compile: compile blocks and the implicit layer's update with torch.compile; useful for many images.
         trace: number of images, from index 0, to record in the folder's trace/: the residual of every update, and the

@@ -25,12 +25,12 @@ class SamplingConfig:
         iterations: updates per timestep, or their mean if allocation is not constant
             (FPDM only; 4 if not given).
         allocation: how updates are distributed over timesteps: {allocations}.
-        ratio: of the largest to the smallest number of iterations; if adaptive, of the largest to the mean.
+        ratio: the largest number of iterations divided by the smallest; if adaptive, by the mean.
         tolerance: residual at which adaptive allocation stops iterating.
         counts: the iterations of each model call, from noise to image, instead of all of the above (FPDM only).
         reuse: start each solve from the previous timestep's solution (FPDM only; on if not given).
-        reuse_weight: weight of that solution in the initial value, above 0 to 1; the rest is the initial value without
-            reuse.
+        reuse_weight: weight of that solution in the initial value, above 0 and at most 1; the rest is the initial value
+            without reuse.
         extrapolation: start this far along the line through the last two solutions: 0 is the last one,
             1 is the new timestep.
         anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only; needs at
@@ -43,7 +43,7 @@ class SamplingConfig:
         guidance_rescale: how far the guided prediction is rescaled to the standard deviation of the conditional one,
             0 to 1.
         classes: labels to sample in turn (null for uniformly random labels).
-        seed: of noise and labels. Those of an image do not depend on its batch.
+        seed: seed of noise and labels. Those of an image do not depend on its batch.
     """
 
     protocol: str | None = None

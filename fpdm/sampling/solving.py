@@ -22,8 +22,8 @@ class Solving(NamedTuple):
     """Settings of the solves of one run.
 
     reuse: start each solve from the previous call's solution; None: yes if the model has an implicit layer.
-    reuse_weight: weight of that solution in the initial value, above 0 to 1; the rest is the initial value without
-        reuse.
+    reuse_weight: weight of that solution in the initial value, above 0 and at most 1; the rest is the initial value
+        without reuse.
     extrapolation: how far to start along the line through the last two solutions: 0 is the last one, 1 is the new
         timestep.
     anderson: memory of Anderson acceleration, 1 to 5; 0 for plain iteration.
