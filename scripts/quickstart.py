@@ -87,7 +87,9 @@ def main() -> None:
     prepare(out, settings.vae_steps)
     arguments = {name: train_arguments(name, settings, out) for name in MODELS}
     steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
-    logger.info(f"\n{settings.seconds:g} s of training are {steps['fpdm']} steps of FPDM, {steps['dit']} of DiT here")
+    logger.info(
+        f"\n{settings.seconds:g} s of training here: {steps['fpdm']} steps of FPDM, {steps['dit']} steps of DiT"
+    )
     device = process_state().device
     models = {name: load_trained(train(name, steps[name], settings, out), device) for name in MODELS}
     compare(settings, out, models)

@@ -25,7 +25,7 @@ def png_path(folder: Path, index: int) -> Path:
 
 def save_png(pixels: Tensor, path: Path) -> None:
     """uint8 (3, R, R) -> PNG. A file with this name is always complete."""
-    with replaced(path, sync=False) as partial:  # level 1: several times as fast (docs/performance.md)
+    with replaced(path, sync=False) as partial:  # level 1 is several times as fast (docs/performance.md)
         Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG", compress_level=1)
 
 
@@ -75,8 +75,8 @@ def open_folder(folder: Path, recipe: dict) -> None:
         before, now = _flat(read_json(path)), _flat(recipe)
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
-                f"num_samples={now['num_samples']}: {folder} holds {before['num_samples']} images of this kind; "
-                "ask for at least as many, or choose another folder"
+                f"num_samples={now['num_samples']}: {folder} already has {before['num_samples']} images of this "
+                "recipe; ask for at least as many, or choose another folder"
             )
         names = [n for n in sorted({*before, *now} - {"num_samples"}) if before.get(n) != now.get(n)]
         names = [n for n in names if n not in DERIVED] or names  # derived values add nothing to the message

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fpdm.config import check_range
 
-FARTHEST = 3.0  # limit in units of the last two solutions' distance, for a scheduler with very uneven timesteps
+FARTHEST = 3.0  # limit in units of the last two solutions' distance; schedulers can have very uneven timesteps
 MOST_MEMORY = 5
 Start = Tensor | Callable[[Tensor], Tensor]
 
