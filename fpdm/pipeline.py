@@ -1,6 +1,6 @@
 """A checkpoint as a diffusers pipeline, so that diffusers' schedulers can drive it.
 
-The folder it is saved to is that of export.py and, beside, `scheduler/` and `model_index.json`.
+Its folder is that of export.py, plus `scheduler/` and `model_index.json`.
 """
 
 import inspect
@@ -40,7 +40,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass
 class FPDMPipelineOutput(BaseOutput):
-    """images: as output_type says; block_passes: of one image, guidance not counted."""
+    """images: in the form given by output_type. block_passes: of one image, without guidance."""
 
     images: list | np.ndarray | Tensor
     block_passes: int
@@ -49,8 +49,8 @@ class FPDMPipelineOutput(BaseOutput):
 class FPDMPipeline(DiffusionPipeline):
     """Samples images from a FixedPointDiT or a DiT with a diffusers scheduler.
 
-    facts: diffusion, codec and class names, as a checkpoint's sampling.json holds them. vae: None
-    for a model of pixels. Any discrete-timestep scheduler built with `from_config(pipe.scheduler.config)` works.
+    facts: diffusion, codec and class names, from a checkpoint's sampling.json. vae: None for a model of pixels. Any
+    discrete-timestep scheduler built with `from_config(pipe.scheduler.config)` works.
     """
 
     model_cpu_offload_seq = "model->vae"
@@ -80,10 +80,10 @@ class FPDMPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin | None = None,
         torch_dtype: torch.dtype | None = None,
     ) -> "FPDMPipeline":
-        """From a folder that save_pretrained or export.py wrote, its Hub id, a run or a checkpoint.
+        """Load a folder written by save_pretrained or export.py, its Hub id, a run or a checkpoint.
 
-        weights: ema or model, for a run. vae: where its VAE is, if it has moved. scheduler: instead
-        of the one saved with it, or of `default_scheduler`.
+        weights: ema or model, for a run. vae: the VAE's new place, if it has moved. scheduler: replaces the saved one,
+        or `default_scheduler`.
         """
         model, facts, folder = load_checkpoint(source, weights)
         codec = open_model_codec(model, facts, vae)
@@ -95,12 +95,12 @@ class FPDMPipeline(DiffusionPipeline):
         return pipe if torch_dtype is None else pipe.to(dtype=torch_dtype)
 
     def save_pretrained(self, save_directory: str | Path, history: dict[str, str] | None = None) -> None:
-        """Write the pipeline to a new folder, model card included; weights as float32, rounded if they are in half
-        precision. history: see `export_model`."""
+        """Write the pipeline and a model card to a new folder. Weights are saved as float32; half-precision weights
+        stay rounded. history: see `export_model`."""
         folder, facts, model, codec = Path(save_directory), self.facts, self.model, self._codec()
         if model.dtype != torch.float32:
             model = deepcopy(model).float()
-        if self.vae is not None and self.vae.dtype != torch.float32:  # rounded, so another VAE than the one it was
+        if self.vae is not None and self.vae.dtype != torch.float32:  # rounded weights have another fingerprint
             codec = VAECodec(deepcopy(self.vae).float(), codec.source)
             facts = facts | {"codec_fingerprint": fingerprint(codec.vae)}
         export_model(folder, model, facts, codec, history or {})
@@ -108,7 +108,7 @@ class FPDMPipeline(DiffusionPipeline):
         self.save_config(folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload what save_pretrained writes; returns the address of the commit."""
+        """Upload the folder that save_pretrained writes; returns the URL of the commit."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return upload(folder, repo_id, private, token)
@@ -153,29 +153,31 @@ class FPDMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["FPDMPipeline", int, Tensor, dict], dict] | None = None,
     ) -> FPDMPipelineOutput | tuple:
-        """One image for each of the class labels.
+        """Sample one image for each class label.
 
-        budget: block passes per image; the scheduler takes as many steps as it holds, be it one or two
-            model calls a step. Or give num_inference_steps.
-        iterations: of each model call, one number for all or one each (FPDM only; 4 if not given).
+        budget: block passes per image; the scheduler takes as many steps as fit, with one or two model calls per step.
+            Give budget or num_inference_steps.
+        iterations: per model call, one number for all calls or a list (FPDM only; 4 if not given).
         reuse, reuse_weight, extrapolation, anderson: see `Solving`.
-        guidance_scale: 1 for none; guidance_channels, guidance_rescale: see `Guidance`.
-        eta: of schedulers that have one. generator: of the noise, one for all or one for each image.
-        latents: the noise to start from, (B, C, H, H); by default it comes from `generator`.
+        guidance_scale: 1 for none. guidance_channels, guidance_rescale: see `Guidance`.
+        eta: for schedulers that use it. generator: for the noise, one for all images or one for each.
+        latents: the initial noise (B, C, H, H); by default it comes from `generator`.
         output_type: pil, np (B, R, R, 3) or pt (B, 3, R, R) in 0..1, or latent (B, C, H, H).
-        callback_on_step_end: called as (pipeline, position, timestep, {"latents": latents}) after each
-            model call; may return other latents.
+        callback_on_step_end: called as (pipeline, position, timestep, {"latents": latents}) after each model call; it
+            may return other latents.
         """
         labels = self._labels(class_labels)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         check_scheduler(self.scheduler, self.diffusion)
         if isinstance(generator, list) and len(generator) != len(labels):
-            raise ValueError(f"generator: {len(generator)} of them for {len(labels)} labels; give one, or one for each")
+            raise ValueError(
+                f"generator: {len(generator)} generators for {len(labels)} labels; give one, or one for each label"
+            )
         accepted = inspect.signature(self.scheduler.step).parameters
         check_range(0, 1, eta=eta)
         if eta and "eta" not in accepted:
-            raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} has none; leave it out")
+            raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} does not use eta; leave it out")
         device = self._execution_device
         calls = ModelCalls(
             self._source(device),
@@ -190,11 +192,11 @@ class FPDMPipeline(DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator, device, torch.float32)
         elif latents.shape != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, {shape} is needed")
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; the shape must be {shape}")
         latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
         extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
-        times = self.scheduler.timesteps.tolist()  # once, for it waits for the device
+        times = self.scheduler.timesteps.tolist()  # only once, because it waits for the device
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             x = self.scheduler.scale_model_input(latents, t)
             alpha_bar = float(np.interp(times[i], np.arange(self.diffusion.timesteps), self.diffusion.alphas_cumprod))
@@ -209,14 +211,14 @@ class FPDMPipeline(DiffusionPipeline):
         return FPDMPipelineOutput(images, passes) if return_dict else (images, passes)
 
     def _source(self, device: torch.device) -> Source:
-        """What one run samples from."""
+        """The source of one run."""
         half = None if self.model.dtype == torch.float32 else self.model.dtype
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == half)
         source = make_source(self.model, self.diffusion, self._codec(), precision, block_cost(self.model))
         return source._replace(device=device)
 
     def _for_scheduler(self, found: Call, x: Tensor, alpha_bar: float) -> Tensor:
-        """The prediction with its variance where the scheduler takes one; predicted pixels limited to their range."""
+        """The prediction, with its variance if the scheduler uses one. The mean of predicted pixels is clipped."""
         mean = found.mean if self.vae is not None else self.diffusion.mean_of(found.x0, x, alpha_bar)
         learned = takes_variance(self.scheduler)
         return torch.cat([mean, found.variance], dim=1) if learned and found.variance is not None else mean
@@ -237,7 +239,7 @@ class FPDMPipeline(DiffusionPipeline):
                 raise ValueError(f"{name}={value!r}: a whole number is needed")
         check_range(1, limits.PASSES, budget=budget, num_inference_steps=steps)
         if (steps or 0) > self.diffusion.timesteps:
-            raise ValueError(f"num_inference_steps={steps}: the model knows {self.diffusion.timesteps} timesteps")
+            raise ValueError(f"num_inference_steps={steps}: the model has {self.diffusion.timesteps} timesteps")
         check_iterations(cost, iterations=iterations)
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if cost.iterative else None
         listed = isinstance(each, (list, tuple))
@@ -247,17 +249,19 @@ class FPDMPipeline(DiffusionPipeline):
         if budget is None:
             self.scheduler.set_timesteps(int(steps), device=device)
         elif listed:
-            raise ValueError("budget with a list of iterations: leave it out, and give num_inference_steps")
+            raise ValueError("budget with a list of iterations: leave budget out, and give num_inference_steps")
         else:
             self._fill(budget, budget // max(cost.blocks(each), 1), device)
         calls = len(self.scheduler.timesteps)
         counts = list(each) if listed else [each] * calls
         if len(counts) != calls:
-            raise ValueError(f"iterations: {len(counts)} of them, but the scheduler calls the model {calls} times")
+            raise ValueError(
+                f"iterations has {len(counts)} entries, but the scheduler calls the model {calls} times; give {calls}"
+            )
         return [None if count is None else int(count) for count in counts]
 
     def _fill(self, budget: int, calls: int, device: torch.device) -> None:
-        """As many steps as so many model calls hold, whatever a step of this scheduler takes."""
+        """Set as many steps as fit into `calls` model calls, for any number of calls per step."""
         for steps in range(min(calls, self.diffusion.timesteps), 0, -1):
             self.scheduler.set_timesteps(steps, device=device)
             if len(self.scheduler.timesteps) <= calls:
@@ -278,6 +282,6 @@ class FPDMPipeline(DiffusionPipeline):
 
 
 def make_pipeline(model: Denoiser, facts: dict, codec: Codec, scheduler: SchedulerMixin | None = None) -> FPDMPipeline:
-    """A pipeline from what `load_checkpoint` and `open_model_codec` return."""
+    """A pipeline from the results of `load_checkpoint` and `open_model_codec`."""
     scheduler = scheduler or default_scheduler(Diffusion(**facts["diffusion"]))
     return FPDMPipeline(model, scheduler, codec.vae if isinstance(codec, VAECodec) else None, facts)

@@ -1,6 +1,6 @@
-"""What things cost on this machine, one table for each question: an update against a block, training steps, memory,
-the published form of the network, sampling, draws of (n, m), data in and out, and where the time goes. Started again,
-it resumes where it stopped."""
+"""Measure costs on this machine, with one table per question: an update compared with a block, training steps, memory,
+the published form of the network, sampling, (n, m) per process, data input and output, and time by kind of operation.
+The same command resumes an interrupted run."""
 
 import gc
 import json
@@ -38,7 +38,7 @@ from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
 QUESTIONS = ("updates", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles")
-FIRST_CASE = 60  # seconds that the first case of a question is taken to need on a GPU, where it compiles
+FIRST_CASE = 60  # assumed seconds of the first case of a question on a GPU, with compilation
 SD_VAE = {  # the usual VAE of latent diffusion, 8 times smaller
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -47,32 +47,32 @@ SD_VAE = {  # the usual VAE of latent diffusion, 8 times smaller
 
 @dataclass
 class Settings:
-    """What is measured, and at which size.
+    """What is measured, and at which sizes.
 
     Args:
-        out: folder of the tables, the numbers behind them as JSON, and the profile's picture and traces.
+        out: folder for the tables, their numbers as JSON, and the profiles' picture and traces.
         questions: updates, memory, steps, published, sampling, ranks, rates, profiles; all if not given.
-        size: of the networks, XS, S, B, L or XL; with the patch as in FPDM-XL/2.
-        patch: latent pixels of a token, in each direction.
-        latent: channels, height and width (which are equal) of the latents.
-        batch_size: of training steps and sampling.
-        memory_batch_size: of the memory that is counted, without running it.
-        updates: M = N of S-JFB, each of which is measured at the mean and at the largest step.
-        published_updates: N and M of S-JFB where ours is held against the published form (the largest of updates if not
+        size: size of the networks: XS, S, B, L or XL.
+        patch: patch size in latent pixels; size XL and patch 2 give FPDM-XL/2.
+        latent: channels, height and width of the latents; height and width must be equal.
+        batch_size: batch size of training steps and sampling.
+        memory_batch_size: batch size of the counted memory.
+        updates: values of M = N of S-JFB; each is measured at the mean and at the largest step.
+        published_updates: N and M of S-JFB for the comparison with the published form (the largest of updates if not
             given).
-        sizes: of the networks whose update is held against their block.
-        batch_sizes: there.
-        modes: which to measure: eager, compiled, checkpointing (of training steps), graphs (CUDA graphs, of sampling).
+        sizes: sizes of the networks for the comparison of an update with a block.
+        batch_sizes: batch sizes for that comparison; the last two also for reading latents.
+        modes: eager, compiled, checkpointing (for training steps), graphs (CUDA graphs, for sampling).
         budgets: block passes of the sampling runs.
-        iterations: per timestep, there.
-        vae: folder or Hub id of the VAE that decodes, pixels for none (null for the usual one with random weights).
-        records: latents of the store that is read.
-        processes: numbers of processes of which independent draws are simulated.
-        precision: of the arithmetic, no, bf16 or fp16.
-        repeats: measurements, of which the median counts.
-        steps: training steps of a measurement.
-        threads: of torch's arithmetic (null for its own choice).
-        minutes: stop after so many, between two measurements; the same command resumes (null for no limit).
+        iterations: iterations per timestep of the sampling runs.
+        vae: folder or Hub id of the VAE, or pixels for none (null for a VAE of the usual size with random weights).
+        records: number of latents in the store for reading.
+        processes: numbers of processes for the simulation of a separate (n, m) per process.
+        precision: precision of the arithmetic: no, bf16 or fp16.
+        repeats: number of measurements, of which the median is taken.
+        steps: training steps per measurement.
+        threads: number of torch's threads (null for torch's default).
+        minutes: time limit; the run stops between two measurements, and the same command resumes (null for no limit).
     """
 
     out: str = "results/benchmark"
@@ -135,7 +135,7 @@ class Settings:
 
 
 class Progress(NamedTuple):
-    """Cases, described, of what was asked for: left for want of time, and not measurable, with the reason."""
+    """Descriptions of requested cases: left because of the time limit; failed, with the reason."""
 
     left: list[str]
     failed: list[str]
@@ -153,8 +153,8 @@ def main() -> None:
     check_precision("precision", settings.precision, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-        os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # of train.py, too
-    allow_tf32(True)  # as train.py does unless it is told otherwise
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # for train.py
+    allow_tf32(True)  # the default of train.py
     codec = open_decoder(settings, device) if {"sampling", "rates"} & set(settings.questions) else PixelCodec()
     out.mkdir(parents=True, exist_ok=True)
     keep_settings(out / "settings.json", {
@@ -165,7 +165,7 @@ def main() -> None:
     for name in settings.questions:
         answer(bench, ask(name, settings, codec, out), name, out, deadline, progress)
     if progress.left:
-        logger.info(f"the time is over, {len(progress.left)} cases are left; the same command resumes")
+        logger.info(f"time limit reached, {len(progress.left)} cases are left; the same command resumes")
     write_report(settings, device, out)
     write_atomically(out / "progress.json", json.dumps(progress._asdict(), indent=1))
     logger.info(f"report in {out / 'report.md'}")
@@ -174,26 +174,26 @@ def main() -> None:
 
 
 def open_decoder(settings: Settings, device: torch.device) -> Codec:
-    """The VAE that was asked for, or one of the usual size whose weights are random: it takes as long."""
+    """The given VAE, or one of the usual size with random weights, which takes the same time."""
     if settings.vae is not None:
         codec = PixelCodec() if settings.vae == PIXELS else open_codec(settings.vae, device)
         if codec.channels != settings.latent[0]:
             raise ValueError(f"latent={settings.latent}: vae {settings.vae} has {codec.channels} latent channels")
         return codec
     if settings.latent[0] != SD_VAE["latent_channels"]:
-        raise ValueError(f"vae is not set, and the usual one has {SD_VAE['latent_channels']} latent channels, not "
+        raise ValueError(f"vae is not set, and the default VAE has {SD_VAE['latent_channels']} latent channels, not "
                          f"{settings.latent[0]}; give a VAE, or vae=pixels")  # fmt: skip
     with device:
         return VAECodec(AutoencoderKL(**SD_VAE), "random weights")
 
 
 def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
-    """A question at the sizes that the settings say."""
+    """A question at the sizes given by the settings."""
     fpdm_name, dit_name, compiled = f"FPDM-{s.size}/{s.patch}", f"DiT-{s.size}/{s.patch}", "compiled" in s.modes
     tokens = (s.latent[1] // s.patch) ** 2
     modes = tuple(mode for mode in s.modes if mode in ("eager", "compiled"))
     training = tuple(mode for mode in s.modes if mode != "graphs")
-    drawing = tuple(mode for mode in s.modes if mode != "checkpointing")
+    sampled = tuple(mode for mode in s.modes if mode != "checkpointing")
     largest = (max(s.updates), max(s.updates))
     ways: dict[str, Callable[[], Question]] = {
         "updates": lambda: updates(s.sizes, s.batch_sizes, tokens, modes),
@@ -203,7 +203,7 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
             fpdm_name, s.latent, s.batch_size, s.published_updates or largest, compiled, s.budgets[0], s.iterations
         ),
         "sampling": lambda: sampling(
-            (fpdm_name, dit_name), s.latent, s.batch_size, drawing, s.budgets, s.iterations, codec
+            (fpdm_name, dit_name), s.latent, s.batch_size, sampled, s.budgets, s.iterations, codec
         ),
         "ranks": lambda: ranks(fpdm_name, s.latent, s.batch_size, s.updates, s.processes),
         "rates": lambda: rates(
@@ -217,15 +217,15 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
 
 
 def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, progress: Progress) -> None:
-    """Measure the cases that are not in <name>.json yet and write the table, of the cases that were asked for alone.
+    """Measure the cases that are not in <name>.json yet, and write the table of the requested cases.
 
-    Those that could not be measured are kept and not tried again. No case begins for which the time does not suffice,
-    by the longest before it; those that are there already are in the table all the same.
+    Failed cases are saved and not tried again. A case starts only if the remaining time is at least that of the longest
+    earlier case. Cases from earlier runs are in the table too.
     """
     path = out / f"{name}.json"
     kept = read_json(path) if path.is_file() else []
     rows, on_gpu = [], bench.device.type == "cuda"
-    for case in json.loads(json.dumps(question.cases)):  # as they will be read
+    for case in json.loads(json.dumps(question.cases)):  # in the form in which they are read from the file
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
         described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
         if row is None:
@@ -253,7 +253,7 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
 
 
 def measured(bench: Bench, question: Question, case: dict) -> dict:
-    """The case with its numbers and the seconds that it took, or with why it failed: the other cases count as much."""
+    """The case with its numbers and seconds, or with the reason of a failure, which must not stop the other cases."""
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -261,7 +261,7 @@ def measured(bench: Bench, question: Question, case: dict) -> dict:
     try:
         numbers = question.measure(bench, **case)
     except Exception as error:
-        expected = isinstance(error, (torch.OutOfMemoryError, ValueError))  # the latter of train.py, which has said why
+        expected = isinstance(error, (torch.OutOfMemoryError, ValueError))  # train.py has logged its ValueError
         logger.info("", exc_info=not expected)
         said = " ".join(str(error).split())[:500]
         numbers = {"failed": said if expected else f"{type(error).__name__}: {said}"}
@@ -269,7 +269,7 @@ def measured(bench: Bench, question: Question, case: dict) -> dict:
 
 
 def check_device(device: torch.device) -> None:
-    """Raise what a GPU is left with after a failed kernel: it answers nothing more to this process."""
+    """Raise the error of a GPU after a failed kernel: this process cannot use the GPU any more."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -281,7 +281,7 @@ def machine(device: torch.device) -> str:
 
 
 def write_report(settings: Settings, device: torch.device, out: Path) -> None:
-    """All tables that are there."""
+    """Write a report with all existing tables."""
     sections = [path.read_text() for name in QUESTIONS if (path := out / f"{name}.md").is_file()]
     foot = (
         f"{machine(device)}, precision {settings.precision}, medians of {settings.repeats}; fpdm {fpdm.__version__}, "

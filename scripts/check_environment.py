@@ -1,6 +1,6 @@
-"""Say whether this interpreter has what pyproject.toml asks for; exit status 1 and a list if not.
+"""Check whether this interpreter satisfies pyproject.toml; if not, print what is missing, with exit status 1.
 
-Runs before anything is installed, so it uses the standard library and what pip brings.
+Runs before anything is installed, so it uses only the standard library and pip's own packages.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def read_project() -> dict:
 
 
 def requirements(project: dict, extras: list[str]) -> list[Requirement]:
-    """What the project needs, and what these extras need besides."""
+    """Requirements of the project and of these extras."""
     wanted = list(project["dependencies"])
     for extra in extras:
         wanted += project["optional-dependencies"][extra]
@@ -32,7 +32,7 @@ def requirements(project: dict, extras: list[str]) -> list[Requirement]:
 
 
 def lacking(project: dict, extras: list[str]) -> list[str]:
-    """Requirements of the project, with these extras, that are absent or too old."""
+    """Requirements of the project and of these extras that are missing or too old."""
     problems = []
     minimum = project["requires-python"].removeprefix(">=")
     if sys.version_info[:2] < tuple(map(int, minimum.split("."))):
@@ -50,8 +50,8 @@ def lacking(project: dict, extras: list[str]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extras", default="", help="comma-separated, as in test,track")
-    parser.add_argument("--quiet", action="store_true", help="say nothing, only the exit status")
+    parser.add_argument("--extras", default="", help="comma-separated, for example test,track")
+    parser.add_argument("--quiet", action="store_true", help="print nothing; only set the exit status")
     args = parser.parse_args()
     problems = lacking(read_project(), [extra for extra in args.extras.split(",") if extra])
     if problems and not args.quiet:

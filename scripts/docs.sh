@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The documentation as a site, in site/: pages of docs/ and a reference made from the docstrings. Arguments go to mkdocs
-# (--site-dir DIR for another place).
+# Builds the documentation site in site/: the pages of docs/ and a reference from the docstrings. Arguments are passed
+# to mkdocs (--site-dir DIR for another folder).
 set -euo pipefail
 EXTRAS=docs
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-export NO_MKDOCS_2_WARNING=1  # an advertisement of the theme's, not a warning about this site
+export NO_MKDOCS_2_WARNING=1  # an advertisement by the theme, not a warning about this site
 exec "$PYTHON" -m mkdocs build --strict "$@"

@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh: sets PYTHON to an interpreter that satisfies pyproject.toml
-# with the extras in EXTRAS. Uses the active environment where that already does, else .venv here.
+# Sourced by quickstart.sh, test.sh and docs.sh: sets PYTHON to an interpreter that satisfies pyproject.toml with the
+# extras in EXTRAS. Uses the active environment if it satisfies it, otherwise .venv in this repository.
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
@@ -20,6 +20,6 @@ else
     if ! satisfied "$PYTHON" --quiet; then
         echo "environment: installing into .venv (once; a few GB, some minutes)"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".${EXTRAS:+[$EXTRAS]}"
-        satisfied "$PYTHON" || { echo "error: .venv still lacks something pyproject.toml asks for" >&2; exit 2; }
+        satisfied "$PYTHON" || { echo "error: .venv still does not satisfy pyproject.toml" >&2; exit 2; }
     fi
 fi

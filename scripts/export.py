@@ -1,4 +1,4 @@
-"""Export a run's weights as a folder that stands alone, for sampling anywhere or for the Hub."""
+"""Export a run's weights as a self-contained folder, for sampling elsewhere or for the Hub."""
 
 from fpdm.commands.export import run
 

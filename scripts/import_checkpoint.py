@@ -1,4 +1,4 @@
-"""Import a published DiT or FPDM checkpoint (.pt) as a folder that scripts/sample.py draws from."""
+"""Import a published DiT or FPDM checkpoint (.pt) as a folder that scripts/sample.py can load."""
 
 from fpdm.commands.import_checkpoint import run
 

@@ -1,6 +1,6 @@
 """Print the oldest versions that pyproject.toml allows as `name==version` lines, for `pip install -r`.
 
-Runs before anything is installed, like check_environment.py beside it.
+Runs before anything is installed, like check_environment.py.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from check_environment import read_project, requirements
 
 
 def lower_bounds(project: dict, extras: list[str]) -> list[str]:
-    """A pin for each requirement of the project and of these extras; ValueError for one without a lower bound."""
+    """A pin for each requirement of the project and of these extras; ValueError if one has no lower bound."""
     pins = {}
     for requirement in requirements(project, extras):
         bounds = [specifier for specifier in requirement.specifier if specifier.operator == ">="]
@@ -23,7 +23,7 @@ def lower_bounds(project: dict, extras: list[str]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extras", default="test", help="comma-separated, as in test,track")
+    parser.add_argument("--extras", default="test", help="comma-separated, for example test,track")
     args = parser.parse_args()
     print("\n".join(lower_bounds(read_project(), [extra for extra in args.extras.split(",") if extra])))
     return 0

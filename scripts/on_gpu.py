@@ -1,5 +1,5 @@
-"""Everything that this project wants of a GPU, in order of worth: its tests, what training and sampling cost at XL/2,
-memory, CUDA graphs, CIFAR-10. Given again, it resumes where it stopped, and does nothing twice. Needs no network."""
+"""Run all tests and measurements that need a GPU, most important first: tests, cost of training and sampling at XL/2,
+memory, CUDA graphs, CIFAR-10. The same command resumes an interrupted run and repeats nothing. Needs no network."""
 
 import logging
 import platform
@@ -26,14 +26,14 @@ PACKAGES = ("triton", "torchvision", "timm", "diffusers", "accelerate", "pytest"
 
 @dataclass
 class Settings:
-    """How long, and where to.
+    """Output folder, time limit, and what to run.
 
     Args:
-        out: folder of everything it makes; what is to be brought home, under 10 MB, is in its home folder.
-        minutes: stop after so many, the same command resumes; leave a minute to what limits the command.
-        images: CIFAR-10's training images in class folders, as a folder or zip, to train and score on (null to leave
-            that out).
-        rehearse: everything at tiny sizes, also on a CPU; its numbers mean nothing.
+        out: folder for all files; its subfolder home contains the files to take home, under 10 MB.
+        minutes: time limit; the same command resumes. If commands are killed after a time, give one minute less.
+        images: CIFAR-10's training images in class folders, a folder or a zip, for training and scoring (null to skip
+            CIFAR-10).
+        rehearse: run everything at tiny sizes, also on a CPU; the numbers are meaningless.
     """
 
     out: str = "results/on-gpu"
@@ -52,7 +52,7 @@ def parser():
 def main() -> None:
     end_on_sigterm()
     settings = cli.parse(Settings, parser())
-    started = psutil.Process().create_time()  # imports take their time, which counts where a command is limited
+    started = psutil.Process().create_time()  # the time limit includes the imports
     deadline = time.monotonic() - (time.time() - started) + 60 * settings.minutes - RESERVE
     device, out = process_state().device, Path(settings.out)
     if device.type != "cuda" and not settings.rehearse:
@@ -64,19 +64,19 @@ def main() -> None:
     facts = machine(device, precision)
     keep_settings(out / "settings.json", facts | {"rehearse": settings.rehearse})
     if settings.rehearse:
-        facts = {"REHEARSAL": "tiny sizes; the numbers mean nothing"} | facts
+        facts = {"REHEARSAL": "tiny sizes; the numbers are meaningless"} | facts
     done = resume(Visit(out, precision, deadline, settings.images, settings.rehearse), facts)
-    told = "everything is done" if done else "the same command resumes with what is left"
-    logger.info(f"{told}; {out / 'summary.md'}, and what to bring home in {out / 'home'}")
+    told = "everything is done" if done else "not everything is done; the same command resumes"
+    logger.info(f"{told}; summary in {out / 'summary.md'}, files to take home in {out / 'home'}")
 
 
 def best_precision(device: torch.device) -> str:
-    """bf16 where the device has it (as CPUs do), else fp16."""
+    """bf16 if the device supports it (CPUs do), else fp16."""
     return "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
 
 
 def machine(device: torch.device, precision: str) -> dict[str, str]:
-    """What the numbers depend on."""
+    """Facts on which the numbers depend."""
     gpu = device.type == "cuda"
     peak = device_peak_tflops(device, precision, True)
     return {

@@ -1,4 +1,4 @@
-"""Draw the training curves of one or several runs, one colour each, from their logs."""
+"""Plot the training curves of one or several runs from their logs, one colour per run."""
 
 import logging
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ logger = logging.getLogger("fpdm")
 
 @dataclass
 class Settings:
-    """What to draw.
+    """What to plot.
 
     Args:
         runs: folders of runs (or their log.jsonl), separated by commas.
-        out: the picture, as PNG, PDF or SVG.
-        x: what the curves run over, steps, images or hours (of training, put together from the logged rates).
+        out: file of the picture: PNG, PDF or SVG.
+        x: quantity on the x axis: steps, images or hours (of training, computed from the logged rates).
     """
 
     runs: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""The whole system on scikit-learn's digits: VAE, FPDM and DiT trained for equal time, sampled at equal
-budgets of block passes, scored, and compared in results/quickstart/report.md. Started again, it goes on
-where it stopped."""
+"""The whole system on scikit-learn's digits: trains a VAE, an FPDM and a DiT (the latter two for equal time), samples
+with equal budgets of block passes, scores, and writes results/quickstart/report.md. The same command resumes an
+interrupted run."""
 
 import logging
 import os
@@ -39,18 +39,18 @@ GRID_COLUMNS = 20  # each digit twice in a row
 
 @dataclass
 class Settings:
-    """How long the quickstart takes and where it writes.
+    """Duration and sizes of the quickstart, and its output folder.
 
     Args:
-        out: folder of everything it makes.
+        out: folder for all files.
         seconds: training time of each of the two models, on this machine.
         vae_steps: training steps of the VAE.
-        images: images drawn for each score.
-        iterations: iterations per timestep that the curve is drawn over.
-        budget: block passes per image of the curve, and the small budget of the grids.
+        images: number of sampled images for each score.
+        iterations: iterations per timestep of the points on the curve.
+        budget: block passes per image for the curve, and the small budget of the grids.
         large_budget: the large budget of the grids.
-        batch_size: images drawn at a time.
-        seed: of the two models' training and of sampling; the VAE's stays the same.
+        batch_size: images per sampling batch.
+        seed: seed for training the two models and for sampling; the VAE's seed is fixed.
     """
 
     out: str = "results/quickstart"
@@ -87,7 +87,9 @@ def main() -> None:
     prepare(out, settings.vae_steps)
     arguments = {name: train_arguments(name, settings, out) for name in MODELS}
     steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
-    logger.info(f"\n{settings.seconds:g} s of training are {steps['fpdm']} steps of FPDM, {steps['dit']} of DiT here")
+    logger.info(
+        f"\n{settings.seconds:g} s of training here: {steps['fpdm']} steps of FPDM, {steps['dit']} steps of DiT"
+    )
     device = process_state().device
     models = {name: load_trained(train(name, steps[name], settings, out), device) for name in MODELS}
     compare(settings, out, models)
@@ -95,7 +97,7 @@ def main() -> None:
 
 
 def check_plans(settings: Settings) -> None:
-    """Refuse budgets that do not hold a timestep now, not after minutes of training."""
+    """ValueError for budgets that are too small for one timestep, before minutes of training."""
     for budget in (settings.budget, settings.large_budget):
         for name in MODELS:
             cost = model_cost(name)
@@ -104,7 +106,7 @@ def check_plans(settings: Settings) -> None:
 
 
 def model_cost(name: str) -> ForwardCost:
-    """Block passes of the model that a config is of."""
+    """The cost of one call of a config's model."""
     with torch.device("meta"):
         return block_cost(build_model(yaml.safe_load(config_path(name).read_text())["model"]["name"]))
 
@@ -119,7 +121,7 @@ def train_arguments(name: str, settings: Settings, out: Path) -> list:
 
 
 def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
-    """The run's folder, trained now unless an earlier quickstart did."""
+    """The run's folder. The model is trained now, unless an earlier quickstart did it."""
     found = sorted((out / "runs").glob(f"*-{name}/checkpoints/latest"))
     if found and step_of(found[-1].resolve()) == steps:
         return found[-1].parent.parent
@@ -135,7 +137,7 @@ def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
 
 
 def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
-    """Draw, score, plot, and write the report."""
+    """Sample, score, plot, and write the report."""
     real = reference(out / "features")
     device = process_state().device
     predicted = torch.cat([real.classifier.logits(b.to(device)).argmax(1).cpu() for b in real.images.split(256)])
@@ -178,7 +180,7 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
 
 
 def sample_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingConfig]]) -> list[tuple]:
-    """The same noise and labels through each choice, as (label, file name, images)."""
+    """Samples from the same noise and labels for each choice, as (label, file name, images)."""
     strips = []
     for name, config in choices:
         config = replace(config, classes=list(range(10)))
@@ -193,7 +195,7 @@ def sample_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingC
 
 
 def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, accuracy: float) -> str:
-    """report.md; returns the part of it that is worth seeing in a terminal."""
+    """Write report.md; returns the part of it that is shown in the terminal."""
     trained = [
         [m.config["model"]["name"], f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for m in models.values()
     ]
@@ -217,11 +219,12 @@ def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, a
     )
     (out / "report.md").write_text(
         "# FPDM and DiT on handwritten digits\n\n"
-        "Same data, batch size and learning rate; training for the same time; the same noise and labels at sampling. "
-        f"{smoothing.score} is the Fréchet distance of {settings.images} samples to the 1,797 real digits in the "
-        f"features of a classifier trained on them (its accuracy there: {accuracy:.1%}); it compares only with scores "
-        f"made the same way. The tables' FPDM runs the iterations that are best on the curve with reuse, {best}.\n\n"
-        f"![samples, and score over iterations](overview.png)\n\n{text}\n\n"
+        "Both models have the same data, batch size, learning rate and training time, and are sampled from the same "
+        f"noise and labels. {smoothing.score} is the Fréchet distance between {settings.images} samples and the 1,797 "
+        "real digits in the features of a classifier trained on the real digits (training accuracy: "
+        f"{accuracy:.1%}). It is comparable only with scores computed in the same way. In the tables, FPDM has {best} "
+        "iterations per timestep, the best number on the curve with reuse.\n\n"
+        f"![samples, and score against iterations](overview.png)\n\n{text}\n\n"
         f"One training seed ({settings.seed}). fpdm {fpdm.__version__}, torch {torch.__version__}, "
         f"{process_state().device}, {torch.get_num_threads()} threads, {platform.machine()}, "
         f"Python {platform.python_version()}. Command: `bash scripts/quickstart.sh`.\n"

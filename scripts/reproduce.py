@@ -1,5 +1,5 @@
-"""The paper's tables and figures in small, on real data: each a target that trains what it needs, draws, scores
-and writes its section of the report. Started again, it resumes where it stopped."""
+"""The paper's tables and figures at small scale, on real data. Each is a target, which trains the models it needs,
+samples, scores, and writes its section of the report. The same command resumes an interrupted run."""
 
 import logging
 import platform
@@ -30,18 +30,18 @@ class Settings:
 
     Args:
         data: digits (no download, two cores), or cifar10 (for a GPU; give --images).
-        images: of cifar10, the training images in class folders, as a folder or zip.
-        out: folder of everything it makes (results/reproduce-<data> if not given).
+        images: for cifar10, the training images in class folders; a folder or a zip.
+        out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
             length; for cifar10 scores, samples, release; all if not given.
         seconds: training time of each model, on this machine.
-        seeds: training seeds of each model.
-        samples: images drawn for each score.
-        precision: of drawing, no, bf16 or fp16.
-        batch_size: images drawn at a time.
-        minutes: stop after so many; the same command resumes (null for no limit).
+        seeds: number of training seeds of each model.
+        samples: number of sampled images for each score.
+        precision: precision of sampling: no, bf16 or fp16.
+        batch_size: images per sampling batch.
+        minutes: time limit; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
-        train: further arguments of train.py for all models, as one text; a rehearsal's small sizes.
+        train: further arguments of train.py for all models, as one string, for example for a small rehearsal.
     """
 
     data: str = "digits"
@@ -102,13 +102,13 @@ def main() -> None:
 
 
 def write_report(settings: Settings, out: Path) -> None:
-    """All sections that are there."""
+    """Write a report with all existing sections."""
     sections = [path.read_text() for target in DATA[settings.data] if (path := out / f"{target}.md").is_file()]
     device = process_state().device
     head = (
         f"# The paper's tables and figures on {settings.data}\n\n{settings.seeds} training seeds, "
-        f"{settings.seconds:g} s of training each unless said otherwise; sampling seed i for the i-th; mean ± standard "
-        "deviation.\n"
+        f"{settings.seconds:g} s per training unless stated otherwise. Model i is sampled with seed i. Scores are mean "
+        "± standard deviation over the training seeds.\n"
     )
     foot = (
         f"fpdm {fpdm.__version__}, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "

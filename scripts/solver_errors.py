@@ -1,4 +1,4 @@
-"""How far each deterministic solver ends from the exact flow of a Gaussian, after so many model calls."""
+"""Largest error of each deterministic solver on Gaussian data with a known exact flow, by number of model calls."""
 
 import logging
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Settings:
     """What is measured.
 
     Args:
-        calls: model calls; odd, for solvers with two calls a step.
+        calls: numbers of model calls; odd, because of solvers with two calls per step.
     """
 
     calls: tuple[int, ...] = (5, 9, 19, 39, 79)
@@ -26,7 +26,7 @@ class Settings:
         for calls in self.calls:
             check_range(1, limits.TIMESTEPS, calls=calls)
             if calls % 2 == 0:
-                raise ValueError(f"calls={calls}: an odd number, for two calls a step, one for the last, make one")
+                raise ValueError(f"calls={calls}: give an odd number (two calls per step, one for the last step)")
 
 
 def parser():

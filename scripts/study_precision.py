@@ -1,6 +1,6 @@
-"""What 16 bits do to trained networks, by the type of their residual stream: solves, predictions, gradients, memory.
+"""Effects of 16 bits on solves, predictions, gradients and memory, with a float32 or a 16-bit residual stream.
 
-The networks are tried on scikit-learn's digits, so they must have been trained on them (assets/fpdm-digits was)."""
+The networks must be trained on scikit-learn's digits, as assets/fpdm-digits is, because they are tested on them."""
 
 import logging
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class Settings:
     """What is compared.
 
     Args:
-        ckpt: checkpoints of networks trained on the digits, of an FPDM and perhaps of a DiT.
-        precisions: the 16-bit types that are held against float32, bf16 and fp16.
-        batch_size: of the training step whose memory is counted.
-        out: file of the tables.
+        ckpt: checkpoints of networks trained on the digits: an FPDM, and optionally a DiT.
+        precisions: the 16-bit types to compare with float32, bf16 and fp16.
+        batch_size: batch size of the training step for the counted memory.
+        out: file for the tables.
     """
 
     ckpt: tuple[str, ...] = ("assets/fpdm-digits",)
@@ -62,7 +62,7 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     device = process_state().device
-    allow_tf32(False)  # float32 is the measure here
+    allow_tf32(False)  # float32 is the reference here
     for precision in settings.precisions if device.type == "cuda" else ():
         check_precision("precisions", precision, device)
     solved, found = {}, {}
@@ -85,11 +85,11 @@ def main() -> None:
     logger.info(text)
     out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, f"{text}\n\n{device.type}, torch {torch.__version__}, {IMAGES} images a timestep\n")
+    write_atomically(out, f"{text}\n\n{device.type}, torch {torch.__version__}, {IMAGES} images per timestep\n")
 
 
 def memory_table(batch: int) -> str:
-    """Of the largest training step, counted."""
+    """Table of the counted memory of the largest training step."""
     rows = []
     for recompute, label in ((False, ""), (True, ", gradient checkpointing")):
         sixteen, thirty_two = (largest_steps(half, batch, recompute) for half in (True, False))

@@ -1,5 +1,5 @@
-"""Which ways of sampling help, on checkpoints of several training seeds: where solves start and how they are sped
-up, solvers, allocation. Tables in report.md; started again, it goes on where it stopped."""
+"""Compare ways of sampling on checkpoints of several training seeds: initial values and acceleration of solves,
+solvers, allocation. Writes its tables to report.md. The same command resumes an interrupted run."""
 
 import logging
 import platform
@@ -29,8 +29,8 @@ from fpdm.sampling.solvers import SOLVERS
 
 logger = logging.getLogger("fpdm")
 PARTS = ("solves", "solvers", "allocation")
-TRACED = 64  # images whose residuals are measured
-# Name -> settings. Compared with the first, the paper's.
+TRACED = 64  # number of images for the residuals
+# Name -> settings. All are compared with the first, the paper's.
 STARTS = {
     "reuse": {},
     "no reuse": {"reuse": False},
@@ -39,7 +39,7 @@ STARTS = {
     "extrapolation 0.5": {"extrapolation": 0.5},
     "extrapolation 1": {"extrapolation": 1.0},
 }
-SPEEDING_UP = {  # from three iterations on
+ACCELERATED = {  # only with at least three iterations
     **{f"reuse, Anderson({memory})": {"anderson": memory} for memory in (1, 2, 3, 5)},
     "no reuse, Anderson(1)": {"reuse": False, "anderson": 1},
     "extrapolation 0.5, Anderson(1)": {"extrapolation": 0.5, "anderson": 1},
@@ -49,18 +49,18 @@ TOLERANCES = (0.2, 0.1, 0.05)
 
 @dataclass
 class Settings:
-    """What is compared, and on what.
+    """What is compared, and with which data.
 
     Args:
-        ckpt: checkpoints, alike but for the training seed; of an FPDM and, for `solvers`, also of a DiT.
-        reference: the real images, in classes: a folder, a zip or digits.
-        out: folder of the report.
+        ckpt: checkpoints that differ only in the training seed: of an FPDM and, for `solvers`, also of a DiT.
+        reference: the real images in class folders: a folder, a zip or digits.
+        out: folder for the report.
         parts: solves, solvers, allocation.
-        images: images drawn for each score.
+        images: number of sampled images for each score.
         budget: block passes per image.
-        budgets: block passes per image of the table of solvers.
-        iterations: iterations per timestep of the tables of solves.
-        batch_size: images drawn at a time.
+        budgets: block passes per image in the table of solvers.
+        iterations: iterations per timestep, with one table of solves for each.
+        batch_size: images per sampling batch.
     """
 
     ckpt: list[str] = field(default_factory=list)
@@ -116,9 +116,10 @@ def main() -> None:
         sections += [allocation_table(settings, book, fpdms, k, name) for k in (2, 4)]
     seeds = f"{len(fpdms)} FPDM" + (f" and {len(dits)} DiT" if dits else "")
     head = (
-        f"# Ways of sampling\n\n{seeds} training seeds, sampling seed i for the i-th; mean ± standard deviation over "
-        f"them. {name}: lower is better; noise floor {noise_floor(reference):.1f}. A difference is that to the first "
-        "row for the same seeds; it counts where its mean is beyond its standard deviation.\n"
+        f"# Ways of sampling\n\n{seeds} training seeds; model i is sampled with seed i. Scores are mean ± standard "
+        f"deviation over the seeds. {name}: lower is better; noise floor {noise_floor(reference):.1f}. Differences are "
+        'relative to the first row, for the same seeds. "Better" and "worse" mean that the mean difference is larger '
+        "than its standard deviation.\n"
     )
     foot = (
         f"fpdm {fpdm.__version__}, torch {torch.__version__}, {process_state().device}, {platform.machine()}, "
@@ -129,22 +130,22 @@ def main() -> None:
 
 
 def solves_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:
-    """Where solves start, how far they get, and the score, at so many iterations per timestep."""
+    """Initial and final residuals of solves, and the score, at a number of iterations per timestep."""
     rows, baseline = [], None
-    for label, ways in (STARTS | (SPEEDING_UP if iterations > 2 else {})).items():
+    for label, ways in (STARTS | (ACCELERATED if iterations > 2 else {})).items():
         config = SamplingConfig(budget=settings.budget, iterations=iterations, **ways)
         result = over_seeds(book, models, config).distances
         residuals = [
             solve_residuals(model.source, replace(config, seed=seed), range(TRACED))
             for seed, model in enumerate(models)
         ]
-        # The first solve starts from the pre blocks' output, whatever the way.
+        # The first solve always starts from the pre blocks' output.
         starts, ends = (np.median([values[:, 1:] for values in kind]) for kind in zip(*residuals, strict=True))
         compared = ["", ""] if baseline is None else difference(result, baseline)
         baseline = result if baseline is None else baseline
         rows.append([label, f"{starts:.3f}", f"{ends:.3f}", spread(result), *compared])
     timesteps = settings.budget // models[0].source.cost.blocks(iterations)
-    head = [f"{timesteps} timesteps of {iterations} it.", "residual at start", "at end", name, "difference", ""]
+    head = [f"{timesteps} timesteps, {iterations} it.", "initial residual", "final residual", name, "difference", ""]
     return markdown_table(head, rows)
 
 
@@ -163,7 +164,7 @@ def solvers_table(settings: Settings, book: ScoreBook, fpdms: list[Contender], d
 
 
 def allocation_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:
-    """Each allocation against the constant plan of as many timesteps and, on average, as many updates."""
+    """Each allocation compared with a constant plan with the same timesteps and the same number of updates."""
     rows = []
     config = SamplingConfig(budget=settings.budget, iterations=iterations)
     constant = over_seeds(book, models, config)
@@ -183,8 +184,8 @@ def allocation_table(settings: Settings, book: ScoreBook, models: list[Contender
         )
         rows.append([label, f"{result.block_passes:.1f}", f"{result.gflops:.2f}", spread(result.distances),
                      *difference(result.distances, equal.distances)])  # fmt: skip
-    head = [f"{calls} timesteps of {iterations} it. on average", "block passes", "GFLOPs", name,
-            "difference to constant", ""]  # fmt: skip
+    head = [f"{calls} timesteps, {iterations} it. on average", "block passes", "GFLOPs", name,
+            "difference from constant", ""]  # fmt: skip
     return markdown_table(head, rows)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests, from a fresh machine: makes the environment if needed, then runs pytest on two processes. Arguments go to
-# pytest (-n 0 for one process).
+# Runs all tests with two processes. Works on a fresh machine: it creates the environment if needed. Arguments are
+# passed to pytest (-n 0 for one process).
 set -euo pipefail
 EXTRAS=test
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -37,7 +37,7 @@ def wait_for(path: Path) -> None:
 def test_what_a_script_says_goes_to_a_file(scripts, tmp_path):
     log = tmp_path / "said.log"
     run_script(scripts("says.py", "import sys; print('one'); print('two', file=sys.stderr)"), log=log)
-    with pytest.raises(ValueError, match=r"exit status 3; the reason \(all of it is in .*said.log\)"):
+    with pytest.raises(ValueError, match=r"exit status 3; the reason \(full output in .*said.log\)"):
         run_script(scripts("fails.py", "import sys; print('the reason\\n'); sys.exit(3)"), log=log)
     said = log.read_text().split()
     assert said[:3] == ["$", "python", "scripts/says.py"] and sorted(said[3:5]) == ["one", "two"]

@@ -50,7 +50,7 @@ def test_options_are_found():
     """Were none found, the tests below would test nothing."""
     integers = {parameter.id for parameter in options("int")}
     assert {"SJFBConfig-grad", "DataConfig-shape", "VAEConfig-widths", "benchmark.py-threads"} <= integers
-    assert {"RunConfig-keep_last", "sample.py-num_samples", "SamplingConfig-counts"} <= integers
+    assert {"RunConfig-keep_last", "sample.py-num_samples", "sample.py-counts"} <= integers
     assert "import_latents.py-shard" in integers
     assert {"OptimConfig-clip_norm", "reproduce.py-minutes"} <= {parameter.id for parameter in options("float")}
 

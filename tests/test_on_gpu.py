@@ -79,7 +79,7 @@ def test_mistakes_are_one_line(here, tmp_path, capsys):
         ([], "rehearse=false: this machine has no CUDA device"),
         (["--rehearse", "--minutes", -1], "minutes=-1.0: at least 0"),
         (["--rehearse", "--images", tmp_path / "absent"], "absent does not exist"),
-        (["--rehearse"], "was begun with machine NVIDIA A100 (now CPU"),
+        (["--rehearse"], "was started with machine NVIDIA A100 (now CPU"),
     ):
         with pytest.raises(SystemExit) as exit:
             on_gpu(tmp_path, *words)
@@ -187,7 +187,7 @@ def few_tests(tmp_path, monkeypatch):
 def test_gpu_tests_are_resumed_and_failures_told_first(few_tests, tmp_path):
     log = tmp_path / "tests.log"
     for _ in range(20):  # as often as it takes a slow machine to come so far
-        with pytest.raises(OutOfTime, match="the time is over, the same command resumes"):
+        with pytest.raises(OutOfTime, match="the time limit is reached, the same command resumes"):
             gpu_tests.run_tests(log, time.monotonic() + 4)
         if str(gpu_tests.read_log(log)) == "1 failed, 2 passed" and "test_hangs " in log.read_text():
             break
@@ -255,4 +255,4 @@ def test_what_is_brought_home_is_small(tmp_path, monkeypatch):
         home = {str(path.relative_to(tmp_path / "home")) for path in (tmp_path / "home").rglob("*") if path.is_file()}
         assert home == {"summary.md", "batch-64/steps.json", "batch-64/profile-a.json.gz"}
     told = (tmp_path / "summary.md").read_text()
-    assert "Left out, for all together may have 1 MB: batch-64/profile-b.json.gz (0.0 MB)." in told
+    assert "Left out, because the limit is 1 MB in total: batch-64/profile-b.json.gz (0.0 MB)." in told

@@ -46,8 +46,8 @@ def test_every_table(study, runs, tmp_path):
     words = ["--ckpt", ",".join(map(str, runs)), "--budget", 16, "--budgets", "24,36", "--iterations", "1,3"]
     report = study(*words)
     assert "2 FPDM and 1 DiT training seeds" in report
-    assert "| 5 timesteps of 1 it. |" in report and "| 3 timesteps of 3 it. |" in report
-    assert "Anderson" not in report.split("| 3 timesteps of 3")[0] and "| reuse, Anderson(3) |" in report
+    assert "| 5 timesteps, 1 it. |" in report and "| 3 timesteps, 3 it. |" in report
+    assert "Anderson" not in report.split("| 3 timesteps, 3")[0] and "| reuse, Anderson(3) |" in report
     for row in ("| FPDM, 1 it. | ab2 |", "| DiT | heun |", "| FPDM, 2 it. | ddpm |"):
         assert re.search(re.escape(row) + r" \d+\.\d\d( ± \d+\.\d\d)? \|", report), row
     assert re.search(r"\| adaptive, tolerance 0\.2 \| \d+\.\d \| \d+\.\d\d \| [^|]+± [^|]+\| [-+][^|]+\|", report)

@@ -1,1 +1,1 @@
-"""What things cost on this machine: questions, each measured and answered by a table (scripts/benchmark.py)."""
+"""Measurements of cost on this machine. Each question has its cases and its table (scripts/benchmark.py)."""

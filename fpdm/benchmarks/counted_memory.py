@@ -1,4 +1,4 @@
-"""What a training step needs in memory, counted: FPDM against DiT, without running either."""
+"""Memory of a training step, FPDM compared with DiT, counted without running the step."""
 
 import math
 
@@ -23,7 +23,7 @@ def memory(size: str, patch: int, latent: tuple[int, int, int], batch: int, upda
 
 
 def iterations_of(updates: int, step: str) -> tuple[int, int]:
-    """(n, m) of a step with M = N = updates: the mean, rounded up, or the largest."""
+    """(n, m) of a step with M = N = updates: the mean values, rounded up, or the largest."""
     n, m = (updates, updates) if step == LARGEST else mean_iterations(SJFBConfig(no_grad=updates, grad=updates))
     return math.ceil(n), math.ceil(m)
 
@@ -39,7 +39,7 @@ def measure(
 
 
 def label_of(row: dict) -> str:
-    """A case's network and, of an FPDM, its M = N."""
+    """The network of a case and, for an FPDM, its M = N."""
     updates = f", M = N = {row['updates']}" if "updates" in row else ""
     return f"{row['family']}-{row['size']}/{row['patch']}{updates}"
 
@@ -55,8 +55,8 @@ def table(rows: list[dict]) -> str:
         "optimizer",
         "EMA",
         "activations",
-        "peak, GiB",
-        "of DiT's",
+        "peak",
+        "relative to DiT",
     ]
     body = []
     for row in rows:
@@ -67,7 +67,7 @@ def table(rows: list[dict]) -> str:
         body.append([label_of(row), row.get("step", ""), "yes" if row["recompute"] else "no", *parts, share])
     share = PAPER["FPDM"] / PAPER["DiT"]
     return (
-        f"Batch {rows[0]['batch']}, latents {rows[0]['latent']}. The paper has {PAPER['FPDM']} GB for FPDM against "
-        f"{PAPER['DiT']} GB for DiT, {share:.0%}. Activations are those at the end of the forward pass.\n\n"
-        f"{markdown_table(head, body, 3)}"
+        f"Batch {rows[0]['batch']}, latents {rows[0]['latent']}, GiB. The paper reports {PAPER['FPDM']} GB for FPDM "
+        f"and {PAPER['DiT']} GB for DiT, a ratio of {share:.0%}. Activations are counted at the end of the forward "
+        f"pass.\n\n{markdown_table(head, body, 3)}"
     )

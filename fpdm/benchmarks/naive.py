@@ -1,4 +1,7 @@
-"""The same network in the published form, for comparison alone: everything at every update, a graph that is dropped."""
+"""The same network in the published form, for comparison only.
+
+It computes everything at every update, and builds and discards a graph in the updates without gradient.
+"""
 
 from typing import NamedTuple
 
@@ -11,14 +14,14 @@ from fpdm.models.implicit import ImplicitLayer, iterate
 
 
 class Inputs(NamedTuple):
-    """What an update needs besides the iterate: injection u (B, N, D) and conditioning c (B, D)."""
+    """Inputs of an update besides the iterate: injection u (B, N, D) and conditioning c (B, D)."""
 
     u: Tensor
     c: Tensor
 
 
 class NaiveImplicitLayer(nn.Module):
-    """Concatenates h and u, multiplies both by W_1, and computes the block's modulation, at every update."""
+    """Concatenates h and u, multiplies by the whole W_1, and computes the block's modulation at every update."""
 
     depth = ImplicitLayer.depth
 
@@ -40,7 +43,7 @@ class NaiveImplicitLayer(nn.Module):
 
 
 class NaiveFixedPointDiT(FixedPointDiT):
-    """Runs its updates without gradient as the others, graph and all, and drops the graph after them."""
+    """Builds a graph in the updates without gradient too, and discards it afterwards."""
 
     def _iterate_without_grad(self, h, constants, iterations, with_residuals):
         h, residuals = iterate(lambda h: self.implicit(h, constants), h, iterations, with_residuals)
@@ -48,7 +51,7 @@ class NaiveFixedPointDiT(FixedPointDiT):
 
 
 def naive_form(model: FixedPointDiT) -> NaiveFixedPointDiT:
-    """The same function and the same gradients; `model` itself is changed and must not be used any more."""
+    """The published form of `model`: same results and same gradients. `model` is changed and must not be used later."""
     model.__class__ = NaiveFixedPointDiT
     model.implicit = NaiveImplicitLayer(model.implicit)
     return model

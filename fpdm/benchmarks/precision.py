@@ -1,8 +1,8 @@
-"""What 16 bits do to a trained network, by the type of its residual stream: what solves reach, how near predictions and
-gradients are to those of float32, and what a training step needs in memory.
+"""Effects of 16 bits on a trained network, with a float32 or a 16-bit residual stream: the residuals that solves reach,
+the deviations of predictions and gradients from float32, and the memory of a training step.
 
-The stream is what the blocks add to: a DiT's tokens, an FPDM's iterate. Under autocast the maps give 16 bits, the
-stream stays float32 (docs/architecture.md); here it is held in 16 bits as well, for comparison alone.
+The blocks add to the residual stream: a DiT's tokens, an FPDM's iterate. Under autocast, linear maps return 16 bits and
+the stream stays float32 (docs/architecture.md). Here a 16-bit stream is also built, for comparison only.
 """
 
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ LEVELS = (999, 800, 600, 400, 200, 50)  # timesteps
 
 
 class Batch(NamedTuple):
-    """Noisy latents x (B, C, h, h) at timesteps t (B,), labels y (B,), and what was added: x0, noise (B, C, h, h)."""
+    """Noisy latents x (B, C, h, h) at timesteps t (B,), labels y (B,), clean latents x0 and noise (B, C, h, h)."""
 
     x: Tensor
     t: Tensor
@@ -37,14 +37,14 @@ class Batch(NamedTuple):
 
 
 def forms(precisions: tuple[str, ...]) -> list[tuple[str, str, bool]]:
-    """(label, precision, whether the stream has 16 bits, too) of what is compared; float32 first."""
+    """(label, precision, whether the stream is 16-bit) of each form to compare; float32 first."""
     return [FLOAT32] + [
         (f"{p}, {'16-bit' if half else 'float32'} stream", p, half) for p in precisions for half in (False, True)
     ]
 
 
 class SixteenBitStream:
-    """Over a network's own `embed`: under autocast, tokens start in its 16 bits."""
+    """Overrides a network's `embed`: under autocast, tokens start in 16 bits."""
 
     def embed(self, x: Tensor) -> Tensor:
         tokens = super().embed(x)
@@ -52,7 +52,7 @@ class SixteenBitStream:
 
 
 class SixteenBitBlock(DiTBlock):
-    """Shifts, scales and gates in autocast's 16 bits, so that what is added to the stream has them, too."""
+    """Shifts, scales and gates in autocast's 16 bits, so that the values added to the stream are 16-bit too."""
 
     def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
         dtype = torch.get_autocast_dtype(c.device.type) if under_autocast(c) else c.dtype
@@ -68,8 +68,8 @@ class SixteenBitFixedPointDiT(SixteenBitStream, FixedPointDiT):
 
 
 def in_form(model: DiT | FixedPointDiT, half_stream: bool) -> DiT | FixedPointDiT:
-    """A copy with its layer norms in float32, as a GPU's autocast has them; with half_stream, tokens start in 16 bits
-    under autocast, and the blocks keep the type that they are given."""
+    """A copy with layer norms in float32, as in autocast on a GPU. With half_stream, tokens start in 16 bits under
+    autocast, and the blocks keep the type of their input."""
     copy = norms_in_float32(deepcopy(model))
     if half_stream:
         copy.__class__ = SixteenBitFixedPointDiT if model.iterative else SixteenBitDiT
@@ -79,7 +79,7 @@ def in_form(model: DiT | FixedPointDiT, half_stream: bool) -> DiT | FixedPointDi
 
 
 def noisy_digits(source: Source, each: int) -> Batch:
-    """The first `each` digits of the images' list, all of them noised to each of LEVELS.
+    """The first `each` digits, each with noise at all timesteps in LEVELS.
 
     ValueError for a source that was not trained on digits.
     """
@@ -99,7 +99,7 @@ def noisy_digits(source: Source, each: int) -> Batch:
 
 
 def run(model: nn.Module, precision: str, batch: Batch, **settings):
-    """One forward of the batch under autocast to a precision (no, bf16, fp16)."""
+    """One forward pass of the batch under autocast to a precision (no, bf16, fp16)."""
     half = precision != "no"
     with torch.autocast(batch.x.device.type, DTYPES[precision]) if half else nullcontext():
         return model(batch.x, batch.t, batch.y, drop_labels=torch.zeros_like(batch.y, dtype=torch.bool), **settings)
@@ -107,7 +107,7 @@ def run(model: nn.Module, precision: str, batch: Batch, **settings):
 
 @torch.no_grad()
 def residuals(model: FixedPointDiT, precision: str, batch: Batch, iterations: tuple[int, ...]) -> list[float]:
-    """Median relative residual of the update after which so many are done."""
+    """Median relative residual of the k-th update, for each k in `iterations`."""
     output = run(model, precision, batch, iterations=max(iterations), with_residuals=True)
     return [float(output.residuals[:, k - 1].median()) for k in iterations]
 
@@ -116,7 +116,7 @@ def residuals(model: FixedPointDiT, precision: str, batch: Batch, iterations: tu
 def deviations(
     model: nn.Module, exact: nn.Module, precision: str, batch: Batch, iterations: tuple[int, ...]
 ) -> list[float]:
-    """Mean over samples of |prediction - float32's| / |float32's|, after so many iterations of an FPDM."""
+    """Mean over samples of |prediction - float32's| / |float32's|, after each number of iterations (FPDM)."""
     found = []
     for k in iterations if exact.iterative else iterations[:1]:
         settings = {"iterations": k} if exact.iterative else {}
@@ -127,21 +127,23 @@ def deviations(
 
 
 def gradient_deviation(model: nn.Module, exact: nn.Module, source: Source, precision: str, batch: Batch) -> float:
-    """|gradient - float32's| / |float32's| over all weights, of the training loss; an FPDM with n = m = 6."""
+    """|gradient - float32's| / |float32's| of the training loss over all weights; n = m = 6 for an FPDM."""
     gradients = []
     for network, how in ((model, precision), (exact, "no")):
         network.zero_grad()
         settings = {"iterations": 6, "iterations_no_grad": 6} if exact.iterative else {}
         output = run(network, how, batch, **settings)
-        # A scale as a loss scaler's, or small gradients are lost in float16.
+        # Scaled as by a loss scaler, because small gradients are lost in float16.
         (1024 * source.diffusion.losses(output.prediction, batch.x0, batch.noise, batch.t).total.mean()).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 
 
 def largest_steps(half_stream: bool, batch: int, recompute: bool) -> dict[str, int]:
-    """Peak bytes of the largest training step of the paper's pair in 16 bits, by network; recompute: with gradient
-    checkpointing."""
+    """Peak bytes of the largest training step of DiT-XL/2 and FPDM-XL/2 in 16 bits, by network.
+
+    recompute: with gradient checkpointing.
+    """
     sizes = {"DiT-XL/2": {}, "FPDM-XL/2": {"iterations": 12}}
     found = {}
     for name, iterations in sizes.items():
@@ -157,7 +159,7 @@ def residual_table(rows: dict[str, list[float]], iterations: tuple[int, ...]) ->
 
 
 def deviation_table(rows: dict[tuple[str, str], tuple[list[float], float]], iterations: tuple[int, ...]) -> str:
-    """rows: by family and form, `deviations` and `gradient_deviation`."""
+    """rows: (family, form) -> (results of `deviations`, result of `gradient_deviation`)."""
     head = ["", "", *(f"prediction, {k} it." for k in iterations), "gradient"]
     body = []
     for (family, label), (predictions, gradient) in rows.items():

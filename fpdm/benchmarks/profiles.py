@@ -1,4 +1,4 @@
-"""Where the time of a training step and of a sampling run goes, by kind of operation: a table, a picture, a trace."""
+"""Time of a training step and of a sampling run by kind of operation: a table, a picture and traces."""
 
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from fpdm.evaluation.tables import markdown_table
 from fpdm.models import block_cost, compile_layers
 from fpdm.sampling.plan import make_plan
 
-# The first kind of which a part of an operation's or kernel's name is told wins.
+# An operation or kernel belongs to the first kind of which its name contains a word.
 KINDS = {
     "fused by the compiler": ("triton", "cpp_fused", "graph_"),
     "normalisation": ("layer_norm", "gammabeta", "rowwisemoments"),
@@ -32,7 +32,7 @@ def profiles(
     models: tuple[str, ...], latent: tuple[int, int, int], batch: int, updates: tuple[int, int], budget: int,
     iterations: int, modes: tuple[str, ...], folder: Path,
 ) -> Question:  # fmt: skip
-    """updates: n and m of the step that is profiled. folder: where the traces go."""
+    """updates: n and m of the profiled step. folder: for the traces."""
     cases = []
     for mode, model in product(modes, models):
         common = {"model": model, "mode": mode, "latent": list(latent), "batch": batch}
@@ -69,13 +69,13 @@ def measure(
     for event in profiler.key_averages():
         if not gpu:
             seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
-        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:  # the kernels alone
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:  # only kernels
             seconds[kind_of(event.key)] += event.self_device_time_total / 1e6
     return {"seconds": {kind: value for kind, value in seconds.items() if value}}
 
 
 def kind_of(name: str) -> str:
-    """Of an operation or a kernel."""
+    """The kind of an operation or a kernel."""
     name = name.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
 
@@ -95,5 +95,5 @@ def table(rows: list[dict]) -> str:
 
 
 def shares(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Of each case, the share of each kind of operation."""
+    """The share of each kind of operation, for each case."""
     return {label_of(row): {k: s / sum(row["seconds"].values()) for k, s in row["seconds"].items()} for row in rows}

@@ -1,4 +1,4 @@
-"""What hoisting and a true no-grad phase bring: the same network in the published form, training and sampling."""
+"""Effect of computing constants once and of updates without a graph: ours against the published form of the network."""
 
 import math
 from copy import deepcopy
@@ -54,7 +54,7 @@ def measure(
 
 
 def memory_of(bench: Bench, forms: dict[str, FixedPointDiT], latent: list[int], batch: int, n: int, m: int) -> dict:
-    """Of a training step with n and m updates: counted and, on a GPU, at its peak, one form after the other."""
+    """Memory of a training step with n and m updates, for each form: counted and, on a GPU, the measured peak."""
     row = {}
     for name, form in forms.items():
         counted = step_memory(form, batch, bench.precision != "no", False, iterations=m, iterations_no_grad=n)
@@ -62,7 +62,7 @@ def memory_of(bench: Bench, forms: dict[str, FixedPointDiT], latent: list[int], 
         if bench.device.type == "cuda":
             others = torch.cuda.memory_allocated(bench.device) - sum(p.nbytes for p in form.parameters())
             step = training_step(bench, form, latent, batch, [(n, m)])
-            step()  # makes the optimizer's state
+            step()  # creates the optimizer's state
             torch.cuda.reset_peak_memory_stats(bench.device)
             step()
             row[f"{name}_peak_gib"] = (peak_memory(bench.device) - others) / GIB
@@ -72,7 +72,7 @@ def memory_of(bench: Bench, forms: dict[str, FixedPointDiT], latent: list[int], 
 
 
 def average_steps(n: int, m: int) -> list[tuple[int, int]]:
-    """(n, m) of steps that cost, on average, what those of S-JFB with N = n and M = m do: it is linear in both."""
+    """(n, m) of steps with the same mean cost as S-JFB with N = n and M = m; the cost is linear in both."""
     mean_n, mean_m = mean_iterations(SJFBConfig(no_grad=n, grad=m))
     return sorted({(math.floor(mean_n), math.floor(mean_m)), (math.ceil(mean_n), math.ceil(mean_m))})
 
@@ -101,4 +101,4 @@ def table(rows: list[dict]) -> str:
         label = f"{row['model']}, batch {row['batch']}, {row['work']}"
         speeds = [f"{published:.4g}", f"{ours:.4g}", f"{ours / published:.2f}", with_compiler]
         body.append([label, what, *speeds, *memory])
-    return f"Memory is that of the largest step, n = N and m = M.\n\n{markdown_table(head, body, 2)}"
+    return f"Memory is that of the largest step (n = N, m = M).\n\n{markdown_table(head, body, 2)}"

@@ -1,4 +1,4 @@
-"""What it would cost if every process drew its own (n, m), each step waiting for the slowest: simulated from measured
+"""Cost of a separate (n, m) for every process, where each step waits for the slowest process: simulated from measured
 steps."""
 
 import numpy as np
@@ -16,7 +16,7 @@ def ranks(
     """updates: M = N of S-JFB."""
     common = {"model": model, "latent": list(latent), "batch": batch, "processes": list(processes)}
     return Question(
-        "Independent against shared draws of (n, m)", [common | {"updates": k} for k in updates], measure, table
+        "Separate or shared (n, m) on all processes", [common | {"updates": k} for k in updates], measure, table
     )
 
 
@@ -35,7 +35,10 @@ def measure(bench: Bench, model: str, latent: list[int], batch: int, updates: in
 
 
 def slowdown(updates: int, processes: int, base_s: float, no_grad_update_s: float, grad_update_s: float) -> float:
-    """How much longer training takes with independent draws, by simulation; base_s is the step with n = 0, m = 1."""
+    """Training time with a separate (n, m) per process, relative to a shared one; simulated.
+
+    base_s: of a step with n = 0, m = 1.
+    """
     draws = np.random.default_rng(0)
     longest = np.zeros(STEPS)
     total = 0.0
@@ -48,12 +51,13 @@ def slowdown(updates: int, processes: int, base_s: float, no_grad_update_s: floa
 
 def table(rows: list[dict]) -> str:
     counts = rows[0]["processes"]
-    head = ["M = N", "step at n = 0, m = 1, ms", "an update without gradient, ms", "with gradient, ms",
+    head = ["M = N", "step with n = 0, m = 1, ms", "update without gradient, ms", "update with gradient, ms",
             *(f"{count} processes" for count in counts)]  # fmt: skip
     body = [
         [str(row["updates"]), *(f"{1e3 * row[name]:.3g}" for name in ("base_s", "no_grad_update_s", "grad_update_s")),
-         *(f"{factor:.2f} times as long" for factor in row["slowdown"])] for row in rows
+         *(f"{factor:.2f}" for factor in row["slowdown"])] for row in rows
     ]  # fmt: skip
     return (
-        f"{rows[0]['model']}, batch {rows[0]['batch']} a process; communication aside.\n\n{markdown_table(head, body)}"
+        f"{rows[0]['model']}, batch {rows[0]['batch']} per process, without communication.\n\n"
+        f"{markdown_table(head, body)}"
     )

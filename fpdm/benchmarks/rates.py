@@ -1,4 +1,4 @@
-"""Data in and out: latents read, images encoded and decoded, PNGs written."""
+"""Rates of data input and output: reading latents, encoding and decoding images, writing PNGs."""
 
 import tempfile
 from collections.abc import Callable
@@ -30,9 +30,9 @@ def rates(
     precision: str,
     codec: Codec,
 ) -> Question:
-    """records: of the latent store that is read, at each of `batches`; images of R x R pixels, so many at a time.
+    """records: size of the latent store. batches: batch sizes of reading latents. image_batch: of R x R images.
 
-    precision: of the VAE, beside float32.
+    precision: of the VAE; float32 is measured as well.
     """
     images = {"batch": image_batch, "resolution": resolution}
     cases = [{"what": "reading latents", "batch": b, "latent": list(latent), "records": records} for b in batches]
@@ -60,7 +60,8 @@ def measure(
             works = {OURS: lambda: store.read(draw.integers(0, len(store), batch), draw.random(batch) < 0.5)}
         elif what == "writing PNG":
             pixels = torch.randint(0, 256, (batch, 3, resolution, resolution), dtype=torch.uint8)
-            smooth = torch.nn.functional.avg_pool2d(pixels.float(), 9, 1, 4).to(torch.uint8)  # noise alone packs badly
+            # Plain noise compresses badly.
+            smooth = torch.nn.functional.avg_pool2d(pixels.float(), 9, 1, 4).to(torch.uint8)
 
             def write():
                 list(writer.map(lambda i: save_png(smooth[i], png_path(Path(folder), i)), range(batch)))
@@ -77,7 +78,7 @@ def measure(
 
 
 def layouts(codec: VAECodec, dtype: torch.dtype) -> dict[str, VAECodec]:
-    """The VAE in this precision as it is used, with its channels last in memory, and with its channels first."""
+    """The VAE in this precision with channels last in memory, as it is used, and with channels first."""
     copies = [VAECodec(torch.nn.Module.to(deepcopy(codec.vae), dtype), codec.source) for _ in range(2)]
     copies[1].vae.to(memory_format=torch.contiguous_format)
     return {OURS: copies[0], FIRST: copies[1]}
@@ -107,4 +108,4 @@ def table(rows: list[dict]) -> str:
          str(row["batch"]), f"{row['per_s']:,.4g}", f"{row['least_per_s']:,.4g} to {row['most_per_s']:,.4g}",
          f"{row[f'{FIRST}_per_s']:,.4g}" if f"{FIRST}_per_s" in row else ""] for row in rows
     ]  # fmt: skip
-    return markdown_table(["", "VAE", "", "batch", "a second", "from ... to", "with channels first"], body, 3)
+    return markdown_table(["", "VAE", "size", "batch", "per second", "range", "with channels first"], body, 3)

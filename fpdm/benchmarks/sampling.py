@@ -1,4 +1,4 @@
-"""How fast images are made, from noise to PNG files, and what of that is not block passes."""
+"""Speed of sampling, from noise to PNG files, and the share of time that is not spent in block passes."""
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def sampling(
     models: tuple[str, ...], latent: tuple[int, int, int], batch: int, modes: tuple[str, ...], budgets: tuple[int, ...],
     iterations: int, codec: Codec,
 ) -> Question:  # fmt: skip
-    """iterations: per timestep, of FPDMs. codec: decodes the latents, with whatever weights."""
+    """iterations: per timestep, for FPDM. codec: decodes the latents; its weights do not matter."""
     common = {"latent": list(latent), "batch": batch, "iterations": iterations}
     cases = [common | {"model": m, "mode": mode, "budget": b} for m, mode, b in product(models, modes, budgets)]
     return Question("Sampling", cases, lambda bench, **case: measure(bench, codec, **case), table)
@@ -36,18 +36,18 @@ def measure(
     bench: Bench, codec: Codec, latent: list[int], batch: int, iterations: int, model: str, mode: str, budget: int
 ) -> dict:
     torch.compiler.reset()
-    drawn = network(bench, model, latent).eval()
-    cost = forward_cost(drawn)
+    sampled = network(bench, model, latent).eval()
+    cost = forward_cost(sampled)
     if mode != "eager":
-        compile_layers(drawn, graphs=mode == "graphs")
-    source = make_source(drawn, Diffusion(), codec, bench.precision, cost)
+        compile_layers(sampled, graphs=mode == "graphs")
+    source = make_source(sampled, Diffusion(), codec, bench.precision, cost)
     config = SamplingConfig(budget=budget, iterations=iterations if cost.iterative else None)
     plan = plan_for(source, config)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as writers:
 
         def images():
-            """BATCHES of them; the files of a batch are written while the next is computed, as sample.py does it."""
+            """Sample BATCHES batches. As in sample.py, files are written while the next batch is computed."""
             writing = []
             for first in range(0, BATCHES * batch, batch):
                 with torch.inference_mode():
@@ -65,8 +65,8 @@ def measure(
                 return codec.decode(torch.zeros(batch, *latent, device=bench.device))
 
         multiply, flops = matrix_product(bench)
-        works = {"whole": images, "latents": sampling_run(bench, drawn, latent, batch, plan), "decoding": decode,
-                 "blocks": blocks_alone(bench, drawn, batch, plan), "peak": multiply}  # fmt: skip
+        works = {"whole": images, "latents": sampling_run(bench, sampled, latent, batch, plan), "decoding": decode,
+                 "blocks": blocks_alone(bench, sampled, batch, plan), "peak": multiply}  # fmt: skip
         times = alternate(bench, works)
         peak = None
         if bench.device.type == "cuda":
@@ -89,8 +89,9 @@ def measure(
 
 
 def table(rows: list[dict]) -> str:
-    head = ["", "mode", "block passes", "timesteps", "images/s", "latents/s", "TFLOP/s", "of matrix-product peak",
-            "not block passes", "without decoding", "first run, s", "peak GiB"]  # fmt: skip
+    head = ["", "mode", "block passes", "timesteps", "images/s", "latents/s", "TFLOP/s",
+            "share of matrix-product peak", "overhead, images", "overhead, latents", "first run, s",
+            "peak GiB"]  # fmt: skip
     body = [
         [
             row["model"], row["mode"], str(row["block_passes"]), str(row["timesteps"]), f"{row['images_per_s']:.3g}",
@@ -101,7 +102,8 @@ def table(rows: list[dict]) -> str:
         for row in rows
     ]  # fmt: skip
     return (
-        f"DDIM, solutions reused, {rows[0]['iterations']} iterations a timestep for FPDM, batch {rows[0]['batch']}, "
-        f"latents {rows[0]['latent']}. Images are decoded and written as PNG; latents are not. What is not block "
-        f"passes is all time beyond that of the same block passes by themselves.\n\n{markdown_table(head, body, 2)}"
+        f"DDIM with reuse, {rows[0]['iterations']} iterations per timestep for FPDM, batch {rows[0]['batch']}, "
+        f"latents {rows[0]['latent']}. The rate of images includes decoding and PNG files, the rate of latents does "
+        f'not. "Overhead" is the share of time that is not spent in block passes (measured alone).\n\n'
+        f"{markdown_table(head, body, 2)}"
     )

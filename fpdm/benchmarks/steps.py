@@ -1,4 +1,4 @@
-"""Training as it is done: train.py on random latents, its log read."""
+"""Training steps of train.py on random latents, measured from its log."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ def steps(
     size: str, patch: int, latent: tuple[int, int, int], batch: int, updates: tuple[int, ...], modes: tuple[str, ...],
     length: int,
 ) -> Question:  # fmt: skip
-    """updates: M = N; every step has as many updates as the mean, or as the largest. length: steps of a measurement."""
+    """updates: M = N. Every step has the mean n and m, rounded up, or the largest. length: steps per measurement."""
     kinds = [{"family": "DiT"}]
     kinds += [{"family": "FPDM", "updates": k, "step": step} for k in updates for step in STEPS]
     common = {"size": size, "patch": patch, "latent": list(latent), "batch": batch, "length": length}
@@ -65,13 +65,13 @@ def measure(
 
 
 def product_rate(bench: Bench) -> float:
-    """TFLOP/s of a large matrix product, now."""
+    """TFLOP/s of a large matrix product, measured now."""
     multiply, flops = matrix_product(bench)
     return flops / alternate(bench, {"peak": multiply})["peak"].median / 1e12
 
 
 def table(rows: list[dict]) -> str:
-    head = ["", "step", "mode", "ms a step", "images/s", "TFLOP/s", "of matrix-product peak", "counted GiB",
+    head = ["", "step", "mode", "ms/step", "images/s", "TFLOP/s", "share of matrix-product peak", "counted GiB",
             "peak GiB", "reserved GiB", "warm-up, s"]  # fmt: skip
     body = [
         [
@@ -82,12 +82,12 @@ def table(rows: list[dict]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    if rows[0]["reserved_gib"] is not None:  # allocated on a GPU; on a CPU the peak is that of the whole process
+    if rows[0]["reserved_gib"] is not None:  # only on a GPU; on a CPU, the peak is that of the whole process
         head.append("peak / counted")
         body = [[*line, f"{allocated_share(row):.2f}"] for line, row in zip(body, rows, strict=True)]
     return f"Batch {rows[0]['batch']}, latents {rows[0]['latent']}.\n\n{markdown_table(head, body, 3)}"
 
 
 def allocated_share(row: dict) -> float:
-    """What a step on a GPU had allocated at its peak, as a multiple of what is counted for it."""
+    """Measured peak of a step on a GPU as a multiple of the counted memory."""
     return row["measured_gib"] / row["counted_gib"]

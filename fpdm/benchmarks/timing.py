@@ -1,4 +1,4 @@
-"""Times of alternatives, measured in turn, so that a machine that slows down slows all of them."""
+"""Times of alternatives, measured in turn, so that a slower machine affects all of them equally."""
 
 import math
 import statistics
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-LEAST = 0.1  # seconds of one measurement; shorter work is repeated within it
+LEAST = 0.1  # minimum seconds of one measurement; shorter work is repeated
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Bench(NamedTuple):
-    """Where and how is measured. precision: no, bf16 or fp16; repeats: measurements, of which the median counts."""
+    """Device and settings of a measurement. precision: no, bf16 or fp16. repeats: of which the median is taken."""
 
     device: torch.device
     precision: str
@@ -26,8 +26,8 @@ class Bench(NamedTuple):
 
 
 class Question(NamedTuple):
-    """cases: each measured by itself, as measure(bench, **case) -> its numbers; table: of rows that are cases with
-    their numbers, in Markdown."""
+    """cases: each is measured separately, measure(bench, **case) -> numbers by name. table: rows, each a case with its
+    numbers, -> Markdown."""
 
     title: str
     cases: list[dict]
@@ -36,7 +36,7 @@ class Question(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds. first: of the first call, with compilation and set-up; the others of one call after that."""
+    """Seconds per call. first: the first call, with compilation and set-up; the others: later calls."""
 
     first: float
     median: float
@@ -47,10 +47,9 @@ class Times(NamedTuple):
 def alternate(
     bench: Bench, works: dict[str, Callable[[], Any]], around: Callable[[], AbstractContextManager] = nullcontext
 ) -> dict[str, Times]:
-    """Each piece of work `repeats` times, in turn, every other round backwards.
+    """Time each piece of work `repeats` times, in turn; every second round is in reverse order.
 
-    around: entered once for the calls of a measurement. Once all are warm nothing may be compiled
-    again: a work that would is an error.
+    around: a context entered once per measurement. RuntimeError if anything is compiled again after the warm-up.
     """
 
     def timed(work: Callable[[], Any], calls: int) -> float:
@@ -77,14 +76,14 @@ def _seconds(device: torch.device, work: Callable[[], Any], calls: int) -> float
 
 
 def matrix_product(bench: Bench) -> tuple[Callable[[], Any], int]:
-    """A large product in the bench's precision and its FLOPs: what the machine can do at best."""
+    """A large matrix product in the bench's precision, and its FLOPs: the peak rate of the machine."""
     size = 8192 if bench.device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=bench.device, dtype=DTYPES[bench.precision]) for _ in range(2))
     return lambda: a @ b, 2 * size**3
 
 
 def copying(bench: Bench) -> tuple[Callable[[], Any], int]:
-    """A large copy and the bytes it reads and writes."""
+    """A large copy, and the bytes it reads and writes."""
     source = torch.empty(2**29 if bench.device.type == "cuda" else 2**26, dtype=torch.float32, device=bench.device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * source.nbytes

@@ -1,4 +1,4 @@
-"""What one update of the implicit layer costs against one DiT block: operations, bytes and time."""
+"""Cost of one update of the implicit layer compared with one DiT block: operations, bytes and time."""
 
 from contextlib import contextmanager
 from itertools import product
@@ -18,15 +18,15 @@ from fpdm.models.implicit import ImplicitLayer
 from fpdm.models.sizes import SIZES
 
 MODES = ("eager", "compiled")
-# torch counts attention on GPUs, and on CPUs from some version after 2.11 on.
+# torch counts attention on GPUs; on CPUs only in versions later than 2.11.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
 
 
 class Work(NamedTuple):
-    """Of one call: FLOPs of matrix products and attention, bytes that these read and write, bytes of all other
-    operations."""
+    """Work of one call: FLOPs of matrix products and attention, the bytes that these read and write, and the bytes of
+    all other operations."""
 
     flops: int
     product_bytes: int
@@ -34,7 +34,7 @@ class Work(NamedTuple):
 
 
 def updates(sizes: tuple[str, ...], batches: tuple[int, ...], tokens: int, modes: tuple[str, ...] = MODES) -> Question:
-    """tokens: of an image, 256 for a latent of 32x32 with patch 2."""
+    """tokens: per image; 256 for a latent of 32x32 with patch 2."""
     cases = [{"size": s, "batch": b, "tokens": tokens, "mode": m} for s, b, m in product(sizes, batches, modes)]
     return Question("One update of the implicit layer against one DiT block", cases, measure, table)
 
@@ -48,14 +48,14 @@ def measure(bench: Bench, size: str, batch: int, tokens: int, mode: str) -> dict
         naive = NaiveImplicitLayer(ImplicitLayer(width, heads))
     with torch.no_grad(), bench.autocast():
         constants, inputs = layer.constants(x_pre, c), naive.constants(x_pre, c)
-    works = {  # under autocast, too, the iterate is float32, as a DiT's tokens are
+    works = {  # the iterate is float32 under autocast too, like a DiT's tokens
         "block": lambda: block(h, block.modulation(c)),
         "update": lambda: layer(h, constants),
         "naive": lambda: naive(h, inputs),
     }
 
     @contextmanager
-    def one_timestep():  # under which weights are cast once for all updates
+    def one_timestep():  # weights are cast once for all updates in it
         with torch.no_grad(), bench.autocast():
             yield
 
@@ -78,7 +78,8 @@ def measure(bench: Bench, size: str, batch: int, tokens: int, mode: str) -> dict
 
 def table(rows: list[dict]) -> str:
     head = ["size", "mode", "batch", "block, ms", "update, ms", "published form, ms", "update / block", "by FLOPs",
-            "published / block", "by FLOPs", "update's share of product peak", "update's first call, s"]  # fmt: skip
+            "published / block", "by FLOPs", "update, share of matrix-product peak",
+            "first call of update, s"]  # fmt: skip
     body = [
         [
             row["size"], row["mode"], str(row["batch"]), f"{row['block_ms']:.4g}", f"{row['update_ms']:.4g}",
@@ -100,20 +101,21 @@ def table(rows: list[dict]) -> str:
         ]
         for row in rows if row["mode"] == "eager"
     ]  # fmt: skip
-    roofline = ["size", "batch", "GFLOPs", "matrix products, MB", "other operations, MB", "TFLOP/s of a matrix product",
-                "GB/s of a copy", "floor, ms", "other operations by bytes, ms", "measured, ms"]  # fmt: skip
-    answer = f"{rows[0]['tokens']} tokens an image.\n\n{markdown_table(head, body, 2)}"
+    roofline = ["size", "batch", "GFLOPs", "matrix products, MB", "other operations, MB", "large product, TFLOP/s",
+                "copy, GB/s", "lower bound, ms", "other operations, ms by bytes", "measured, ms"]  # fmt: skip
+    answer = f"{rows[0]['tokens']} tokens per image.\n\n{markdown_table(head, body, 2)}"
     if not floors:
         return answer
     return (
-        f"{answer}\n\nThe floor of an update: its matrix products at the rate of a large one, or their bytes at that "
-        "of a copy. Run one by one, the other operations cost their bytes besides.\n\n"
+        f"{answer}\n\nThe lower bound of an update is the larger of two times: the FLOPs of its matrix products at "
+        "the rate of one large product, and their bytes at the rate of a copy. Without fusion, the other operations "
+        "add the time of their bytes.\n\n"
         f"{markdown_table(roofline, floors)}"
     )
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, views aside: of matrix products and attention, and of all others."""
+    """Bytes that operations read and write, except views: of matrix products and attention, and of all others."""
 
     FREE = ("_unsafe_view", "_reshape_alias", "alias", "detach", "empty", "new_empty")
     PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "linear")
@@ -136,7 +138,7 @@ class Traffic(TorchDispatchMode):
 
 
 def count_work(work) -> Work:
-    """Of one call after another, so that what is done once is not in it."""
+    """Work of the second of two calls, without what is done only once."""
     work()
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops, Traffic() as traffic:
         work()

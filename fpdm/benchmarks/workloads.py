@@ -1,6 +1,6 @@
-"""Training steps and sampling runs as pieces of work to be timed, on random numbers.
+"""Training steps and sampling runs with random data, to be timed.
 
-Random weights: those that a new network sets to 0 would leave its blocks without effect.
+All weights are random, because blocks would have no effect with the zeros of a new network.
 """
 
 from collections.abc import Callable, Iterable
@@ -38,9 +38,9 @@ def network(bench: Bench, name: str, latent: Shape, **overrides) -> Denoiser:
 def training_step(
     bench: Bench, model: nn.Module, latent: Shape, batch: int, iterations: Iterable[tuple[int, int]] = ()
 ) -> Callable[[], None]:
-    """One step on the device: draws, forward, loss, backward, clipping, AdamW, EMA; data is there already.
+    """One step on the device: random draws, forward, loss, backward, clipping, AdamW, EMA. Data is on the device.
 
-    iterations: (n, m) of an FPDM's steps, taken in turn.
+    iterations: (n, m) of an FPDM's steps, used in turn.
     """
     diffusion, ema = Diffusion(), EMA(model, 0.9999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
@@ -66,7 +66,7 @@ def training_step(
 
 
 def sampling_run(bench: Bench, model: Denoiser, latent: Shape, batch: int, plan: Plan) -> Callable[[], Tensor]:
-    """Latents of one batch, DDIM, solutions reused; without decoding."""
+    """Sampling the latents of one batch: DDIM with reuse, without decoding."""
     noise = torch.randn(batch, *latent, device=bench.device)
     labels = torch.arange(batch, device=bench.device) % model.num_classes
     source = make_source(model.eval(), Diffusion(), None, bench.precision, block_cost(model))
@@ -81,7 +81,7 @@ def sampling_run(bench: Bench, model: Denoiser, latent: Shape, batch: int, plan:
 
 
 def blocks_alone(bench: Bench, model: Denoiser, batch: int, plan: Plan) -> Callable[[], Tensor]:
-    """The block passes of a sampling run and nothing else: no embedding, no head, no schedule."""
+    """Only the block passes of a sampling run: no embedding, no head, no schedule."""
     tokens = torch.randn(batch, *model.pos_embed.shape[1:], device=bench.device)
     c = torch.randn(batch, tokens.shape[-1], device=bench.device)
     before, *after = model.stacks()
@@ -90,7 +90,7 @@ def blocks_alone(bench: Bench, model: Denoiser, batch: int, plan: Plan) -> Calla
         with torch.inference_mode():
             for step in plan.steps:
                 h = tokens
-                with bench.autocast():  # once a timestep, as weights are cast once a call
+                with bench.autocast():  # once per timestep, because weights are cast once per call
                     for block in before:
                         h = block(h, block.modulation(c))
                     if model.iterative:

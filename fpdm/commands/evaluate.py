@@ -19,8 +19,8 @@ class Settings(ScoringConfig):
         + """    samples: folder or zip of images, or an npz with arr_0.
         reference: folder or zip of images (cropped as for training), an npz, or digits; or a file of statistics,
             from --make-reference or ADM's VIRTUAL_*.npz.
-        make_reference: write the reference's statistics to this file (.npz), instead of scoring.
-        self_test: check the metrics on the reference's features and on Gaussians, instead of scoring.
+        make_reference: write the reference's statistics to this file (.npz) instead of scoring.
+        self_test: check the metrics on the reference's features and on Gaussians instead of scoring.
         out: JSON file of the scores; by default score-<features>.json beside the samples.
     """
     )
@@ -37,7 +37,7 @@ class Settings(ScoringConfig):
                  f"samples={self.samples}": self.samples}  # fmt: skip
         given = [name for name, value in asked.items() if value]
         if len(given) > 1:
-            raise ValueError(f"{' with '.join(given)}: one thing at a time; keep one of them")
+            raise ValueError(f"{' with '.join(given)}: only one of them is possible; leave out the others")
 
     def score_file(self) -> Path:
         samples = Path(self.samples)

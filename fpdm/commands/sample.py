@@ -15,17 +15,18 @@ from fpdm.sampling.settings import SamplingConfig
 class Settings(SamplingConfig):
     __doc__ = (
         SamplingConfig.__doc__
-        + """    ckpt: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its Hub id.
-        out: folder of the images; by default samples/<step>-<recipe> in the checkpoint's run, or here.
-        num_samples: how many images; those already in the folder are kept.
-        batch_size: images at a time, per process.
+        + """    ckpt: a run's folder (uses its latest checkpoint), a checkpoint, or an exported folder or its Hub id.
+        out: folder for the images; by default samples/<step>-<recipe> in the checkpoint's run, or in the working
+            directory.
+        num_samples: number of images; images that are already in the folder are kept.
+        batch_size: images per batch and process.
         weights: ema or model.
-        precision: of the network, no, bf16 or fp16.
-        tf32: allow TF32 matrix products where a GPU has them, of a network in float32 and of the VAE.
-        compile: compile blocks and the implicit layer's update with torch.compile; pays for many images.
-        trace: record so many images (those from index 0) into the folder's trace/: the residual of every update,
-            and the image predicted at each timestep.
-        vae: where the codec is, if it has moved since training.
+        precision: precision of the network: no, bf16 or fp16.
+        tf32: allow TF32 matrix products on GPUs that support them, for a float32 network and for the VAE.
+        compile: compile blocks and the implicit layer's update with torch.compile; useful for many images.
+        trace: number of images, from index 0, to record in the folder's trace/: the residual of every update, and the
+            image predicted at each timestep.
+        vae: the codec's new place, if it has moved since training.
     """
     )
 

@@ -1,6 +1,6 @@
-"""Statistics of features in one pass, in float64; they can be saved, merged and continued.
+"""Statistics of features in one pass, in float64. They can be saved, merged and extended.
 
-The sums stay on the device of the features until they are asked for: `add` does not wait for the device.
+The sums stay on the features' device until they are read: `add` does not wait for the device.
 
 F features, K logits.
 """

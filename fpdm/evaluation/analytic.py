@@ -1,4 +1,4 @@
-"""Data whose diffusion is known exactly, N(MEAN, STD^2) in every value, to measure the errors of solvers."""
+"""Gaussian data with an exact denoiser, N(MEAN, STD^2) in every value, to measure the errors of solvers."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ SAMPLES = 64
 
 
 class ExactDenoiser:
-    """E[x0 | x_t], in the diffusion's parametrisation; called as a model is."""
+    """E[x0 | x_t] in the diffusion's parametrisation, with the call signature of a model."""
 
     def __init__(self, diffusion: Diffusion):
         self.diffusion = diffusion
@@ -39,7 +39,7 @@ def exact_source(diffusion: Diffusion) -> Source:
 def solver_error(sampler: str, steps: int, down_to_zero: bool | None = None) -> float:
     """Largest error of a deterministic solver over SAMPLES x 4 values; the exact flow ends at MEAN + STD z.
 
-    down_to_zero: whether the timesteps end at 0; by default as plans for this solver have them.
+    down_to_zero: whether the timesteps end at 0; by default as in this solver's plans.
     """
     diffusion = Diffusion(learn_sigma=False)
     z = torch.randn(SAMPLES, 1, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Scores of several models under several sampling configs, each computed once and kept in a file."""
+"""Scores of several models with several sampling configs. Each score is computed once and kept in a file."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ class Contender(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Fréchet distance of `images` samples, and what one of them cost; under adaptive allocation, on average."""
+    """Fréchet distance of `images` samples, and the cost of one image (the mean, with adaptive allocation)."""
 
     distance: float
     timesteps: int
@@ -42,7 +42,7 @@ class Score(NamedTuple):
 class ScoreBook:
     """Scores by (weights, sampling config, features, number of images).
 
-    path: JSON file they are kept in, so that a comparison is resumed where it stopped.
+    path: JSON file for the scores, so that an interrupted comparison can resume.
     extractor: uint8 images (B, 3, R, R) -> features (B, F); extractor_key: identifies it.
     """
 

@@ -1,4 +1,4 @@
-"""How far solves have come: the residual where each starts and where it ends."""
+"""Convergence of solves: the residuals of their initial values and of their solutions."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from fpdm.sampling.settings import SamplingConfig
 
 
 def solve_residuals(source: Source, config: SamplingConfig, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Of images sampled from an FPDM: residual of each solve's start and of its solution, (B, S) each, S model calls.
+    """Sample images from an FPDM; returns the initial and the final residual of each solve, (B, S) each, S model calls.
 
-    That of the solution, ||g(h) - h|| / ||g(h)||, takes one update more than sampling does.
+    The final residual ||g(h) - h|| / ||g(h)|| of a solution h takes one update more than sampling.
     """
     plan = plan_for(source, config)
     starts, ends = [], []

@@ -131,8 +131,8 @@ class DINOv2(nn.Module):
 class Classifier(nn.Module):
     """A small convolutional classifier; its features are the last convolution's 64 channels, averaged over positions.
 
-    They describe strokes and shapes, as Inception's do. The fully connected layers after them were tried too: their
-    features say little more than how sure the classifier is of the class.
+    They describe strokes and shapes, as Inception's do. Features after the fully connected layers were tried too: they
+    mainly measure the classifier's confidence in the class.
     """
 
     name = "cnn"

@@ -1,4 +1,4 @@
-"""Figures: scores over the ways to spend a budget, residuals, and labelled strips of images."""
+"""Figures: scores against iterations, budgets and other quantities, labelled strips of images, and shares of time."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ DPI = 130
 
 
 class Curve(NamedTuple):
-    """Scores over iterations per timestep at a fixed budget, or over budgets; deviations over seeds, if any."""
+    """Scores at some iterations per timestep (or, in `plot_curves`, budgets). deviations: over seeds, if any."""
 
     label: str
     iterations: list[int]
@@ -79,7 +79,7 @@ def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> Non
 
 
 class Point(NamedTuple):
-    """A score at x, with its deviation over seeds; explicit: it is of a DiT."""
+    """A score at x, with its deviation over seeds. explicit: the model is a DiT."""
 
     label: str
     x: float

@@ -109,7 +109,7 @@ def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _open_folder(source: str) -> ImageSet:
     folder = Path(source)
-    if (folder / RECIPE).is_file():  # written by sample.py; a trace may lie beside the images
+    if (folder / RECIPE).is_file():  # written by sample.py; the folder may also contain a trace
         numbered = sorted(folder.glob(NUMBERED))
         if not numbered:
             raise ValueError(f"{source}: a {RECIPE}, but no image beside it; give a folder with images")
@@ -118,7 +118,7 @@ def _open_folder(source: str) -> ImageSet:
 
 
 def _without_grid(images: ImageSet) -> ImageSet:
-    """A samples folder also has a grid of its images, which is not a sample."""
+    """Leave out the grid that a samples folder also contains."""
     kept = [i for i, name in enumerate(images.names) if Path(name).name != GRID]
     if not kept:
         raise ValueError(f"no image to score besides {GRID}; give a folder with images")

@@ -1,4 +1,4 @@
-"""Scores over several training seeds: means, spreads, and which differences are significant."""
+"""Scores over several training seeds: means, standard deviations, and which differences exceed them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from fpdm.sampling.settings import SamplingConfig
 
 
 class Results(NamedTuple):
-    """Scores of one way of sampling, one for each seed."""
+    """Scores of one model and sampling config, one for each seed."""
 
     scores: list[Score]
 
@@ -35,9 +35,9 @@ class Results(NamedTuple):
 def over_seeds(
     book: ScoreBook, models: list[Contender], config: SamplingConfig | Callable[[int], SamplingConfig]
 ) -> Results:
-    """Scores of models that differ only in the training seed; model i samples with sampling seed i.
+    """Scores of models that differ only in the training seed. Model i is sampled with seed i.
 
-    config: one for all models, or a function of i.
+    config: one for all models, or a function i -> config.
     """
     made = config if callable(config) else lambda seed: replace(config, seed=seed)
     return Results([book.score(model, made(seed)) for seed, model in enumerate(models)])
@@ -51,7 +51,10 @@ def spread(values: np.ndarray, digits: int = 2) -> str:
 
 
 def difference(values: np.ndarray, baseline: np.ndarray) -> tuple[str, str]:
-    """Mean difference over seeds with its deviation, and a verdict: it counts if the mean exceeds the deviation."""
+    """Mean difference over seeds ± its standard deviation, and a verdict.
+
+    The verdict is "better" or "worse" if the mean exceeds the deviation, else "no difference".
+    """
     gaps = values - baseline
     beyond = len(gaps) > 1 and abs(gaps.mean()) > gaps.std(ddof=1)
     verdict = ("better" if gaps.mean() < 0 else "worse") if beyond else "no difference"

@@ -1,4 +1,4 @@
-"""Checks of the metrics on cases where the right numbers are known."""
+"""Checks of the metrics on cases with known results."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Check(NamedTuple):
 
 
 def check_metrics(features: Tensor) -> list[Check]:
-    """Checks on features (N, F) of one set of images, and on Gaussians, whose distance has a formula."""
+    """Checks on features (N, F) of one set of images, and on Gaussians, whose distance has a closed form."""
     whole = statistics(features)
     first, second = (statistics(half) for half in halves(features))
     scale = float(np.trace(whole.covariance))

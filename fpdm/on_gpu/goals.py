@@ -1,17 +1,17 @@
-"""What was hoped for, beside what was measured (docs/performance.md, Targets)."""
+"""Goals and the measured values (docs/performance.md, Targets)."""
 
 from typing import NamedTuple
 
 from fpdm.benchmarks.counted_memory import LARGEST
 from fpdm.benchmarks.steps import allocated_share
 
-TRAINING, SAMPLING, PUBLISHED, UPDATE, BESIDE = 0.40, 0.50, 1.5, 1.40, 0.05
-MEMORY = {(12, "eager"): 0.50, (6, "eager"): 0.33, (12, "checkpointing"): 0.33}  # (M = N, mode) -> of DiT's
+TRAINING, SAMPLING, PUBLISHED, UPDATE, OVERHEAD = 0.40, 0.50, 1.5, 1.40, 0.05
+MEMORY = {(12, "eager"): 0.50, (6, "eager"): 0.33, (12, "checkpointing"): 0.33}  # (M = N, mode) -> relative to DiT
 Rows = dict[str, list[dict]]
 
 
 class Goal(NamedTuple):
-    """measured: of what was measured, whichever mode does best. reached: None where nothing was measured."""
+    """A goal. measured: the values of the best mode. reached: None if nothing was measured."""
 
     what: str
     wanted: str
@@ -20,26 +20,26 @@ class Goal(NamedTuple):
 
 
 def goals(rows: Rows) -> list[Goal]:
-    """Those of FPDM. rows: of each question, the cases that were measured."""
+    """The goals for FPDM. rows: the measured cases of each question."""
     steps = [row for row in rows.get("steps", []) if row["family"] == "FPDM" and row["mode"] != "checkpointing"]
-    drawn = [row for row in rows.get("sampling", []) if row["model"].startswith("FPDM")]
+    sampled = [row for row in rows.get("sampling", []) if row["model"].startswith("FPDM")]
     layers = [row for row in rows.get("updates", []) if row["batch"] >= 8 and row["mode"] == "compiled"]
     peak = "share of the matrix-product peak"
     return [
         at_least(f"training, {peak}", TRAINING, by_mode(steps, share_of_peak), "{:.0%}"),
-        at_least(f"sampling without decoding, {peak}", SAMPLING, by_mode(drawn, share_of_peak), "{:.0%}"),
+        at_least(f"sampling without decoding, {peak}", SAMPLING, by_mode(sampled, share_of_peak), "{:.0%}"),
         *(
             at_least(f"{work} against the published form", PUBLISHED, against_published(rows, work), "{:.2f}")
             for work in ("training", "sampling")
         ),
         at_most("update / block, compiled, batch 8 and more", UPDATE,
                 by_mode(layers, lambda row: row["update_ms"] / row["block_ms"]), "{:.2f}"),
-        at_most("sampling, time beside block passes", BESIDE,
-                by_mode(drawn, lambda row: 1 - row["blocks_s"] * row["images_per_s"]), "{:.1%}"),
-        at_most("sampling without decoding and files, time beside block passes", BESIDE,
-                by_mode(drawn, lambda row: 1 - row["blocks_s"] * row["latents_per_s"]), "{:.1%}"),
+        at_most("sampling, overhead", OVERHEAD,
+                by_mode(sampled, lambda row: 1 - row["blocks_s"] * row["images_per_s"]), "{:.1%}"),
+        at_most("sampling without decoding and files, overhead", OVERHEAD,
+                by_mode(sampled, lambda row: 1 - row["blocks_s"] * row["latents_per_s"]), "{:.1%}"),
         *(
-            at_most(f"memory of the largest step, M = N = {updates}, {mode}, of DiT's", most,
+            at_most(f"memory of the largest step, M = N = {updates}, {mode}, relative to DiT", most,
                     against_dit(rows, updates, mode), "{:.0%}")
             for (updates, mode), most in MEMORY.items()
         ),
@@ -68,7 +68,7 @@ def against_published(rows: Rows, work: str) -> dict[str, list[float]]:
 
 
 def against_dit(rows: Rows, updates: int, mode: str) -> dict[str, list[float]]:
-    """What a GPU had allocated at the largest step, as a share of what DiT's step had."""
+    """Peak allocated memory of FPDM's largest step on a GPU, relative to DiT's step."""
     steps = [row for row in rows.get("steps", []) if row["mode"] == mode and row["reserved_gib"] is not None]
     dit = [row["measured_gib"] for row in steps if row["family"] == "DiT"]
     ours = [row["measured_gib"] for row in steps if row.get("updates") == updates and row["step"] == LARGEST]
@@ -76,7 +76,7 @@ def against_dit(rows: Rows, updates: int, mode: str) -> dict[str, list[float]]:
 
 
 def at_least(what: str, wanted: float, measured: dict[str, list[float]], form: str) -> Goal:
-    """Reached where all numbers of one mode reach it."""
+    """Reached if all values of one mode reach it."""
     said = f"at least {form.format(wanted)}"
     if not measured:
         return Goal(what, said, "", None)
@@ -98,15 +98,15 @@ def spread(mode: str, values: list[float], form: str) -> str:
 
 
 def remarks(rows: Rows, small: Rows) -> list[str]:
-    """Sentences on what has no goal. small: rows at the small batch, with CUDA graphs."""
+    """Sentences about measurements without a goal. small: rows at the small batch, with CUDA graphs."""
     said = []
     shares = [allocated_share(row) for row in rows.get("steps", []) if row["reserved_gib"] is not None]
     if shares:
-        said.append(f"Memory allocated against counted, {len(shares)} training steps: {min(shares):.2f} to "
+        said.append(f"Allocated memory relative to counted, {len(shares)} training steps: {min(shares):.2f} to "
                     f"{max(shares):.2f} times.")  # fmt: skip
     speeds = {(row["model"], row["mode"]): row["latents_per_s"] for row in small.get("sampling", [])}
     for (model, mode), speed in speeds.items():
         if mode == "graphs" and (model, "compiled") in speeds:
             said.append(f"CUDA graphs, {model}, batch {small['sampling'][0]['batch']}: latents "
-                        f"{speed / speeds[model, 'compiled']:.2f} times as fast as compiled without.")  # fmt: skip
+                        f"{speed / speeds[model, 'compiled']:.2f} times as fast as without graphs.")  # fmt: skip
     return said

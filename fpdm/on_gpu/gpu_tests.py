@@ -1,4 +1,4 @@
-"""tests/gpu, run test by test as far as the time goes: its log is the record of what is done."""
+"""Runs tests/gpu within a time limit. The log records which tests are finished."""
 
 import re
 import signal
@@ -17,7 +17,7 @@ FAILED = ("FAILED", "ERROR")
 
 
 class Tests(NamedTuple):
-    """Of a log. results: each finished test's last word, PASSED and so on. failed: those that failed, with why."""
+    """Results in a log. results: finished test -> PASSED, FAILED etc. failed: failed test -> reason."""
 
     results: dict[str, str]
     failed: dict[str, str]
@@ -30,7 +30,7 @@ class Tests(NamedTuple):
 
 
 def read_log(log: Path) -> Tests:
-    """What is in the log of `run_tests`, of however many calls."""
+    """Results in the log of one or several calls of `run_tests`."""
     text = log.read_text(errors="replace") if log.is_file() else ""
     results = dict(RESULT.findall(text))
     reasons = dict(REASON.findall(text))
@@ -38,28 +38,28 @@ def read_log(log: Path) -> Tests:
 
 
 def run_tests(log: Path, deadline: float) -> str:
-    """Those of tests/gpu that the log does not have yet; what came of all of them.
+    """Run the tests of tests/gpu that are not in the log yet; returns a summary of all results.
 
-    OutOfTime where they were stopped at the deadline, ValueError where pytest itself failed.
+    OutOfTime if the tests were stopped at the deadline, ValueError if pytest itself failed.
     """
     names = unfinished(log) if log.is_file() else [TESTS]
     if names:
         words = ["-u", "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *names]
-        wide = {"COLUMNS": "400"}  # or pytest would cut off why a test failed
+        wide = {"COLUMNS": "400"}  # otherwise pytest truncates the reason of a failure
         status = run_python(words, deadline, log, signal.SIGINT, PATIENCE, ROOT, wide)
         if status is None:
-            raise OutOfTime(f"{read_log(log)}; the time is over, the same command resumes")
+            raise OutOfTime(f"{read_log(log)}; the time limit is reached, the same command resumes")
         if status not in (0, 1):
-            raise ValueError(f"pytest ended with exit status {status}: {last_line(log)} (all of it is in {log})")
+            raise ValueError(f"pytest ended with exit status {status}: {last_line(log)} (full output in {log})")
     return str(read_log(log))
 
 
 def unfinished(log: Path) -> list[str]:
-    """Tests without a result in the log; last the one that was interrupted, or ended pytest itself."""
+    """Tests without a result in the log. A test that was interrupted, or that ended pytest itself, comes last."""
     command = [sys.executable, "-m", "pytest", TESTS, "--collect-only", "-q", "--color=no", "-p", "no:cacheprovider"]
     collected = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     listed = collected.stdout.splitlines()
-    if collected.returncode:  # a file that cannot be imported must not pass for one whose tests are done
+    if collected.returncode:  # tests of a file that cannot be imported must not count as finished
         raise ValueError(f"{TESTS} cannot be collected: {' '.join(listed[-3:])} {collected.stderr[-500:]}")
     finished, begun = read_log(log).results, log.read_text(errors="replace")
     left = [name for name in listed if name.startswith(f"{TESTS}/") and "::" in name and name not in finished]

@@ -1,4 +1,4 @@
-"""What a GPU is wanted for, in order of worth: each part in a process of its own, so that none ends the others."""
+"""The parts that need a GPU, most important first. Each runs in its own process, so that a failure ends only one."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from fpdm.chain import ROOT, OutOfTime, run_script
 from fpdm.files import read_json
 from fpdm.on_gpu.gpu_tests import run_tests
 
-# Seconds before the deadline at which a script is to stop by itself, which it does between two measurements; one that
-# trains has a checkpoint to write.
+# Seconds before the deadline at which a script should stop by itself, between two measurements. Training needs more,
+# to write a checkpoint.
 MEASURING, TRAINING = 30, 60
-PATIENCE = 30  # seconds after the deadline until a script that hangs is killed
+PATIENCE = 30  # seconds after the deadline until a hanging script is killed
 REHEARSAL = (
     "--size", "XS", "--latent", "4,8,8", "--batch-size", 2, "--updates", 2, "--sizes", "XS", "--batch-sizes", 2,
     "--modes", "eager", "--budgets", 24, "--iterations", 2, "--vae", ROOT / "assets" / "fpdm-digits" / "vae",
@@ -22,8 +22,8 @@ CIFAR10 = ("--seconds", 240, "--seeds", 1, "--samples", 10_000, "--batch-size", 
 
 
 class Visit(NamedTuple):
-    """One call of the command. out: where everything lies. precision: bf16 or fp16. deadline: on time.monotonic()'s
-    clock. images: CIFAR-10's training images, folder or zip. rehearse: at tiny sizes."""
+    """One call of the command. out: folder of all files. precision: bf16 or fp16. deadline: on time.monotonic()'s
+    clock. images: CIFAR-10's training images, folder or zip. rehearse: use tiny sizes."""
 
     out: Path
     precision: str
@@ -33,14 +33,14 @@ class Visit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """done: nothing of the part is left. said: what the summary tells of it."""
+    """done: the part is complete. said: a remark for the summary."""
 
     done: bool
     said: str
 
 
 class Part(NamedTuple):
-    """run: OutOfTime where it was stopped at the deadline, another ValueError or OSError where it failed."""
+    """run: raises OutOfTime if it was stopped at the deadline, another ValueError or OSError if it failed."""
 
     name: str
     what: str
@@ -48,18 +48,18 @@ class Part(NamedTuple):
 
 
 def parts(visit: Visit) -> list[Part]:
-    """In the order in which they are run: what is small and judges the most comes first."""
+    """All parts in the order in which they run: small measurements that decide the most come first."""
     xl = ("--modes", "eager,compiled")
     found = [
         Part("tests", "tests/gpu", tests),
-        measuring("updates", "an update against a block at XL/2", "--questions", "updates", "--sizes", "XL",
+        measuring("updates", "update compared with a block at XL/2", "--questions", "updates", "--sizes", "XL",
                   "--batch-sizes", "8,64", *xl),
         measuring("steps", "training steps at XL/2, M = N = 12", "--questions", "steps", "--updates", 12, *xl),
         measuring("sampling", "sampling at XL/2, 140, 280 and 560 block passes, with a VAE", "--questions", "sampling",
                   *xl),
-        measuring("published", "against the published form", "--questions", "published", *xl),
-        # The steps that are there already are in this table too, and not measured again.
-        measuring("memory", "memory allocated against counted, M = N = 6 and 12", "--questions", "steps", "--updates",
+        measuring("published", "comparison with the published form", "--questions", "published", *xl),
+        # Steps that were measured before are in this table too, and are not measured again.
+        measuring("memory", "allocated and counted memory, M = N = 6 and 12", "--questions", "steps", "--updates",
                   "6,12", "--modes", "eager,checkpointing,compiled"),
         measuring("graphs", "sampling with CUDA graphs at batch 8", "--questions", "sampling", "--batch-size", 8,
                   "--budgets", 280, "--modes", "eager,compiled,graphs", folder="batch-8"),
@@ -73,16 +73,16 @@ def parts(visit: Visit) -> list[Part]:
 
 
 def tests(visit: Visit) -> Outcome:
-    """At most two thirds of the time: one test that hangs must not cost all measurements."""
+    """Run the tests for at most two thirds of the time: a hanging test must not prevent all measurements."""
     now = time.monotonic()
     try:
         return Outcome(True, run_tests(visit.out / "tests.log", now + 2 / 3 * (visit.deadline - now)))
-    except OutOfTime as stopped:  # their turn comes first in the next call, too
+    except OutOfTime as stopped:  # left, not stopped: the tests run first in the next call too
         return Outcome(False, str(stopped))
 
 
 def measuring(name: str, what: str, *words, folder: str = "batch-64") -> Part:
-    """A call of benchmark.py; calls of the same batch share a folder."""
+    """A part that calls benchmark.py; parts with the same batch size share a folder."""
 
     def run(visit: Visit) -> Outcome:
         progress = visit.out / folder / "progress.json"
@@ -93,7 +93,7 @@ def measuring(name: str, what: str, *words, folder: str = "batch-64") -> Part:
                        "--minutes", minutes_left(visit, MEASURING), deadline=visit.deadline,
                        log=visit.out / f"{name}.log", patience=PATIENCE)  # fmt: skip
         except ValueError:
-            if not progress.is_file():  # it did not come to its end; else it says what it left out
+            if not progress.is_file():  # it did not finish; otherwise the file lists what it left out
                 raise
         made = read_json(progress)
         said = [f"{len(made['left'])} left, the next is {made['left'][0]}"] if made["left"] else []
@@ -108,10 +108,10 @@ def cifar10(visit: Visit) -> Outcome:
     run_script("reproduce.py", "--data", "cifar10", "--images", visit.images, *CIFAR10, "--train", train,
                "--precision", visit.precision, "--out", folder, "--minutes", minutes_left(visit, TRAINING),
                deadline=visit.deadline, log=visit.out / "cifar10.log", patience=PATIENCE)  # fmt: skip
-    done = (folder / "release.md").is_file()  # its last section
-    return Outcome(done, "" if done else "stopped in time, to be resumed")
+    done = (folder / "release.md").is_file()  # the last section
+    return Outcome(done, "" if done else "stopped before the deadline; the next call resumes it")
 
 
 def minutes_left(visit: Visit, before: float) -> float:
-    """Until so many seconds before the deadline."""
+    """Minutes until `before` seconds before the deadline."""
     return round(max(visit.deadline - before - time.monotonic(), 0) / 60, 2)

@@ -1,4 +1,4 @@
-"""What is brought home: one summary, and a copy of everything that is small enough."""
+"""The results to take home: a summary, and a copy of every file that is small enough."""
 
 import re
 import shutil
@@ -9,17 +9,17 @@ from fpdm.files import read_json, write_atomically
 from fpdm.on_gpu.goals import Rows, goals, remarks
 from fpdm.on_gpu.gpu_tests import read_log
 
-LIMIT = 10_000_000  # bytes of all that is brought home
-OF_SUMMARY = 500_000  # of them kept for the summary itself
+LIMIT = 10_000_000  # bytes of all files to take home
+OF_SUMMARY = 500_000  # part of them reserved for the summary
 KINDS = (".md", ".json", ".jsonl", ".yaml", ".png", ".log", ".gz", ".safetensors")
-WORK = ("home", "latents", "features", "checkpoints")  # folders that stay
+WORK = ("home", "latents", "features", "checkpoints")  # folders that are not copied
 VERDICTS = {True: "reached", False: "**not reached**", None: "not measured yet"}
 
 
 def write_summary(out: Path, machine: dict[str, str], records: list[dict]) -> None:
-    """out/summary.md, and out/home with it: made anew, under LIMIT.
+    """Write out/summary.md, and create out/home again with a copy of it and of other files, under LIMIT.
 
-    machine: facts by name. records: of the parts: name, what, state, said, seconds.
+    machine: facts by name. records: of the parts, with name, what, state, said, seconds.
     """
     small = rows_of(out / "batch-8")
     rows = rows_of(out / "batch-64")
@@ -33,8 +33,8 @@ def write_summary(out: Path, machine: dict[str, str], records: list[dict]) -> No
         f"## Goals\n\n{goals_section(rows)}",
         *remarks(rows, small),
         *(report_section(path) for path in sorted(out.glob("*/report.md"))),
-        f"## Brought home\n\n{len(chosen) + 1} files in {out / 'home'}, {size / 1e6:.1f} MB beside this one. "
-        f"{left_behind(out, left_out)}",
+        f"## Files to take home\n\n{len(chosen) + 1} files in {out / 'home'}: this summary, and {size / 1e6:.1f} MB of "
+        f"others. {left_behind(out, left_out)}",
     ]
     write_atomically(out / "summary.md", "\n\n".join(sections) + "\n")
     home = out / "home"
@@ -45,7 +45,7 @@ def write_summary(out: Path, machine: dict[str, str], records: list[dict]) -> No
 
 
 def rows_of(folder: Path) -> Rows:
-    """What benchmark.py measured there, by question; without the cases that failed."""
+    """Measurements of benchmark.py in a folder, by question, without failed cases."""
     found = {}
     for path in folder.glob("*.json"):
         rows = read_json(path)
@@ -73,7 +73,7 @@ def goals_section(rows: Rows) -> str:
 
 
 def report_section(path: Path) -> str:
-    """A folder's report under the folder's name, which its pictures' links need."""
+    """A folder's report, with the folder's name as heading and in the links to its pictures."""
     folder, text = path.parent.name, re.sub(r"^# .*\n", "", path.read_text()).strip()
     text = re.sub(r"\n{3,}", "\n\n", re.sub(r"\]\((?=[\w-]+\.png)", f"]({folder}/", text))
     shares = f"\n\n![shares of the time]({folder}/profiles.png)" if (path.parent / "profiles.png").is_file() else ""
@@ -81,7 +81,7 @@ def report_section(path: Path) -> str:
 
 
 def choose(out: Path) -> tuple[list[Path], list[Path]]:
-    """Files to bring home, the smallest first as far as LIMIT goes, and those that it leaves out."""
+    """Files to take home, smallest first, up to LIMIT; and the files that do not fit."""
     chosen, left_out, room = [], [], LIMIT - OF_SUMMARY
     found = [path for path in out.rglob("*") if path.suffix in KINDS and path.is_file() and path.name != "summary.md"
              and not set(path.relative_to(out).parts[:-1]) & set(WORK)]  # fmt: skip
@@ -93,6 +93,6 @@ def choose(out: Path) -> tuple[list[Path], list[Path]]:
 
 def left_behind(out: Path, paths: list[Path]) -> str:
     if not paths:
-        return "Nothing was too large."
+        return "No file was too large."
     named = ", ".join(f"{path.relative_to(out)} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
-    return f"Left out, for all together may have {LIMIT / 1e6:.0f} MB: {named}."
+    return f"Left out, because the limit is {LIMIT / 1e6:.0f} MB in total: {named}."

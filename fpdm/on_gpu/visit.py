@@ -1,4 +1,4 @@
-"""One call: the parts that are left, as far as the time goes; what became of each, kept after each."""
+"""One call: runs the remaining parts until the deadline, and saves the state after each part."""
 
 import json
 import logging
@@ -11,12 +11,12 @@ from fpdm.on_gpu.parts import Part, Visit, parts
 from fpdm.on_gpu.summary import write_summary
 
 logger = logging.getLogger("fpdm")
-LEAST = 60  # seconds: with less, no part begins
+LEAST = 60  # minimum seconds before the deadline for a part to start
 DONE, LEFT, STOPPED, FAILED = "done", "left", "stopped", "failed"
 
 
 class Record(NamedTuple):
-    """Of a part. state: done; left, to be resumed where it is; stopped at the deadline in the midst of something; or
+    """The state of a part. state: done; left (will be resumed); stopped (at the deadline, during a measurement); or
     failed. seconds: over all calls."""
 
     name: str
@@ -27,10 +27,10 @@ class Record(NamedTuple):
 
 
 def resume(visit: Visit, machine: dict[str, str]) -> bool:
-    """Run what is left until the deadline; whether everything is done.
+    """Run the remaining parts until the deadline; returns whether everything is done.
 
-    Parts that failed, or had to be stopped in the midst of something, come after all others in the next call: one that
-    never ends must not keep the others waiting. machine: what the summary says of it.
+    Parts that failed or were stopped run after all others in the next call, so that a part that never ends does not
+    block the others. machine: facts for the summary.
     """
     path = visit.out / "parts.json"
     kept = {row["name"]: Record(**row) for row in (read_json(path) if path.is_file() else [])}
@@ -41,7 +41,7 @@ def resume(visit: Visit, machine: dict[str, str]) -> bool:
         write_atomically(path, json.dumps([record._asdict() for record in records.values()], indent=1))
         try:
             write_summary(visit.out, machine, [record._asdict() for record in records.values()])
-        except Exception:  # measuring goes on, and the numbers are there for a later summary
+        except Exception:  # measuring continues, and the saved numbers are in a later summary
             logger.exception("the summary could not be written")
 
     keep()
@@ -67,7 +67,7 @@ def resume(visit: Visit, machine: dict[str, str]) -> bool:
 
 
 def attempt(part: Part, visit: Visit) -> tuple[str, str]:
-    """The state after it, and what there is to say: an error of one part is no reason to leave out the others."""
+    """Run a part; returns its state and a remark. An error in one part must not prevent the others."""
     try:
         outcome = part.run(visit)
     except OutOfTime as stopped:

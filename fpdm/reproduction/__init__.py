@@ -1,1 +1,1 @@
-"""The paper's tables and figures in small: what is trained, and what is made of it. Above all other packages."""
+"""The paper's tables and figures at small scale: training, scoring and reports. May import all other packages."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 in pixels, for a GPU: FPDM-S/2 and DiT-S/2 trained for equal time, scored, shown and packed up."""
+"""CIFAR-10 in pixels, for a GPU: trains FPDM-S/2 and DiT-S/2 for equal time, scores them, and collects the results."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ EXPERIMENTS = {"fpdm": Experiment("fpdm-s-2"), "dit": Experiment("dit-s-2")}
 
 
 def cifar10(images: str) -> Data:
-    """images: the training images in class folders, as a folder or zip."""
+    """images: the training images in class folders; a folder or a zip."""
 
     def prepare(out: Path) -> None:
         if not (out / "latents" / "manifest.json").exists():
@@ -50,7 +50,7 @@ def scores(lab: Laboratory) -> Section:
 
 
 def samples(lab: Laboratory) -> Section:
-    """The same noise and labels through both models, and how they were trained."""
+    """Samples of both models from the same noise and labels, and the training curves."""
     strips = []
     for label, name, settings in (("FPDM-S/2, 2 it.", "fpdm", {"iterations": 2}), ("DiT-S/2", "dit", {})):
         for budget in BUDGETS:
@@ -60,12 +60,12 @@ def samples(lab: Laboratory) -> Section:
     plot_strips(strips, 20, lab.out / "samples.png")
     runs = ",".join(str(path.parent) for path in sorted((lab.out / "runs").glob("*-seed0/log.jsonl")))
     run_script("plot_run.py", "--runs", runs, "--x", "hours", "--out", lab.out / "curves.png")
-    pictures = "![the same seeds through both](samples.png)\n\n![losses over training time](curves.png)"
+    pictures = "![samples of both models from the same seeds](samples.png)\n\n![loss against training time](curves.png)"
     return Section("Samples and training", pictures)
 
 
 def release(lab: Laboratory) -> Section:
-    """Everything worth keeping, in out/release: FPDM's weights in half precision, tables, pictures, logs."""
+    """Collect the files to keep in out/release: FPDM's weights in half precision, tables, pictures, logs."""
     folder = lab.out / "release"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -81,7 +81,8 @@ def release(lab: Laboratory) -> Section:
     total, largest = sum(sizes.values()), max(sizes.values())
     if total > RELEASE_LIMIT or largest > 15_000_000:
         raise ValueError(
-            f"{folder}: {total:,d} bytes, the largest file {largest:,d}; at most {RELEASE_LIMIT:,d} and 15 MB"
+            f"{folder}: {total:,d} bytes in total, {largest:,d} in the largest file; allowed are at most "
+            f"{RELEASE_LIMIT:,d} and 15 MB"
         )
     return Section("Release", f"{len(sizes)} files, {total / 1e6:.1f} MB, in release/.")
 

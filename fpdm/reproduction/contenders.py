@@ -1,4 +1,4 @@
-"""Trained models, ready to be scored, and what their training took."""
+"""Trained models, ready for scoring, with the cost of their training."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from fpdm.models.pretrained import weight_files
 
 
 class Trained(NamedTuple):
-    """steps and seconds: of its training, by its log; config: the run's, as a dictionary."""
+    """A trained model. steps and seconds: of its training, from the log. config: of the run, as a dictionary."""
 
     contender: Contender
     model: Denoiser
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
 
 
 def load_contender(checkpoint: str | Path, device: torch.device | str = "cpu") -> Contender:
-    """The averaged weights of a run, a checkpoint or an exported folder, to be scored; named DiT or FPDM."""
+    """The EMA weights of a run, a checkpoint or an exported folder, ready for scoring. Its name is DiT or FPDM."""
     return _contender(*load_checkpoint(checkpoint), device)
 
 
@@ -44,7 +44,7 @@ def _contender(
 
 
 def load_trained(run: Path, device: torch.device | str = "cpu", precision: str = "no") -> Trained:
-    """The newest checkpoint of a run. precision: to sample in, no, bf16 or fp16."""
+    """The latest checkpoint of a run. precision: for sampling; no, bf16 or fp16."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
     for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()):

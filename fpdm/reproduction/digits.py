@@ -1,4 +1,4 @@
-"""scikit-learn's digits, made ready: a VAE, their latents, and the features they are scored by."""
+"""Preparation of scikit-learn's digits: a VAE, the latents, and the features for scoring."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ VAE_STEPS = 800
 
 
 def prepare(out: Path, vae_steps: int = VAE_STEPS) -> None:
-    """The VAE in out/vae and the latents in out/latents, unless they are there."""
+    """Create the VAE in out/vae and the latents in out/latents, unless they exist."""
     vae, latents = out / "vae", out / "latents"
     if not (vae / "config.json").exists():
         run_script("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
@@ -22,7 +22,7 @@ def prepare(out: Path, vae_steps: int = VAE_STEPS) -> None:
 
 
 def reference(cache: Path) -> Reference:
-    """The real digits and the classifier trained on them."""
+    """The real digits, and the classifier trained on them."""
     return reference_of("digits", RESOLUTION, cache)
 
 
@@ -35,7 +35,7 @@ def _explicit(blocks: int) -> Experiment:
     return Experiment("fpdm", ("--model.pre_depth", blocks, "--model.post_depth", blocks))
 
 
-# The FPDM of configs/digits has N = 2, M = 3: at a few minutes of training few updates are best (Tab. 4).
+# The FPDM of configs/digits has N = 2, M = 3: in a few minutes of training, few updates are best (Tab. 4).
 EXPERIMENTS = {
     "fpdm": Experiment("fpdm"),
     "dit": Experiment("dit"),
@@ -49,10 +49,10 @@ EXPERIMENTS = {
     **{f"{variant}-{k}": _sjfb(variant, k, k) for variant in ("jfb", "multi-step") for k in (6, 12)},
     **{f"jfb-{k}-equal-steps": _sjfb("jfb", k, k, steps_as=f"stochastic-{k}") for k in (6, 12)},
     **{f"explicit-{k}": _explicit(k) for k in (0, 2, 4)},
-    "p2": Experiment("fpdm", ("--diffusion.weighting", "p2"), steps_as="fpdm"),  # the same work
+    "p2": Experiment("fpdm", ("--diffusion.weighting", "p2"), steps_as="fpdm"),  # same cost per step
 }
 
 
 def digits(vae_steps: int = VAE_STEPS) -> Data:
-    """The data set, its VAE trained for so many steps."""
+    """The data set. vae_steps: training steps of its VAE."""
     return Data("digits", EXPERIMENTS, lambda out: prepare(out, vae_steps), reference)

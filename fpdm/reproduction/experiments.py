@@ -1,4 +1,4 @@
-"""What is trained for the paper's tables and figures, and where it is kept."""
+"""Experiments for the paper's tables and figures: training, scoring, and their files."""
 
 import os
 import time
@@ -23,8 +23,8 @@ from fpdm.training.sjfb import SJFBConfig, mean_iterations
 
 
 class Experiment(NamedTuple):
-    """config: a file of the data set's configs; arguments: of train.py besides; flops_of, steps_as: train for as many
-    FLOPs, or steps, as that experiment does, instead of for equal time."""
+    """config: name of one of the data set's configs. arguments: further arguments of train.py. flops_of, steps_as: name
+    of an experiment; train with the same FLOPs, or for the same steps, instead of for equal time."""
 
     config: str
     arguments: tuple = ()
@@ -43,7 +43,7 @@ class Reference(NamedTuple):
 
 
 def reference_of(source: str, resolution: int, cache: Path) -> Reference:
-    """Real images and the classifier trained on them; see `load_labelled`."""
+    """Real images, and the classifier trained on them; see `load_labelled`."""
     images, labels, classes = load_labelled(source, resolution)
     classifier, key = cached_classifier(images, labels, classes, cache)
     device = process_state().device
@@ -53,8 +53,8 @@ def reference_of(source: str, resolution: int, cache: Path) -> Reference:
 
 
 class Data(NamedTuple):
-    """A data set: the folder of its configs, what is trained on it, how it is made ready in a folder (as latents/), and
-    what it is scored by (cached in a folder)."""
+    """A data set. configs: folder of its configs. experiments: by name. prepare: folder -> None, writes its latents to
+    folder/latents. reference: folder -> Reference, cached in the folder."""
 
     configs: str
     experiments: dict[str, Experiment]
@@ -63,11 +63,11 @@ class Data(NamedTuple):
 
 
 class Laboratory:
-    """Trains what is asked for, once; scores it, once. Everything lies in `out`.
+    """Trains and scores each requested experiment once. All files are in `out`.
 
-    seconds: training time of an experiment on this machine; the steps that it holds are measured once,
-    before its first training. seeds: training seeds of each. deadline: on time.monotonic()'s clock.
-    arguments: of train.py, for all experiments. precision: to sample in, no, bf16 or fp16.
+    seconds: training time of an experiment on this machine. Its number of steps is measured once, before its first
+    training. seeds: number of training seeds. deadline: on time.monotonic()'s clock. arguments: of train.py, for all
+    experiments. precision: for sampling; no, bf16 or fp16.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Laboratory:
         self._opened: dict[str, list[Trained]] = {}
 
     def models(self, name: str) -> list[Trained]:
-        """One for each training seed."""
+        """The trained models of an experiment, one for each training seed."""
         if name not in self._opened:
             device = process_state().device
             self._opened[name] = [
@@ -93,10 +93,10 @@ class Laboratory:
         return self._opened[name]
 
     def score(self, name: str, **settings) -> Results:
-        """Of an experiment's models, one for each seed, sampled with these settings of a SamplingConfig."""
+        """Scores of an experiment's models, one for each seed. settings: those of a SamplingConfig."""
         contenders = [trained.contender for trained in self.models(name)]
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise OutOfTime("the time is over; the same command resumes")
+            raise OutOfTime("the time limit is reached; the same command resumes")
         return over_seeds(self.book, contenders, SamplingConfig(**settings))
 
     def steps_of(self, name: str) -> int:
@@ -113,7 +113,7 @@ class Laboratory:
         return max(1, round(theirs.steps * step_flops(theirs) / step_flops(ours)))
 
     def _train(self, name: str, seed: int) -> Path:
-        """The run's folder, trained now unless it was."""
+        """The run's folder. The model is trained now, unless it already was."""
         run_name, steps = f"{name}-seed{seed}", self.steps_of(name)
         found = sorted((self.out / "runs").glob(f"*-{run_name}/checkpoints/latest"))
         if not found or step_of(found[-1].resolve()) != steps:
@@ -131,14 +131,14 @@ class Laboratory:
 
 
 class Section(NamedTuple):
-    """Of a report: a title, and text with tables and pictures."""
+    """A section of a report: a title, and text with tables and pictures."""
 
     title: str
     text: str
 
 
 def step_flops(trained: Trained) -> float:
-    """FLOPs of one training step, on average."""
+    """Mean FLOPs of one training step."""
     cost = trained.contender.source.cost
     sjfb = SJFBConfig(**trained.config["sjfb"])
     n, m = mean_iterations(sjfb) if cost.iterative else (0, 0)

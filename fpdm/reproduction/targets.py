@@ -1,7 +1,7 @@
-"""The paper's tables and figures, one function each: experiments in, a section of the report out.
+"""The paper's tables and figures. Each has one function, which returns a section of the report.
 
-The scores are of digits, the paper's of ImageNet: beside ours stand the paper's numbers, whose order can be
-compared, not their size. Budgets are DiT's 5, 10 and 20 timesteps, as in the paper's Tab. 1.
+Our scores are for digits, the paper's for ImageNet. The tables show both; compare their order, not their size. The
+budgets are 5, 10 and 20 timesteps of DiT, as in the paper's Tab. 1.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from fpdm.training.step_memory import step_memory
 BUDGETS = (60, 120, 240)
 MIDDLE = BUDGETS[1]
 ITERATIONS = (1, 2, 3, 4, 6, 10, 18)
-USUAL = 2  # iterations per timestep where the paper's tables have its best
+USUAL = 2  # iterations per timestep where the paper's tables use the best number
 CLASSES = list(range(10))
 ALLOCATIONS = ({"allocation": "decreasing"}, {"allocation": "increasing"},
                {"allocation": "adaptive", "tolerance": 0.1}, {"allocation": "adaptive", "tolerance": 0.05})  # fmt: skip
@@ -46,7 +46,7 @@ PAPER_TAB5 = {("jfb", 6): 567.6, ("multi-step", 6): 48.2, ("stochastic", 6): 43.
 
 
 def table1(lab: Laboratory) -> Section:
-    """DiT and FPDM at three budgets, with both samplers; at equal training time, and at equal training FLOPs."""
+    """DiT and FPDM at three budgets with both samplers, for equal training time and for equal training FLOPs."""
     rows = []
     ways = [("DiT", "dit", {})] + [(f"FPDM, {k} it.", "fpdm", {"iterations": k}) for k in (1, 2, 4)]
     ways.append((f"FPDM, equal training FLOPs, {USUAL} it.", "fpdm-equal-flops", {"iterations": USUAL}))
@@ -74,14 +74,14 @@ def table1(lab: Laboratory) -> Section:
                       f"{result.ms_per_image:.1f}"])  # fmt: skip
     head = ["model", "parameters", "saved for backward, MiB", "weights, gradients, optimizer, MiB", "steps",
             "training, s", "training, TFLOPs", f"GFLOPs/image at {MIDDLE}", "ms/image"]  # fmt: skip
-    text = f"In brackets the paper's FID at 140, 280 and 560 block passes.\n\n{scores}\n\n{markdown_table(head, costs)}"
-    return Section("Tab. 1: quality at three budgets", text)
+    caption = "The paper's FID at 140, 280 and 560 block passes is in brackets."
+    return Section("Tab. 1: quality at three budgets", f"{caption}\n\n{scores}\n\n{markdown_table(head, costs)}")
 
 
 def table3(lab: Laboratory) -> Section:
-    """DiTs with about as many parameters, trained for equal time, and for as many steps as the full one."""
-    kinds = [("FPDM", "fpdm", {"iterations": USUAL}, 31.5), ("DiT of 3 blocks", "dit-3-blocks", {}, 350.6),
-             ("DiT of 12 narrow blocks", "dit-narrow", {}, 55.9)]  # fmt: skip
+    """DiTs with about as many parameters as FPDM, trained for equal time, and for as many steps as the full DiT."""
+    kinds = [("FPDM", "fpdm", {"iterations": USUAL}, 31.5), ("DiT with 3 blocks", "dit-3-blocks", {}, 350.6),
+             ("DiT with 12 narrow blocks", "dit-narrow", {}, 55.9)]  # fmt: skip
     ways = [*kinds, ("DiT", "dit", {}, None)]
     ways += [(f"{label}, as many steps", f"{name}-equal-steps", how, None) for label, name, how, _ in kinds]
     # As many FLOPs as the full DiT spends on the middle budget: narrow or shallow networks get more timesteps.
@@ -94,7 +94,7 @@ def table3(lab: Laboratory) -> Section:
         sizes = [f"{first.parameters:,d}", str(first.steps), str(result.scores[0].timesteps), f"{result.gflops:.2f}"]
         rows.append([label, *sizes, spread(result.distances), "" if paper is None else str(paper)])
     head = ["model", "parameters", "steps", "timesteps", "GFLOPs/image", _name(lab), "paper, FID"]
-    return Section("Tab. 3: DiTs of as many parameters", markdown_table(head, rows))
+    return Section("Tab. 3: DiTs with as many parameters", markdown_table(head, rows))
 
 
 def table4(lab: Laboratory) -> Section:
@@ -104,14 +104,14 @@ def table4(lab: Laboratory) -> Section:
 
 
 def table5(lab: Laboratory) -> Section:
-    """JFB, multi-step and stochastic, for equal training time; JFB for as many steps as stochastic, too."""
+    """JFB, multi-step and stochastic, for equal training time; JFB also for as many steps as stochastic."""
     ways = [(f"{variant}, {k}", f"{variant}-{k}", paper) for (variant, k), paper in PAPER_TAB5.items()]
     ways += [(f"jfb, {k}, as many steps as stochastic", f"jfb-{k}-equal-steps", "") for k in (6, 12)]
     return Section("Tab. 5: how the implicit layer is trained", _training_variants(lab, ways))
 
 
 def figure4(lab: Laboratory) -> Section:
-    """Score over iterations per timestep at a fixed budget; increasing, decreasing and adaptive allocation."""
+    """Score against iterations per timestep at a fixed budget; increasing, decreasing and adaptive allocation."""
     constant = [lab.score("fpdm", budget=MIDDLE, iterations=k) for k in ITERATIONS]
     results, explicit_model = [r.distances for r in constant], lab.score("dit", budget=MIDDLE)
     dit = explicit_model.distances
@@ -134,11 +134,13 @@ def figure4(lab: Laboratory) -> Section:
             rows.append([label, f"{result.block_passes:.1f}", spread(result.distances),
                          f"{' '.join(difference(result.distances, equal))} against constant"])  # fmt: skip
     table = markdown_table(["", "block passes", _name(lab), "difference"], rows)
-    return Section("Fig. 3 and 4: smoothing and allocation", f"![score over iterations](fig4.png)\n\n{table}")
+    return Section(
+        "Fig. 3 and 4: smoothing and allocation", f"![score against iterations per timestep](fig4.png)\n\n{table}"
+    )
 
 
 def figure5(lab: Laboratory) -> Section:
-    """The same noise and labels over iterations per timestep."""
+    """Samples from the same noise and labels at different iterations per timestep."""
     strips = []
     for k in ITERATIONS:
         source = lab.models("fpdm")[0].contender.source
@@ -148,11 +150,12 @@ def figure5(lab: Laboratory) -> Section:
     images = sample(source, 20, budget=MIDDLE, classes=CLASSES)
     strips.append((f"DiT, {MIDDLE // source.cost.blocks(None)} timesteps", images))
     plot_strips(strips, 20, lab.out / "fig5.png")
-    return Section("Fig. 5: the same seeds over iterations", "![samples over iterations](fig5.png)")
+    picture = "![samples at different iterations per timestep](fig5.png)"
+    return Section("Fig. 5: the same seeds at different iterations", picture)
 
 
 def figure6(lab: Laboratory) -> Section:
-    """Reuse: scores, and residuals by timestep and by iteration."""
+    """Reuse: scores, and residuals against timestep and iteration."""
     rows, curves = [], []
     for label, reuse in (("reuse", True), ("no reuse", False)):
         results = [lab.score("fpdm", budget=MIDDLE, iterations=k, reuse=reuse).distances for k in ITERATIONS]
@@ -169,24 +172,25 @@ def figure6(lab: Laboratory) -> Section:
     dit = float(lab.score("dit", budget=MIDDLE).distances.mean())
     title = f"{MIDDLE} block passes per image, DDIM, {lab.seeds} training seeds"
     plot_smoothing(Smoothing(curves, dit, noise_floor(lab.real.features), _name(lab), title), lab.out / "fig6a.png")
-    pictures = "![score with and without reuse](fig6a.png)\n\nResiduals with reuse, then without:\n\n" \
-               "![with reuse](fig6-reuse.png)\n\n![without](fig6-no-reuse.png)"  # fmt: skip
+    pictures = "![score with and without reuse](fig6a.png)\n\nResiduals with reuse (first) and without reuse " \
+               "(second):\n\n![residuals with reuse](fig6-reuse.png)\n\n" \
+               "![residuals without reuse](fig6-no-reuse.png)"  # fmt: skip
     table = markdown_table([_name(lab), *(f"{k} it." for k in ITERATIONS)], rows)
     return Section("Fig. 6: reuse", f"{pictures}\n\n{table}")
 
 
 def figure7(lab: Laboratory) -> Section:
-    """0, 1, 2 and 4 explicit blocks before and after the implicit layer, over budgets, for equal training time."""
+    """Scores against budgets with 0, 1, 2 and 4 explicit blocks before and after the implicit layer, equal time."""
     rows, curves, wide = [], [], (30, *BUDGETS)
     for blocks, name in ((0, "explicit-0"), (1, "fpdm"), (2, "explicit-2"), (4, "explicit-4")):
-        # As many timesteps as the budget holds with two updates each: more explicit blocks leave fewer of them.
+        # As many timesteps with two updates as fit in the budget: more explicit blocks leave fewer timesteps.
         results = [lab.score(name, budget=budget, iterations=USUAL).distances for budget in wide]
         rows.append([f"{blocks} + {blocks}", *map(spread, results)])
         means, deviations = [float(r.mean()) for r in results], [_deviation(r) for r in results]
         curves.append(Curve(f"{blocks} pre and post blocks", list(wide), means, deviations))
     plot_curves(curves, "block passes per image", _name(lab), lab.out / "fig7.png")
     table = markdown_table(["pre + post blocks", *(f"{budget} passes" for budget in wide)], rows)
-    return Section("Fig. 7: explicit blocks", f"![score over budgets](fig7.png)\n\n{table}")
+    return Section("Fig. 7: explicit blocks", f"![score against budget](fig7.png)\n\n{table}")
 
 
 def opponents(lab: Laboratory) -> Section:
@@ -202,7 +206,7 @@ def opponents(lab: Laboratory) -> Section:
 
 
 def weighting(lab: Laboratory) -> Section:
-    """Plain error of v against the published program's p2 weighting, which is 0 at the last timestep."""
+    """Plain error of v compared with the published program's p2 weighting, which is 0 at the last timestep."""
     rows = []
     for budget in BUDGETS:
         ours, theirs = (lab.score(name, budget=budget, iterations=USUAL).distances for name in ("fpdm", "p2"))
@@ -212,7 +216,7 @@ def weighting(lab: Laboratory) -> Section:
 
 
 def memorisation(lab: Laboratory) -> Section:
-    """Nearest training images of samples, shown; and how near they are against real images' own neighbours."""
+    """Samples and their nearest training images; their distances compared with those between real images."""
     real = lab.real.images.float().flatten(1) / 255
     gaps = torch.cdist(real, real).fill_diagonal_(torch.inf).min(1).values
     rows, strips = [["real, to the nearest other real", f"{gaps.median():.2f}", f"{gaps.min():.2f}"]], []
@@ -222,14 +226,15 @@ def memorisation(lab: Laboratory) -> Section:
         rows.append([f"{label}, to the nearest real", f"{near.values.median():.2f}", f"{near.values.min():.2f}"])
         closest = near.values.argsort()[:20]
         strips += [(f"{label}: the 20 samples nearest to a training image", images[closest]),
-                   ("and these images", lab.real.images[near.indices[closest]])]  # fmt: skip
+                   ("the nearest training images", lab.real.images[near.indices[closest]])]  # fmt: skip
     plot_strips(strips, 20, lab.out / "memorisation.png")
-    table = markdown_table(["distance in pixels, 0..1 each", "median", "least"], rows)
-    return Section("Beyond the paper: memorisation", f"![nearest neighbours](memorisation.png)\n\n{table}")
+    table = markdown_table(["distance in pixel space, values 0..1", "median", "minimum"], rows)
+    picture = "![samples and their nearest training images](memorisation.png)"
+    return Section("Beyond the paper: memorisation", f"{picture}\n\n{table}")
 
 
 def length(lab: Laboratory) -> Section:
-    """Score of every experiment over the training steps that it made: what equal time leaves unequal."""
+    """Score of every experiment against its number of training steps, which differs at equal training time."""
     points = []
     for name in lab.data.experiments:
         models = lab.models(name)
@@ -240,7 +245,8 @@ def length(lab: Laboratory) -> Section:
     plot_points(points, "training steps", f"{_name(lab)} at {MIDDLE} passes", lab.out / "length.png")
     rows = [[p.label, "DiT" if p.explicit else "FPDM", f"{p.x}", f"{p.score:.2f} ± {p.deviation:.2f}"] for p in points]
     table = markdown_table(["experiment", "", "steps", _name(lab)], rows, 2)
-    return Section("Beyond the paper: how far training got", f"![score over training steps](length.png)\n\n{table}")
+    picture = "![score against training steps](length.png)"
+    return Section("Beyond the paper: how far training got", f"{picture}\n\n{table}")
 
 
 TARGETS: dict[str, Callable[[Laboratory], Section]] = {
@@ -256,7 +262,8 @@ def _training_variants(lab: Laboratory, ways: list[tuple[str, str, float | str]]
         n, m = mean_iterations(SJFBConfig(**first.config["sjfb"]))
         cells = [spread(lab.score(name, budget=MIDDLE, iterations=k).distances) for k in (USUAL, 10)]
         rows.append([label, f"{n + m:g}", str(first.steps), *cells, str(paper)])
-    head = ["", "updates a step", "steps", f"{_name(lab)}, {USUAL} it.", "10 it.", "paper, FID"]
+    name = _name(lab)
+    head = ["", "updates per step", "steps", f"{name}, {USUAL} it.", f"{name}, 10 it.", "paper, FID"]
     return markdown_table(head, rows)
 
 

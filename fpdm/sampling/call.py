@@ -1,6 +1,6 @@
-"""What one model call at a timestep means: guidance, the start of the solve, the prediction as clean latent and noise.
+"""One model call at a timestep: guidance, the initial value of the solve, and the prediction as clean latent and noise.
 
-Our sampler and the diffusers pipeline both step from call to call with this.
+Our sampler and the diffusers pipeline both use it.
 
 B batch, C latent channels, H height and width, N tokens, D width.
 """
@@ -20,12 +20,12 @@ from fpdm.sampling.solving import Solving, Starts
 
 
 class Source(NamedTuple):
-    """What images are sampled from.
+    """A trained model and everything else that sampling needs.
 
-    denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start, ...)` where the model has an
-        implicit layer; returns an object with `.prediction` and `.solution`, as a model does.
+    denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start, ...)` if the model has an
+        implicit layer. It returns an object with `.prediction` and `.solution`, as a model does.
     cost: of one call. latent_shape: (C, h, h). guidable: whether the null label, `num_classes`, was trained.
-    codec: decodes the latents; None where nobody wants images. origin: what a recipe of samples says of the source.
+    codec: decodes the latents; None if no images are needed. origin: facts about the source for the samples' recipe.
     """
 
     denoise: Callable[..., Any]
@@ -44,7 +44,7 @@ class Source(NamedTuple):
         return self.cost.iterative
 
     def check(self, guidance: Guidance, solving: Solving) -> None:
-        """ValueError for what this source cannot do, or no source can."""
+        """ValueError for settings that are invalid, or that this source does not support."""
         for settings in (guidance, solving):
             settings.check()
         guidance.check_model(self.guidable, self.latent_shape[0])
@@ -52,10 +52,10 @@ class Source(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a call found for x (B, C, H, H), guided if it was to be; all (B, C, H, H) but output.
+    """The result of a call for x (B, C, H, H), after guidance. All tensors are (B, C, H, H), except those in output.
 
-    output: the model's, of all rows. mean: the prediction in the model's parametrisation; variance: None if not
-    learned. x0, eps: clean latent and noise; the latent limited to its range where the codec has one.
+    output: the model's output for all rows. mean: the prediction in the model's parametrisation. variance: None if not
+    learned. x0, eps: clean latent and noise; x0 is clipped if the codec has a range.
     """
 
     output: Any
@@ -66,9 +66,9 @@ class Call(NamedTuple):
 
 
 class ModelCalls:
-    """The model calls of one run, in order: holds what one leaves for the next.
+    """The model calls of one run, in order. It keeps the solutions that later calls start from.
 
-    y (B,): labels. with_residuals: ask for the residual of each update. allocation: at run time, if there is one.
+    y (B,): labels. with_residuals: request the residual of each update. allocation: a run-time allocation, if any.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class ModelCalls:
         self._made = 0
 
     def __call__(self, x: Tensor, t: int | Tensor, alpha_bar: float, iterations: int | None) -> Call:
-        """One call for x (B, C, H, H) at timestep t, a number or a tensor of one.
+        """One call for x (B, C, H, H) at timestep t, a number or a tensor with one element.
 
-        alpha_bar: the noise level there, a float64 number. iterations: of the plan; None for an explicit model.
+        alpha_bar: the value at t, as a Python float. iterations: from the plan; None for an explicit model.
         """
         doubled = self.guidance.at(t)
         inputs, labels = (torch.cat([x, x]), self._both) if doubled else (x, self._labels)
@@ -115,7 +115,7 @@ class ModelCalls:
         return Call(output, mean, variance, x0, eps)
 
     def _solve(self, alpha_bar: float, iterations: int | None, rows: int) -> dict[str, Any]:
-        """The model's arguments about its implicit layer; none for an explicit model."""
+        """The model's arguments for its implicit layer; none for an explicit model."""
         if not self.source.iterative:
             return {}
         start = None if self._starts is None else self._starts.at(alpha_bar, rows)

@@ -1,6 +1,6 @@
-"""A folder of samples: PNGs by index, a grid, ADM's npz and their recipe; from one process or several.
+"""A folder of samples: PNGs named by index, a grid, ADM's npz, and their recipe. One process or several can write it.
 
-Only missing images are made, each by one process, and files of a batch are written while the next one is computed.
+Only missing images are sampled, each by one process. The files of a batch are written while the next batch is computed.
 """
 
 import json
@@ -45,7 +45,7 @@ ALLOCATION = "allocation.json"
 
 
 class Work(NamedTuple):
-    """What all processes do together: images of a source by these settings and this plan, in a folder."""
+    """The common task of all processes: sample images from a source with these settings and this plan into a folder."""
 
     source: Source
     config: SamplingConfig
@@ -63,15 +63,16 @@ def sample_to_folder(
     trace: int = 0,
     **settings,
 ) -> Path:
-    """Make the images 0 to num_samples - 1 that are not in the folder yet; returns the folder.
+    """Sample those of the images 0 to num_samples - 1 that are missing in the folder; returns the folder.
 
-    Every process of a program started by torchrun calls this, each for its share of the images, which do not depend on
-    how many processes there are.
+    With torchrun, every process must call this and samples its share of the images. The images do not depend on the
+    number of processes.
 
-    folder: by default samples/<step>-<recipe> in the checkpoint's run, or here. A folder takes one recipe; ValueError
-        for another one, or for fewer images than it holds.
-    batch_size: images at a time, per process. settings: those of a SamplingConfig, as for `sample`.
-    trace: record so many images, those from index 0, into the folder's trace/; at most batch_size.
+    folder: by default samples/<step>-<recipe> in the checkpoint's run, or in the working directory. A folder holds
+        images of one recipe; ValueError for another recipe, or for fewer images than it already has.
+    batch_size: images per batch and process. settings: those of a SamplingConfig, as for `sample`.
+    trace: number of images, from index 0, whose residuals and predictions are saved in the folder's trace/; at most
+        batch_size.
     """
     check_range(1, limits.SAMPLES, num_samples=num_samples)
     check_range(1, limits.BATCH, batch_size=batch_size)
@@ -81,7 +82,7 @@ def sample_to_folder(
     asked = SamplingConfig(**settings)
     config = asked.resolved(source.iterative)
     if config.reuse is None:
-        config = replace(config, reuse=source.iterative)  # the recipe says it either way
+        config = replace(config, reuse=source.iterative)  # the recipe states the default explicitly
     plan = plan_for(source, config)
     state = process_state(SAMPLING_PATIENCE)
     recipe = recipe_of(source, config, asked.protocol, plan, num_samples)
@@ -92,7 +93,7 @@ def sample_to_folder(
     state.wait_for_everyone()
 
     missing = [i for i in range(num_samples) if not is_complete(png_path(work.folder, i))]
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    state.wait_for_everyone()  # no process writes before all have looked for missing images
     started = time.perf_counter()
     mine = missing[state.process_index :: state.num_processes]
     spent, fallbacks = _make(work, mine, batch_size, say=state.is_main_process)
@@ -111,13 +112,13 @@ def sample_to_folder(
             logger.info(f"Anderson acceleration took back {taken_back:,d} steps in {solves:,d} solves")
         if trace:
             _record(work, range(trace))
-        made = f"{len(missing)} of them new, {rate:.1f} images/s" if missing else "all of them were there already"
+        made = f"{len(missing)} of them new, {rate:.1f} images/s" if missing else "all of them existed already"
         logger.info(f"{work.folder}: {num_samples} images, {made}")
     return work.folder
 
 
 def recipe_of(source: Source, config: SamplingConfig, protocol: str | None, plan: Plan, num_samples: int) -> dict:
-    """All that an image depends on, as samples.json keeps it."""
+    """Everything that an image depends on, as saved in samples.json."""
     origin = source.origin or {}
     return {
         **{name: origin.get(name) for name in ("checkpoint", "weights", "precision")},
@@ -132,7 +133,7 @@ def recipe_of(source: Source, config: SamplingConfig, protocol: str | None, plan
 
 
 def default_folder(recipe: dict) -> Path:
-    """samples/<step>-<recipe> in the checkpoint's run; in the working directory for one that is not in a run."""
+    """samples/<step>-<recipe> in the checkpoint's run, or in the working directory if there is no run."""
     checkpoint = Path(recipe["checkpoint"] or "samples")
     place = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path()
     return place / "samples" / f"{checkpoint.name}-{recipe_id(recipe)}"
@@ -145,13 +146,13 @@ def _announce(work: Work, recipe: dict) -> None:
     logger.info(describe(work.plan, recipe["flops_per_image"]))
     if ALLOCATIONS[config.allocation].at_run_time is not None:
         logger.info(
-            f"{config.allocation}: this is the most; each image is iterated until its residual is {config.tolerance:g},"
-            f" at most {most_updates(config)} times at a timestep"
+            f"{config.allocation}: this is the maximum; each image is iterated until its residual is at most "
+            f"{config.tolerance:g}, with at most {most_updates(config)} iterations per timestep"
         )
 
 
 def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[Spent | None, Fallbacks | None]:
-    """Make these images; what was spent on them, where the plan does not settle it, and Anderson's fallbacks."""
+    """Sample these images. Returns the updates spent (adaptive allocation only) and the fallbacks (Anderson only)."""
     source, config, plan, folder = work
     adaptive = ALLOCATIONS[config.allocation].at_run_time is not None
     counted = _counted_before(folder) if adaptive else 0
@@ -163,7 +164,7 @@ def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[S
         for observer in observers:
             observer(*seen)
 
-    again = [i for i in indices if i < counted]  # made once more: what they spend was counted the first time
+    again = [i for i in indices if i < counted]  # sampled again: their updates were counted the first time
     with (
         ThreadPoolExecutor(2) as writers,
         tqdm(total=len(indices), desc="sample", unit="image", disable=not say) as progress,
@@ -172,7 +173,7 @@ def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[S
         for batch in _batches(again, batch_size) + _batches(indices[len(again) :], batch_size):
             watched = on_step if observers and batch[0] >= counted else None
             images = sample_images(source, config, plan, batch, watched).cpu()
-            for job in writing:  # of the batch before: written while this one was computed
+            for job in writing:  # the previous batch's files, written while this batch was computed
                 job.result()
             writing = [
                 writers.submit(save_png, image, png_path(folder, i)) for image, i in zip(images, batch, strict=True)
@@ -188,15 +189,15 @@ def _batches(indices: list[int], size: int) -> list[list[int]]:
 
 
 def _counted_before(folder: Path) -> int:
-    """How many images, from the first on, allocation.json is of."""
+    """Number of images, from index 0, that allocation.json already covers."""
     path = folder / ALLOCATION
     return read_json(path)["images"] if path.is_file() else 0
 
 
 def _write_allocation(work: Work, spent: list[tuple[int, Tensor]]) -> str:
-    """Mean updates at each timestep over all images of the folder, as JSON; returns the line that sums them up."""
+    """Write the mean updates at each timestep over all images of the folder; returns a summary line."""
     plan, path = work.plan, work.folder / ALLOCATION
-    if path.is_file():  # of images made before
+    if path.is_file():  # from images of earlier calls
         before = read_json(path)
         spent = [*spent, (before["images"], before["images"] * torch.tensor(before["updates"], dtype=torch.float64))]
     images = sum(count for count, _ in spent)
@@ -204,15 +205,15 @@ def _write_allocation(work: Work, spent: list[tuple[int, Tensor]]) -> str:
     blocks, flops = plan.cost.total_blocks(mean), total_flops(work.config, plan, mean)
     facts = {"images": images, "timesteps": plan.timesteps, "updates": mean, "block_passes": blocks, "flops": flops}
     write_atomically(path, json.dumps(facts, indent=1))
-    same = f"a constant plan of as many updates has {sum(mean) / len(mean):.2f} at each timestep"
+    same = f"a constant plan with the same total has {sum(mean) / len(mean):.2f} per timestep"
     return (
         f"{work.config.allocation}: {blocks:.1f} block passes per image ({plan.block_passes} at most), "
-        f"{flops / 1e9:.3f} GFLOPs; {min(mean):.1f} to {max(mean):.1f} updates at a timestep, listed in {path}; {same}"
+        f"{flops / 1e9:.3f} GFLOPs; {min(mean):.1f} to {max(mean):.1f} updates per timestep, listed in {path}; {same}"
     )
 
 
 def _record(work: Work, indices: Sequence[int]) -> None:
-    """Make images once more and write what happened."""
+    """Sample images again, and save their residuals and predictions."""
     source, config, plan, folder = work
     recorder = Recorder()
     sample_images(source, config, plan, indices, recorder, with_residuals=source.iterative)

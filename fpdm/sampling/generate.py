@@ -1,4 +1,4 @@
-"""From image indices to images: noise and labels by index, a plan run, latents decoded."""
+"""From image indices to images: noise and labels by index, then the sampling run, then decoding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from fpdm.sampling.solvers import SOLVERS, make_solver
 
 
 def plan_for(source: Source, config: SamplingConfig) -> Plan:
-    """The plan that a sampling config means for this source; ValueError for what the source cannot do."""
+    """The plan of a sampling config for this source; ValueError for settings that the source does not support."""
     config = config.resolved(source.iterative)
     source.check(config.guidance, config.solving)
     labels_for(source, config, [])
@@ -48,7 +48,7 @@ def labels_for(source: Source, config: SamplingConfig, indices: Sequence[int]) -
 
 
 def total_flops(config: SamplingConfig, plan: Plan, updates: Sequence[float] | None = None) -> float:
-    """FLOPs of one image: a guided call counts twice. updates: of each call, if they are not the plan's."""
+    """FLOPs of one image; a guided call counts twice. updates: of each call, if they differ from the plan's."""
     updates = plan.iterations if updates is None else updates
     calls = zip(plan.timesteps, updates, strict=True)
     return sum((2 if config.guidance.at(t) else 1) * plan.cost.flops(k) for t, k in calls)
@@ -66,11 +66,11 @@ def sample_images(
 
     on_step: see `run_plan`; with_residuals: see `ModelCalls`.
 
-    An image depends on (config, plan, its index) alone: the same in any batch, up to float rounding.
+    An image depends only on (config, plan, its index): it is the same in any batch, up to float rounding.
     """
     config = config.resolved(source.iterative)
 
-    def noise(number: int) -> Tensor:  # the CPU's, for every device
+    def noise(number: int) -> Tensor:  # generated on the CPU, so it is the same for every device
         return send(image_noise(config.seed, indices, number, source.latent_shape), source.device)
 
     at_run_time = ALLOCATIONS[config.allocation].at_run_time
@@ -83,9 +83,9 @@ def sample_images(
 
 
 def sample(source: Source, count: int, batch_size: int = 64, **settings) -> Tensor:
-    """Images 0 to count - 1 of the given settings, uint8 (count, 3, R, R) on the CPU.
+    """Sample images 0 to count - 1; returns uint8 (count, 3, R, R) on the CPU.
 
-    settings: those of a SamplingConfig, as in budget=280, iterations=4, classes=[207, 360].
+    settings: those of a SamplingConfig, for example budget=280, iterations=4, classes=[207, 360].
     """
     check_range(1, limits.SAMPLES, count=count)
     check_range(1, limits.BATCH, batch_size=batch_size)

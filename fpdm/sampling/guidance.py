@@ -10,11 +10,11 @@ from fpdm.config import check_range, limits
 
 
 class Guidance(NamedTuple):
-    """Settings of a run's guidance.
+    """Guidance settings of a run.
 
-    scale: 1 for none (0 would sample without labels). channels: guide the first so many latent channels alone; None for
-    all. interval: lowest and highest timestep that is guided; None for all (Kynkäänniemi et al., 2024). rescale: see
-    `rescaled`. option: what the names of the options begin with, for errors: cfg_scale or guidance_scale.
+    scale: 1 for none (0 would sample without labels). channels: number of latent channels, from the first, that are
+    guided; None for all. interval: lowest and highest guided timestep; None for all (Kynkäänniemi et al., 2024).
+    rescale: see `rescaled`. option: prefix of the option names in errors: cfg or guidance.
     """
 
     scale: float = 1.0
@@ -24,11 +24,11 @@ class Guidance(NamedTuple):
     option: str = "cfg"
 
     def at(self, t: float) -> bool:
-        """Whether timestep t is guided: at any scale but 1, in the interval."""
+        """Whether timestep t is guided: the scale is not 1, and t is in the interval."""
         return self.scale != 1.0 and (self.interval is None or self.interval[0] <= t <= self.interval[1])
 
     def check(self) -> None:
-        """ValueError for numbers out of range, or without effect."""
+        """ValueError for numbers that are out of range or have no effect."""
         check_range(0, limits.FACTOR, **{f"{self.option}_scale": self.scale})
         check_range(1, limits.LATENT, **{f"{self.option}_channels": self.channels})
         check_range(0, limits.TIMESTEPS, **{f"{self.option}_interval": self.interval})
@@ -47,7 +47,7 @@ class Guidance(NamedTuple):
                 )
 
     def check_model(self, guidable: bool, latent_channels: int) -> None:
-        """ValueError for what this model cannot do."""
+        """ValueError for settings that this model does not support."""
         if self.scale != 1 and not guidable:
             raise ValueError(
                 f"{self.option}_scale={self.scale}: this model was trained without label dropout, so it has no null "
@@ -58,11 +58,11 @@ class Guidance(NamedTuple):
 
 
 def guide(prediction: Tensor, latent_channels: int, guidance: Guidance) -> Tensor:
-    """Conditional and null predictions, stacked as (2B, C or 2C, H, H), -> guided (B, C or 2C, H, H).
+    """Stacked conditional and null predictions (2B, C or 2C, H, H) -> guided prediction (B, C or 2C, H, H).
 
-    guided = null + scale * (conditional - null) on the guided ones of the C = latent_channels channels. What is not
-    guided, the variance included, is the conditional prediction. The mean is linear in v, eps and x0 alike, so it does
-    not matter which of them is predicted.
+    guided = null + scale * (conditional - null) on the guided channels, of C = latent_channels. All other channels,
+    including the variance, are the conditional prediction. Given x, each of v, eps and x0 is an affine function of the
+    others, so it does not matter which of them the model predicts.
     """
     channels = latent_channels if guidance.channels is None else guidance.channels
     conditional, null = prediction.chunk(2)
@@ -73,7 +73,10 @@ def guide(prediction: Tensor, latent_channels: int, guidance: Guidance) -> Tenso
 
 
 def rescaled(mean: Tensor, conditional: Tensor, amount: float) -> Tensor:
-    """Guided mean (B, C, H, H), brought by `amount` 0..1 to the conditional one's standard deviation per sample,
-    against the overexposure that strong guidance brings (Lin et al., 2024, Sec. 3.4)."""
+    """Guided mean (B, C, H, H), rescaled toward the conditional mean's standard deviation per sample.
+
+    amount: 0 (unchanged) to 1 (same standard deviation). This avoids the overexposure of strong guidance (Lin et al.,
+    2024, Sec. 3.4).
+    """
     ratio = conditional.std(dim=(1, 2, 3), keepdim=True) / mean.std(dim=(1, 2, 3), keepdim=True)
     return amount * ratio * mean + (1 - amount) * mean

@@ -24,13 +24,13 @@ def png_path(folder: Path, index: int) -> Path:
 
 
 def save_png(pixels: Tensor, path: Path) -> None:
-    """uint8 (3, R, R) -> PNG, never half-written under this name."""
-    with replaced(path, sync=False) as partial:  # level 1: several times as fast (docs/performance.md)
+    """uint8 (3, R, R) -> PNG. A file with this name is always complete."""
+    with replaced(path, sync=False) as partial:  # level 1 is several times as fast (docs/performance.md)
         Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG", compress_level=1)
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a PNG is there and whole."""
+    """Whether a PNG exists and is complete."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -40,7 +40,7 @@ def is_complete(path: Path) -> bool:
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """uint8 (B, 3, R, R) -> one picture, as near to square as B allows unless `columns` is given."""
+    """uint8 (B, 3, R, R) -> one picture, roughly square unless `columns` is given."""
     columns = columns or max(1, round(len(images) ** 0.5))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_png(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255), Path(path))
@@ -52,7 +52,7 @@ def load_pngs(folder: Path, indices: Sequence[int]) -> np.ndarray:
 
 
 def save_npz(folder: Path, count: int) -> None:
-    """samples.npz: `arr_0` uint8 (count, R, R, 3), as ADM's evaluator reads it, one image in memory at a time."""
+    """Write samples.npz: `arr_0` uint8 (count, R, R, 3), as ADM's evaluator reads it. Only one image is in memory."""
     first = load_pngs(folder, [0])[0]
     with (
         replaced(folder / NPZ, sync=False) as partial,
@@ -66,20 +66,20 @@ def save_npz(folder: Path, count: int) -> None:
 
 
 def open_folder(folder: Path, recipe: dict) -> None:
-    """Make a folder for samples of this recipe, or continue one; refuse another recipe's.
+    """Create a folder for samples of this recipe, or continue one; ValueError if it has another recipe.
 
-    The number of images is not part of the comparison: a folder can be extended.
+    The number of images may be larger than before: a folder can be extended.
     """
     path = folder / RECIPE
     if path.exists():
         before, now = _flat(read_json(path)), _flat(recipe)
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
-                f"num_samples={now['num_samples']}: {folder} holds {before['num_samples']} images of this kind; "
-                "ask for at least as many, or choose another folder"
+                f"num_samples={now['num_samples']}: {folder} already has {before['num_samples']} images of this "
+                "recipe; ask for at least as many, or choose another folder"
             )
         names = [n for n in sorted({*before, *now} - {"num_samples"}) if before.get(n) != now.get(n)]
-        names = [n for n in names if n not in DERIVED] or names  # what follows from the rest says little
+        names = [n for n in names if n not in DERIVED] or names  # derived values add nothing to the message
         if names:
             changed = "; ".join(f"{n} was {before.get(n)}, is {now.get(n)}" for n in names)
             raise ValueError(f"{folder} holds samples of another recipe ({changed}); choose another folder")
@@ -98,6 +98,6 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 
 def recipe_id(recipe: dict) -> str:
-    """Eight hex digits that name a recipe, whatever its number of images."""
+    """Eight hex digits that identify a recipe, independent of its number of images."""
     counted = {name: value for name, value in recipe.items() if name != "num_samples"}
     return hashlib.blake2b(json.dumps(counted, sort_keys=True).encode(), digest_size=4).hexdigest()

@@ -9,7 +9,7 @@ from fpdm.seeding import key
 
 
 def image_noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal (len(indices), *shape), float32 on the CPU. draw 0 is the start, draw i + 1 that of step i."""
+    """Standard normal (len(indices), *shape), float32 on the CPU. draw 0 is the initial noise, draw i + 1 step i's."""
     generator = torch.Generator()
     return torch.stack(
         [torch.randn(shape, generator=generator.manual_seed(key("noise", seed, i, draw))) for i in indices]
@@ -17,7 +17,7 @@ def image_noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, 
 
 
 def image_labels(seed: int, indices: Sequence[int], num_classes: int, classes: list[int] | None = None) -> Tensor:
-    """Labels (len(indices),) int64: uniform over the classes, or `classes` in turn by index."""
+    """Labels (len(indices),) int64: uniform over all classes, or image i has classes[i % len(classes)]."""
     if classes is not None:
         if not classes:
             raise ValueError("classes=[]: give at least one label, or leave it out for all of them")

@@ -1,7 +1,7 @@
 """Plans: how a budget of block passes is spent over timesteps, decided before any tensor exists.
 
-One model call costs its explicit blocks and, for each update, the blocks of an update (the paper's Sec. 4.2): the
-model's ForwardCost says how many.
+A model call costs its explicit blocks plus the blocks of each update (the paper's Sec. 4.2). The model's ForwardCost
+has the numbers.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ CLEAN = -1  # t_next of the last step: the image itself
 
 
 class Step(NamedTuple):
-    """One model call, on the way from timestep t to t_next. iterations is None for an explicit model (DiT)."""
+    """One model call, in the step from timestep t to t_next. iterations is None for an explicit model (DiT)."""
 
     t: int
     t_next: int
@@ -21,7 +21,7 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The model calls of one sampling run, from noise to image; solvers with two calls a step visit timesteps twice.
+    """The model calls of one sampling run, from noise to image. Solvers with two calls per step visit timesteps twice.
 
     cost: of one call.
     """
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
     @property
     def timesteps(self) -> list[int]:
-        """Of each model call, descending."""
+        """The timestep of each model call, descending."""
         return [step.t for step in self.steps]
 
     @property
@@ -41,12 +41,12 @@ class Plan(NamedTuple):
 
     @property
     def block_passes(self) -> int:
-        """For one image; guidance doubles the batch, not this count."""
+        """Block passes of one image. Guidance doubles the batch, not this count."""
         return self.cost.total_blocks(self.iterations)
 
 
 def check_iterations(cost: ForwardCost, **iterations: int | list[int] | None) -> None:
-    """Refuse iterations for a model without an implicit layer."""
+    """ValueError for iterations of a model without an implicit layer."""
     for name, value in iterations.items():
         if value is not None and not cost.iterative:
             raise ValueError(f"{name}={value}: an explicit model (DiT) has no iterations; leave it out")
@@ -67,9 +67,9 @@ def make_plan(
     """Plan from a `budget` of block passes, or from a number of `steps`.
 
     cost: of one model call. iterations: updates per call, or their mean (4 if not given); not for an explicit model.
-    A constant plan uses as much of the budget as whole timesteps can; an increasing or decreasing one uses all of it
-    that whole updates can. down_to_zero: see `evenly_spaced`. two_calls: call the model at both ends of every step but
-    the last; steps then count these.
+    A constant plan uses as much of the budget as whole timesteps allow; an increasing or decreasing plan uses as much
+    as whole updates allow. down_to_zero: see `evenly_spaced`. two_calls: call the model at both ends of every step
+    except the last.
     """
     if (budget is None) == (steps is None):
         raise ValueError(f"budget={budget}, steps={steps}: give one of the two")
@@ -91,7 +91,7 @@ def make_plan(
             )
     if steps > timesteps:
         advice = "lower the budget or steps" + (", or raise iterations" if cost.iterative else "")
-        raise ValueError(f"{steps} steps, but the model knows {timesteps} timesteps: {advice}")
+        raise ValueError(f"{steps} steps, but the model has {timesteps} timesteps: {advice}")
     calls = 2 * steps - 1 if two_calls else steps
     counts = [None] * calls
     if cost.iterative:
@@ -106,9 +106,11 @@ def plan_of_counts(
     """Plan with the given updates in each model call, from noise to image."""
     check_iterations(cost, counts=counts)
     if two_calls and len(counts) % 2 == 0:
-        raise ValueError(f"counts: {len(counts)} of them, but two calls a step, one for the last, make an odd number")
+        raise ValueError(
+            f"counts has {len(counts)} entries: give an odd number (two calls per step, one for the last step)"
+        )
     if len(counts) > (2 * timesteps - 1 if two_calls else timesteps):
-        raise ValueError(f"counts: {len(counts)} of them, but the model knows {timesteps} timesteps")
+        raise ValueError(f"counts has {len(counts)} entries, but the model has {timesteps} timesteps; give fewer")
     return _over_time(counts, cost, timesteps, down_to_zero, two_calls)
 
 
@@ -124,12 +126,11 @@ def _over_time(
 
 
 def evenly_spaced(steps: int, timesteps: int = 1000, down_to_zero: bool = True) -> list[int]:
-    """`steps` timesteps, descending from timesteps-1 to 0 (both included; one step starts at the top).
+    """`steps` timesteps, descending from timesteps-1 to 0, both included; a single step starts at timesteps-1.
 
-    Sampling must start at the last timestep, the only one that is pure noise. Without
-    `down_to_zero` they end one gap above 0, and the last step goes from there to the image:
-    for solvers that extrapolate from one step to the next in log-SNR, in which the step down to
-    0 would be far longer than the one before it.
+    Sampling must start at the last timestep, the only one that is pure noise. Without `down_to_zero`, the timesteps end
+    one gap above 0, and the last step goes from there to the image. This is for solvers that extrapolate in log-SNR
+    from step to step: there, the step to 0 would be far longer than the step before it.
     """
     if steps == 1:
         return [timesteps - 1]
@@ -140,7 +141,7 @@ def evenly_spaced(steps: int, timesteps: int = 1000, down_to_zero: bool = True) 
 
 
 def describe(plan: Plan, flops_per_image: float) -> str:
-    """Plan as the line that is shown before it runs. flops_per_image: of the run, guidance included."""
+    """The plan as one line, shown before the run. flops_per_image: of the run, with guidance."""
     counts, cost = plan.iterations, plan.cost
     spent = f"{cost.explicit_blocks} blocks each"
     if cost.iterative:

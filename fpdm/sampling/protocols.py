@@ -1,11 +1,11 @@
-"""Named sampling settings of the paper's figures and tables, so that a score says which of them it is."""
+"""Named sampling settings of the paper's figures and tables, so that scores can refer to them by name."""
 
 from typing import NamedTuple
 
 
 class Protocol(NamedTuple):
-    """settings: of a SamplingConfig, for either family; iterations: of an FPDM. The other settings are the defaults:
-    no guidance, constant allocation, solutions reused."""
+    """settings: of a SamplingConfig, for both families. iterations: for FPDM only. Other settings have their defaults:
+    no guidance, constant allocation, reuse."""
 
     settings: dict
     iterations: int
@@ -13,7 +13,7 @@ class Protocol(NamedTuple):
 
 # Iterations: "4 and 8 iterations per timestep is optimal" (Sec. 5.1, at 280 block passes); 8 in Fig. 1.
 # Tab. 1 names sampler and budget; Tab. 2 has 280 block passes and, on ImageNet, Tab. 1's score with DDPM.
-# Fig. 1 does not say which sampler drew it: DDPM, as Tab. 2.
+# Fig. 1 does not name its sampler; DDPM is assumed, as in Tab. 2.
 PROTOCOLS = {
     "paper": Protocol({"budget": 280, "sampler": "ddpm"}, 8),
     "paper-cfg": Protocol({"budget": 560, "sampler": "ddpm", "cfg_scale": 4.0}, 8),

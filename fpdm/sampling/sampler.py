@@ -1,4 +1,4 @@
-"""Runs a plan: carries the latent from timestep to timestep.
+"""Runs a plan: moves the latent from timestep to timestep.
 
 B batch, C latent channels, H height and width.
 """
@@ -24,8 +24,8 @@ def run_plan(
 ) -> Tensor:
     """Noise x (B, C, H, H) -> clean latents (B, C, H, H).
 
-    calls, advance: the model calls and the solver of this run, see `ModelCalls` and `make_solver`; new ones for each.
-    on_step: called with (position, the model's output, predicted clean latent) after each call.
+    calls, advance: the model calls and the solver, see `ModelCalls` and `make_solver`; make new ones for each run.
+    on_step: called with (position, the model's output, predicted clean latent) after each model call.
     """
     alphas_cumprod = calls.source.diffusion.alphas_cumprod
     for i, step in enumerate(plan.steps):

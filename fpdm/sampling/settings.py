@@ -1,4 +1,4 @@
-"""How images are sampled: the settings behind the command line, and behind `fpdm.sample`."""
+"""Sampling settings: those of the command line, and of `fpdm.sample`."""
 
 from dataclasses import dataclass
 
@@ -14,34 +14,36 @@ BESIDE_A_PROTOCOL = ("protocol", "classes", "seed")
 
 @dataclass
 class SamplingConfig:
-    """How images are sampled; together with a checkpoint this determines every image.
+    """How images are sampled. Together with a checkpoint, these settings determine every image.
 
     Args:
-        protocol: the settings behind one of the paper's figures, in place of all below but classes and seed:
-            paper (280 block passes, 8 iterations, DDPM, no guidance), paper-cfg (560, guidance 4, as Fig. 1), or
-            paper-SAMPLER-BUDGET for Tab. 1, as in paper-ddim-140.
-        budget: block passes per image, turned into as many timesteps as fit. Or give steps.
-        steps: timesteps. Or give budget.
-        iterations: updates per timestep, or their mean where allocation is not constant
+        protocol: the settings of one of the paper's figures or tables; replaces all settings below except classes and
+            seed. paper (280 block passes, 8 iterations, DDPM, no guidance), paper-cfg (560, guidance 4, as Fig. 1), or
+            paper-SAMPLER-BUDGET for Tab. 1, for example paper-ddim-140.
+        budget: block passes per image; as many timesteps as fit are used. Give budget or steps.
+        steps: number of timesteps. Give budget or steps.
+        iterations: updates per timestep, or their mean if allocation is not constant
             (FPDM only; 4 if not given).
-        allocation: of updates over timesteps: {allocations}.
-        ratio: largest iteration count over the smallest; if adaptive, over the mean.
-        tolerance: of adaptive allocation.
+        allocation: how updates are distributed over timesteps: {allocations}.
+        ratio: the largest number of iterations divided by the smallest; if adaptive, by the mean.
+        tolerance: residual at which adaptive allocation stops iterating.
         counts: the iterations of each model call, from noise to image, instead of all of the above (FPDM only).
         reuse: start each solve from the previous timestep's solution (FPDM only; on if not given).
-        reuse_weight: of that solution in the start, 1 for all of it, against what a solve without reuse starts from.
-        extrapolation: start this far along the line through the last two solutions: 0 at the last one,
-            1 at the new timestep.
-        anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only; for three
-            iterations and more).
+        reuse_weight: weight of that solution in the initial value, above 0 and at most 1; the rest is the initial value
+            without reuse.
+        extrapolation: start this far along the line through the last two solutions: 0 is the last one,
+            1 is the new timestep.
+        anderson: memory of Anderson acceleration of each solve, 1 to 5; 0 for plain iteration (FPDM only; needs at
+            least 3 iterations).
         sampler: the solver: {solvers}.
-        eta: randomness of ddim, 0 for none.
-        cfg_scale: classifier-free guidance, 1 for none (0 would sample without labels).
-        cfg_channels: guide only the first so many latent channels (null for all; published DiT guides 3).
-        cfg_interval: lowest and highest timestep that is guided (null for all); the others cost half.
-        guidance_rescale: how far the guided prediction is brought back to the spread of the conditional one, 0 to 1.
-        classes: labels to sample in turn (null for uniformly at random).
-        seed: of noise and labels, which are those of an image whatever the batch.
+        eta: randomness of ddim; 0 for none.
+        cfg_scale: scale of classifier-free guidance; 1 for none (0 would sample without labels).
+        cfg_channels: number of latent channels, from the first, that are guided (null for all; published DiT guides 3).
+        cfg_interval: lowest and highest guided timestep (null for all); other timesteps cost half.
+        guidance_rescale: how far the guided prediction is rescaled to the standard deviation of the conditional one,
+            0 to 1.
+        classes: labels to sample in turn (null for uniformly random labels).
+        seed: seed of noise and labels. Those of an image do not depend on its batch.
     """
 
     protocol: str | None = None
@@ -79,7 +81,7 @@ class SamplingConfig:
             raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
         if self.eta and not SOLVERS[self.sampler].eta:
             only = ", ".join(name for name, solver in SOLVERS.items() if solver.eta)
-            raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only {only} has an eta")
+            raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only {only} uses eta; leave it out")
         self._check_allocation()
 
     def _check_ranges(self) -> None:
@@ -87,7 +89,7 @@ class SamplingConfig:
         check_range(1, limits.TIMESTEPS, steps=self.steps)
         check_range(1, limits.ITERATIONS, iterations=self.iterations, ratio=self.ratio)
         check_range(0, limits.ITERATIONS, counts=self.counts)
-        check_range(-limits.CLASSES, limits.CLASSES, classes=self.classes)  # the model knows which there are
+        check_range(-limits.CLASSES, limits.CLASSES, classes=self.classes)  # checked against the model's later
         check_range(0, limits.SEED, seed=self.seed)
         check_positive(limits.FACTOR, tolerance=self.tolerance)
         check_range(0, 1, eta=self.eta)
@@ -117,7 +119,7 @@ class SamplingConfig:
         given = [n for n in fields if n not in BESIDE_A_PROTOCOL and getattr(self, n) != fields[n].default]
         if given:
             raise ValueError(
-                f"protocol={self.protocol} settles {', '.join(given)}; leave that out, or give all settings yourself"
+                f"protocol={self.protocol} already sets {', '.join(given)}; leave that out, or do not use a protocol"
             )
 
     def _check_allocation(self) -> None:
@@ -127,14 +129,16 @@ class SamplingConfig:
                 f"ratio={self.ratio} with allocation={self.allocation}: choose another allocation, or leave it out"
             )
         if allocation.at_run_time is None and self.tolerance != SamplingConfig.tolerance:
-            raise ValueError(f"tolerance={self.tolerance} with allocation={self.allocation}: only adaptive has one")
+            raise ValueError(
+                f"tolerance={self.tolerance} with allocation={self.allocation}: only adaptive uses it; leave it out"
+            )
         if allocation.ratio and allocation.at_run_time is None and self.iterations == 1:
-            raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; ask for at least 2")
+            raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; give at least 2")
         most = max(self.counts) if self.counts else self.iterations
         if self.anderson and self.allocation == "constant" and most is not None and most < 3:
             raise ValueError(
-                f"anderson={self.anderson} with iterations={most}: it chooses from the third update on; "
-                "ask for at least 3 iterations"
+                f"anderson={self.anderson} with iterations={most}: acceleration has no effect before the third update; "
+                "give at least 3 iterations"
             )
 
     def _check_counts(self) -> None:
@@ -143,11 +147,13 @@ class SamplingConfig:
         others = {"budget": self.budget, "steps": self.steps, "iterations": self.iterations}
         given = [name for name, value in others.items() if value is not None]
         if given or self.allocation != "constant":
-            raise ValueError(f"counts={self.counts}: says it all; leave out {', '.join(given) or 'allocation'}")
+            raise ValueError(
+                f"counts={self.counts}: already sets the plan; leave out {', '.join(given) or 'allocation'}"
+            )
 
 
 def _listed(choices: dict) -> str:
-    """`name (about)`, one after the other."""
+    """`name (about)`, separated by commas."""
     return ", ".join(f"{name} ({choice.about})" for name, choice in choices.items())
 
 

@@ -1,7 +1,7 @@
 """Solvers: how a sampling run moves from timestep to timestep, given the network's prediction at each.
 
-DDPM, DDIM (steps.py), Heun and Adams-Bashforth are ours; DPM-Solver++ (Lu et al., 2022) and UniPC (Zhao et al.,
-2023) are diffusers'. All tensors are (B, C, H, H) float32.
+DDPM, DDIM (steps.py), Heun and Adams-Bashforth are implemented here; DPM-Solver++ (Lu et al., 2022) and UniPC (Zhao et
+al., 2023) are those of diffusers. All tensors are (B, C, H, H) float32.
 """
 
 import math
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from fpdm.sampling.steps import ddim_step, ddpm_step, step_coefficients
 
-PURE_NOISE = 2**-24  # alpha_bar that stands for 0 at the last timestep, where log-SNR would be infinite
+PURE_NOISE = 2**-24  # replaces alpha_bar = 0 at the last timestep, where log-SNR would be infinite
 
 # (position in the plan, x, predicted x0, predicted eps, the network's variance output or None) -> the next x
 Advance = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Run(NamedTuple):
-    """What a solver is made for: one run along `timesteps`, one for each model call, descending.
+    """One run of a solver along `timesteps`: one for each model call, descending.
 
-    alpha_bars: (S,) float64, at these timesteps. eta: DDIM's. noise: fresh noise (B, C, H, H) of a step, or None.
+    alpha_bars: (S,) float64, at these timesteps. eta: DDIM's. noise: step -> fresh noise (B, C, H, H), or None.
     """
 
     timesteps: list[int]
@@ -33,11 +33,11 @@ class Run(NamedTuple):
 
 
 class Solver(NamedTuple):
-    """make: a Run -> how it advances. about: what it is, for the help.
+    """make: Run -> Advance. about: a description for the help.
 
-    two_calls: calls the model at both ends of every step but the last. down_to_zero: whether its timesteps end at 0 or
-    one gap above (see `evenly_spaced`). random: needs fresh noise at each step. eta: whether it takes one, and with it
-    noise.
+    two_calls: calls the model at both ends of every step except the last. down_to_zero: whether its timesteps end at 0
+    or one gap above (see `evenly_spaced`). random: needs fresh noise at each step. eta: accepts an eta; needs noise if
+    eta > 0.
     """
 
     make: Callable[[Run], Advance]
@@ -48,7 +48,7 @@ class Solver(NamedTuple):
     eta: bool = False
 
     def needs_noise(self, eta: float) -> bool:
-        """Whether a run with this eta draws fresh noise."""
+        """Whether a run with this eta needs fresh noise."""
         return self.random or eta > 0
 
 
@@ -59,10 +59,10 @@ def make_solver(
     eta: float = 0.0,
     step_noise: Callable[[int], Tensor] | None = None,
 ) -> Advance:
-    """The solver `name` for one run along `timesteps`, as a plan for this solver lists them.
+    """The solver `name` for one run along `timesteps`, which come from a plan for this solver.
 
-    alphas_cumprod: the diffusion's alpha_bar (T,). eta: DDIM's. step_noise: fresh noise of a step, for ddpm, and for
-    ddim with eta > 0. Solvers other than ddpm and ddim remember earlier predictions: make one for each run.
+    alphas_cumprod: the diffusion's alpha_bar (T,). eta: DDIM's. step_noise: step -> fresh noise, for ddpm, and for ddim
+    with eta > 0. Solvers other than ddpm and ddim remember earlier predictions, so make a new one for each run.
     """
     if name not in SOLVERS:
         raise ValueError(f"sampler={name!r}: choose one of {', '.join(SOLVERS)}")
@@ -70,7 +70,7 @@ def make_solver(
     if step_noise is None and solver.needs_noise(eta):
         raise ValueError(f"sampler={name}, eta={eta}: needs step_noise")
     if solver.two_calls and timesteps[1::2] != timesteps[2::2]:
-        raise ValueError(f"sampler={name}: needs a plan with two calls a step, make_plan(..., two_calls=True)")
+        raise ValueError(f"sampler={name}: needs a plan with two calls per step, make_plan(..., two_calls=True)")
     return solver.make(Run(timesteps, alphas_cumprod[timesteps], eta, step_noise))
 
 
@@ -97,11 +97,11 @@ def _ddim(run: Run) -> Advance:
 
 
 class _Angles:
-    """The angles a = arccos sqrt(alpha_bar) of a run's timesteps and of the image, over which x moves at the rate v.
+    """The angles a = arccos sqrt(alpha_bar) of a run's timesteps and of the image. In this variable, dx/da = v.
 
-    Of x = cos a x0 + sin a eps the part that follows from a constant x0 and eps is exact, as in
-    DDIM; what the second-order solvers estimate is the rest, the integral of what v deviates from
-    it. Pure noise, a = pi / 2, is a start like any other, where log-SNR and sigma = tan a are infinite.
+    With x0 and eps constant over a step, x = cos a x0 + sin a eps is exact, as in DDIM. The second-order solvers
+    estimate the rest: the integral of the deviation of v from that. Pure noise, a = pi / 2, needs no special case,
+    although log-SNR and sigma = tan a are infinite there.
     """
 
     def __init__(self, alpha_bars: np.ndarray):
@@ -118,13 +118,13 @@ class _Angles:
 
 
 def _heun(run: Run) -> Advance:
-    """The deviation at a step's end from a second call there; the trapezoid rule, for it is 0 at the start."""
+    """Heun: a second call at the step's end gives the deviation there. Trapezoid rule; it is 0 at the step's start."""
     over = _Angles(run.alpha_bars)
-    expected_v = None  # at the end of the step in hand, by its first call
+    expected_v = None  # at the end of the current step, from its first call
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
         nonlocal expected_v
-        if i % 2:  # the second call, at the timestep that the first one went to
+        if i % 2:  # the second call, at the end of the step
             return x + over.step(i - 1) / 2 * (over.v(i, x0, eps) - expected_v)
         expected_v = over.v(i + 1, x0, eps)
         return over.x(i + 1, x0, eps)
@@ -133,9 +133,9 @@ def _heun(run: Run) -> Advance:
 
 
 def _adams_bashforth(run: Run) -> Advance:
-    """The deviation over a step foretold from that of the step before, as if it grew steadily."""
+    """Adams-Bashforth: the deviation over a step is extrapolated linearly from that of the previous step."""
     over = _Angles(run.alpha_bars)
-    expected_v = None  # at this timestep, by the call before
+    expected_v = None  # at this timestep, from the previous call
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
         nonlocal expected_v
@@ -161,10 +161,10 @@ def _unipc(run: Run) -> Advance:
 
 
 def _multistep(scheduler_class: type, run: Run) -> Advance:
-    """diffusers' scheduler on our timesteps and noise levels, fed with predicted x0.
+    """A scheduler of diffusers with our timesteps and noise levels. Its input is the predicted x0.
 
-    With x0 as the prediction nothing is divided by sqrt(alpha_bar), whatever the network
-    predicts, and images that are clipped stay so.
+    With x0 as the prediction, nothing is divided by sqrt(alpha_bar), whatever the network predicts, and a clipped x0
+    stays clipped.
     """
     scheduler = scheduler_class(prediction_type="sample", solver_order=2, final_sigmas_type="zero")
     scheduler.set_timesteps(len(run.timesteps))
@@ -181,12 +181,12 @@ def _multistep(scheduler_class: type, run: Run) -> Advance:
     return step
 
 
-# The names that settings give them. To add a solver, add an entry.
+# Solvers by the name used in settings. To add a solver, add an entry.
 SOLVERS = {
     "ddpm": Solver(_ancestral, "with the learned variance", random=True),
     "ddim": Solver(_ddim, "first order", eta=True),
     "ab2": Solver(_adams_bashforth, "Adams-Bashforth, second order"),
-    "heun": Solver(_heun, "second order, two model calls a step", two_calls=True),
+    "heun": Solver(_heun, "second order, two model calls per step", two_calls=True),
     "dpm++": Solver(_dpm, "DPM-Solver++(2M), second order in log-SNR", down_to_zero=False),
     "unipc": Solver(_unipc, "UniPC, second order in log-SNR", down_to_zero=False),
 }

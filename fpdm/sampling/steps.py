@@ -13,7 +13,7 @@ from fpdm.diffusion import interpolate_log_variance, posterior_tables
 
 
 class StepCoefficients(NamedTuple):
-    """What one step from alpha_bar to alpha_bar_next (1 for the image) needs; see PosteriorTables."""
+    """Coefficients of one step from alpha_bar to alpha_bar_next (1 for the image); see PosteriorTables."""
 
     alpha_bar: float
     alpha_bar_next: float
@@ -24,7 +24,7 @@ class StepCoefficients(NamedTuple):
 
 
 def step_coefficients(alpha_bars: np.ndarray) -> list[StepCoefficients]:
-    """Coefficients of each step along descending timesteps with these alpha_bar (S,), the model's own."""
+    """Coefficients of each step along descending timesteps. alpha_bars: (S,), those of the model at these timesteps."""
     chain = alpha_bars[::-1]  # ascending noise
     columns = (chain, np.append(1.0, chain[:-1]), *posterior_tables(chain))
     return [StepCoefficients(*map(float, row)) for row in zip(*columns, strict=True)][::-1]
@@ -33,8 +33,11 @@ def step_coefficients(alpha_bars: np.ndarray) -> list[StepCoefficients]:
 def ddpm_mean_and_log_variance(
     x: Tensor, x0: Tensor, variance: Tensor | None, c: StepCoefficients
 ) -> tuple[Tensor, Tensor | float]:
-    """Mean and log variance of p(x_next | x). variance: the network's second half, -1..1, between
-    the posterior's variance and beta; None takes the posterior's."""
+    """Mean and log variance of p(x_next | x).
+
+    variance: the second half of the network's output, -1..1, which interpolates between the posterior's variance and
+    beta; None for the posterior's.
+    """
     mean = c.mean_x0 * x0 + c.mean_x * x
     if variance is None:
         return mean, c.log_variance_min
@@ -42,7 +45,7 @@ def ddpm_mean_and_log_variance(
 
 
 def ddpm_step(x: Tensor, x0: Tensor, variance: Tensor | None, c: StepCoefficients, noise: Tensor | None) -> Tensor:
-    """Ancestral step with fresh `noise`; the step to the image adds none and needs none."""
+    """Ancestral step with fresh `noise`. The step to the image adds no noise; None is enough there."""
     mean, log_variance = ddpm_mean_and_log_variance(x, x0, variance, c)
     if c.alpha_bar_next == 1:
         return mean

@@ -1,4 +1,4 @@
-"""What went on in a sampling run: the residual of every update at every timestep, and the predicted image at each.
+"""Records of a sampling run: the residual of every update and the predicted image at every timestep.
 
 B batch, S timesteps, K the most updates of any timestep, C latent channels, H height and width.
 """
@@ -22,7 +22,7 @@ COLOUR, DPI = "#1b6ca8", 130
 
 
 class Recorder:
-    """Called by `run_plan` after each call, as its on_step; keeps all on the device until it is asked."""
+    """An on_step of `run_plan`. It keeps all tensors on the device until `trace` is called."""
 
     def __init__(self):
         self._residuals: list[Tensor | None] = []
@@ -34,7 +34,7 @@ class Recorder:
         self._x0.append(x0)
 
     def trace(self, plan: Plan) -> "Trace":
-        """What was recorded of a run of this plan."""
+        """The record of a run of this plan."""
         residuals = None
         if self._residuals[0] is not None:
             most = max(values.shape[1] for values in self._residuals)
@@ -45,7 +45,7 @@ class Recorder:
 
 
 class Spent:
-    """Where adaptive allocation spent the updates: an on_step that sums them up, over any number of batches."""
+    """An on_step that sums up where adaptive allocation spends its updates, over any number of batches."""
 
     def __init__(self, plan: Plan):
         self.images = 0
@@ -53,17 +53,16 @@ class Spent:
 
     def __call__(self, position: int, output, x0: Tensor) -> None:
         self.images += len(x0) if position == 0 else 0
-        # Guidance doubles the batch, not the count of an image: the mean of both.
+        # Guidance doubles the rows; an image's count is the mean of its two rows.
         self.updates[position] += output.counts.cpu().double().mean() * len(x0)
 
     def mean(self) -> list[float]:
-        """Updates of an image in each model call."""
+        """Mean updates per image in each model call."""
         return (self.updates / self.images).tolist()
 
 
 class Fallbacks:
-    """How often steps of Anderson acceleration were taken back: an on_step that counts them, over any number of
-    batches."""
+    """An on_step that counts how often a step of Anderson acceleration was taken back, over any number of batches."""
 
     def __init__(self):
         self.solves = 0
@@ -80,20 +79,20 @@ class Fallbacks:
 
 class Trace(NamedTuple):
     """timesteps (S,); residuals (B, S, K), NaN where an image had fewer updates, None for a DiT; x0 (S, B, C, H, H),
-    the clean latents predicted at each timestep, on the device they were made on."""
+    the clean latents predicted at each timestep, on the sampling device."""
 
     timesteps: np.ndarray
     residuals: np.ndarray | None
     x0: Tensor
 
     def frames(self) -> list[int]:
-        """Positions of up to FRAMES timesteps, evenly spaced, the first and the last among them."""
+        """Positions of up to FRAMES timesteps, evenly spaced, including the first and the last."""
         count = len(self.timesteps)
         return sorted({round(i * (count - 1) / max(FRAMES - 1, 1)) for i in range(FRAMES)})
 
 
 def save_trace(trace: Trace, codec: Codec, folder: Path) -> None:
-    """residuals.npz (timesteps, residuals) and filmstrip.png: a row per image, its predictions from left to right."""
+    """Write residuals.npz (timesteps, residuals) and filmstrip.png: one row per image, timesteps from left to right."""
     folder.mkdir(parents=True, exist_ok=True)
     if trace.residuals is not None:
         np.savez(folder / RESIDUALS, timesteps=trace.timesteps, residuals=trace.residuals)
@@ -104,13 +103,13 @@ def save_trace(trace: Trace, codec: Codec, folder: Path) -> None:
 
 
 def last_residuals(residuals: np.ndarray) -> np.ndarray:
-    """Residual of each solve's last update, (B, S), of those of all updates (B, S, K), NaN after the last."""
+    """Residual of each solve's last update (B, S), from the residuals of all updates (B, S, K), NaN after the last."""
     last = (~np.isnan(residuals)).sum(-1, keepdims=True) - 1
     return np.take_along_axis(residuals, last, -1)[..., 0]
 
 
 def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> None:
-    """Of a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all of some timesteps' updates.
+    """Plot a sampling run (Fig. 6b, 6c): the last update's residual over timesteps, and all updates of some timesteps.
 
     timesteps (S,), residuals (B, S, K) with NaN where an image had fewer than K updates.
     """
@@ -121,7 +120,7 @@ def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     last, twice = last_residuals(residuals), len(set(timesteps.tolist())) < len(timesteps)
-    # Where a solver calls the model twice at a timestep, timesteps are no axis to draw over.
+    # If a solver calls the model twice at a timestep, timesteps cannot be the axis.
     along = np.arange(1, len(timesteps) + 1) if twice else timesteps
     faint = left.plot(along, last.T, color=COLOUR, alpha=0.25, linewidth=1)
     faint[0].set_label("each image")

@@ -159,7 +159,7 @@ def test_mistakes_are_refused_as_by_the_script(sets, monkeypatch, says, samples,
 
 def test_one_thing_at_a_time():
     for words in ({"samples": "s", "self_test": True}, {"make_reference": "r.npz", "samples": "s"}):
-        with pytest.raises(ValueError, match="one thing at a time"):
+        with pytest.raises(ValueError, match="only one of them is possible"):
             Settings(**words)
     with pytest.raises(ValueError, match="its classifier needs the images"):
         make_reference("digits", "r.npz", features="cnn", resolution=16)

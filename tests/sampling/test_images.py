@@ -51,7 +51,7 @@ def test_folder_takes_one_recipe(tmp_path):
     open_folder(folder, {"seed": 0, "num_samples": 9})  # extending it is fine
     with pytest.raises(ValueError, match=r"\(seed was 0, is 1\)"):
         open_folder(folder, {"seed": 1, "num_samples": 9, "plan": [[999, -1, 3]]})
-    with pytest.raises(ValueError, match="holds 9 images of this kind"):
+    with pytest.raises(ValueError, match="already has 9 images of this recipe"):
         open_folder(folder, {"seed": 0, "num_samples": 4})
 
 

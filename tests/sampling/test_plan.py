@@ -59,7 +59,7 @@ def test_ratio_is_largest_over_smallest():
     ("arguments", "says"),
     [
         ({"budget": 9, "iterations": 8}, "budget=9 does not hold one timestep of 10 block passes"),
-        ({"budget": 5000, "iterations": 1}, "1666 steps, but the model knows 1000"),
+        ({"budget": 5000, "iterations": 1}, "1666 steps, but the model has 1000"),
         ({"steps": 1001, "iterations": 1}, "1001 steps"),
         ({"budget": 100, "iterations": 0}, "iterations=0"),
         ({"budget": 100, "steps": 5, "iterations": 1}, "give one of the two"),
@@ -119,7 +119,7 @@ def test_two_calls_a_step_visit_all_timesteps_but_the_first_twice():
 
 def test_counts_of_two_calls_a_step_are_odd_in_number():
     assert len(plan_of_counts(ForwardCost(2, 1), [3, 2, 1], two_calls=True).steps) == 3
-    with pytest.raises(ValueError, match="4 of them, but two calls a step"):
+    with pytest.raises(ValueError, match="4 entries: give an odd number"):
         plan_of_counts(ForwardCost(2, 1), [1, 1, 1, 1], two_calls=True)
 
 

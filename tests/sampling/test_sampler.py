@@ -127,7 +127,7 @@ def test_predicted_images_are_clipped_where_their_range_is_known(run):
     ("settings", "says"),
     [
         ({"sampler": "euler"}, "sampler='euler'"),
-        ({"sampler": "heun"}, "needs a plan with two calls a step"),
+        ({"sampler": "heun"}, "needs a plan with two calls per step"),
         ({"solving": Solving(reuse=True)}, "reuse=true: an explicit model"),
         ({"solving": Solving(anderson=9)}, "anderson=9: a memory of 1 to 5"),
         ({"guidance": Guidance(2.0, channels=5)}, "cfg_channels=5: the latent has 4"),
