@@ -12,7 +12,7 @@ logger = logging.getLogger("fpdm")
 # How many compiled versions torch may keep of one piece of code, which all layers of a class share (its default is 8).
 # Each combination of precision, gradients on or off, and which tensors require a gradient needs its own version.
 MOST_FORMS = 64
-LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+LIMIT = "recompile_limit"  # as torch names it, in its settings and in its warnings
 
 
 def compile_layers(model: Denoiser, graphs: bool = False) -> None:

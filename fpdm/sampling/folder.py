@@ -68,7 +68,7 @@ def sample_to_folder(
     With torchrun, every process must call this and samples its share of the images. The images do not depend on the
     number of processes.
 
-    folder: by default samples/<step>-<recipe> in the checkpoint's run, or in the working directory. A folder holds
+    folder: by default `samples/<step>-<recipe>` in the checkpoint's run, or in the working directory. A folder holds
         images of one recipe; ValueError for another recipe, or for fewer images than it already has.
     batch_size: images per batch and process. settings: those of a SamplingConfig, as for `sample`.
     trace: number of images, from index 0, whose residuals and predictions are saved in the folder's trace/; at most
