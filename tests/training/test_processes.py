@@ -36,13 +36,20 @@ TOLERANCES = {"cpu": ({"abs": 1e-5, "rel": 1e-5}, {"atol": 1e-5, "rtol": 1e-4}),
               "cuda": ({"abs": 1e-3, "rel": 1e-3}, {"atol": 5e-3, "rtol": 1e-2})}  # fmt: skip
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def launch(device: str, config: Path, processes: int, results: Path, *more: str, accelerate: bool = False) -> Path:
     """Run scripts/train.py in `processes` processes, under torchrun or accelerate launch; the run's folder."""
     launcher = [sys.executable]
     if processes > 1 and accelerate:
         # --multi_gpu is accelerate's word for several processes; without GPUs they are processes on the CPU.
         launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
-        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        launcher += [f"--main_process_port={free_port()}"]  # accelerate 1.1 does not look for one itself
     elif processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [
@@ -239,11 +246,8 @@ def test_accelerate_launch_and_several_nodes_do_the_same(config_file, tmp_path, 
 
 def launch_nodes(device: str, config: Path, results: Path) -> Path:
     """Two `nodes` that meet at a rendezvous, as two machines would; on GPUs each sees one of them."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
-    command += [f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=test", str(ROOT / "scripts" / "train.py")]
+    command += [f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=test", str(ROOT / "scripts" / "train.py")]
     command += ["--config", str(config), "--run.results", str(results)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     for node in [subprocess.Popen(command, **pipes, env=environment(device, visible)) for visible in ("0", "1")]:
