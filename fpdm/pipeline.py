@@ -236,7 +236,7 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError(f"budget={budget}, num_inference_steps={steps}: give one of the two")
         for name, value in (("budget", budget), ("num_inference_steps", steps)):
             if value is not None and not isinstance(value, Integral):
-                raise ValueError(f"{name}={value!r}: a whole number is needed")
+                raise ValueError(f"{name}={value!r}: expected a whole number")
         check_range(1, limits.PASSES, budget=budget, num_inference_steps=steps)
         if (steps or 0) > self.diffusion.timesteps:
             raise ValueError(f"num_inference_steps={steps}: the model has {self.diffusion.timesteps} timesteps")
@@ -244,7 +244,7 @@ class FPDMPipeline(DiffusionPipeline):
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if cost.iterative else None
         listed = isinstance(each, (list, tuple))
         if cost.iterative and not all(isinstance(count, Integral) for count in (each if listed else [each])):
-            raise ValueError(f"iterations={iterations!r}: a whole number, or a list of them, is needed")
+            raise ValueError(f"iterations={iterations!r}: expected a whole number, or a list of whole numbers")
         check_range(1, limits.ITERATIONS, iterations=each)
         if budget is None:
             self.scheduler.set_timesteps(int(steps), device=device)

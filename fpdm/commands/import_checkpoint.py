@@ -7,7 +7,9 @@ from pathlib import Path
 from fpdm import cli
 from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
+from fpdm.models import FixedPointDiT
 from fpdm.models.convert import from_published, infer_config, read_published
+from fpdm.models.sizes import class_of
 
 logger = logging.getLogger("fpdm")
 
@@ -54,8 +56,7 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     state = read_published(settings.source, settings.weights)
     config = infer_config(state, settings.num_heads)
-    is_fpdm = "pre_depth" in config
-    if is_fpdm:
+    if iterative := class_of(config) is FixedPointDiT:
         config["pre_post_timestep_conditioning"] = settings.pre_post_timestep_conditioning
     model = from_published(state, **config)
     names = [str(c) for c in range(model.num_classes)]
@@ -64,9 +65,9 @@ def main() -> None:
         if len(names) != model.num_classes:
             raise ValueError(f"class_names={settings.class_names}: {len(names)} names for {model.num_classes} classes")
     diffusion = DiffusionConfig(
-        parametrisation=settings.parametrisation or ("v" if is_fpdm else "eps"),
-        zero_terminal_snr=is_fpdm if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
-        weighting="v" if is_fpdm else "eps",
+        parametrisation=settings.parametrisation or ("v" if iterative else "eps"),
+        zero_terminal_snr=iterative if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
+        weighting="v" if iterative else "eps",
         learn_sigma=config["learn_sigma"],
     )
     facts = {
