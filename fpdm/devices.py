@@ -3,6 +3,8 @@
 import gc
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -62,9 +64,16 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def tf32_allowed() -> bool:
-    """Whether float32 matrix products may run as TF32."""
-    return torch.get_float32_matmul_precision() != "highest"
+@contextmanager
+def tf32_as(allowed: bool) -> Iterator[None]:
+    """`allow_tf32(allowed)` for a while; then as it was."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

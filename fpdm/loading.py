@@ -92,7 +92,7 @@ def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, devic
 
 
 def make_source(
-    model: Denoiser, diffusion: Diffusion, codec: Codec, precision: str = "no", cost: ForwardCost | None = None
+    model: Denoiser, diffusion: Diffusion, codec: Codec | None, precision: str = "no", cost: ForwardCost | None = None
 ) -> Source:
     """A source from parts that are already on their device. cost: of a call, counted if not given."""
     return Source(

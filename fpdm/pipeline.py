@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fpdm.config import check_range, limits
+from fpdm.config import check_one_of, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
 from fpdm.diffusion import Diffusion
@@ -31,6 +31,7 @@ from fpdm.precision import PRECISIONS
 from fpdm.sampling.allocation import DEFAULT_ITERATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.guidance import Guidance
+from fpdm.sampling.noise import check_labels
 from fpdm.sampling.plan import check_iterations
 from fpdm.sampling.solving import Solving
 from fpdm.schedulers import check_scheduler, default_scheduler, takes_variance
@@ -211,10 +212,13 @@ class FPDMPipeline(DiffusionPipeline):
         return FPDMPipelineOutput(images, passes) if return_dict else (images, passes)
 
     def _source(self, device: torch.device) -> Source:
-        """The source of one run."""
+        """What one run samples from. Its codec only limits predicted pixels; latents are decoded at the end."""
         half = None if self.model.dtype == torch.float32 else self.model.dtype
-        precision = next(name for name, dtype in PRECISIONS.items() if dtype == half)
-        source = make_source(self.model, self.diffusion, self._codec(), precision, block_cost(self.model))
+        precision = next((name for name, dtype in PRECISIONS.items() if dtype == half), None)
+        if precision is None:
+            raise ValueError(f"the model is in {half}: use float32, float16 or bfloat16, as in pipe.to(torch.float32)")
+        codec = PixelCodec() if self.vae is None else None
+        source = make_source(self.model, self.diffusion, codec, precision, block_cost(self.model))
         return source._replace(device=device)
 
     def _for_scheduler(self, found: Call, x: Tensor, alpha_bar: float) -> Tensor:
@@ -225,15 +229,14 @@ class FPDMPipeline(DiffusionPipeline):
 
     def _labels(self, class_labels: int | Sequence[int]) -> Tensor:
         labels = [int(class_labels)] if isinstance(class_labels, Integral) else [int(label) for label in class_labels]
-        wrong = [label for label in labels if not 0 <= label < self.model.num_classes]
-        if wrong or not labels:
-            raise ValueError(f"class_labels={labels}: labels of this model are 0..{self.model.num_classes - 1}")
+        if not labels:
+            raise ValueError("class_labels=[]: give at least one label")
+        check_labels("class_labels", labels, self.model.num_classes)
         return torch.tensor(labels)
 
     def _plan(self, cost: ForwardCost, budget, steps, iterations, device: torch.device) -> list[int | None]:
         """Set the scheduler's timesteps; returns the iterations of each model call, None for an explicit model."""
-        if (budget is None) == (steps is None):
-            raise ValueError(f"budget={budget}, num_inference_steps={steps}: give one of the two")
+        check_one_of(budget=budget, num_inference_steps=steps)
         for name, value in (("budget", budget), ("num_inference_steps", steps)):
             if value is not None and not isinstance(value, Integral):
                 raise ValueError(f"{name}={value!r}: expected a whole number")

@@ -38,7 +38,7 @@ def main() -> None:
     names = [name for name, solver in SOLVERS.items() if not solver.random]
     rows = []
     for calls in settings.calls:
-        steps = {name: (calls + 1) // 2 if SOLVERS[name].two_calls else calls for name in names}
+        steps = {name: (calls + 1) // 2 if SOLVERS[name].spacing.two_calls else calls for name in names}
         rows.append([str(calls), *(f"{solver_error(name, steps[name]):.4f}" for name in names)])
     logger.info(markdown_table(["model calls", *(f"`{name}`" for name in names)], rows, text_columns=0))
 

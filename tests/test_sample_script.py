@@ -70,11 +70,13 @@ def test_protocol_and_what_the_recipe_says(tiny_run, tmp_path):
 
 def test_tf32_is_as_asked_for(tiny_run, tmp_path, monkeypatch):
     asked, script = [], str(ROOT / "scripts" / "sample.py")
-    monkeypatch.setattr("fpdm.commands.sample.allow_tf32", asked.append)
+    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
     for words in ([], ["--tf32", "false"]):
-        draw_one = ["--ckpt", str(tiny_run), "--num-samples", "1", "--steps", "1", "--out", str(tmp_path / str(words))]
-        monkeypatch.setattr(sys, "argv", [script, *draw_one, *words])
+        out = tmp_path / str(len(words))
+        monkeypatch.setattr(sys, "argv", [script, "--ckpt", str(tiny_run), "--num-samples", "1", "--steps", "1",
+                                          "--out", str(out), *words])  # fmt: skip
         runpy.run_path(script, run_name="__main__")
+        assert json.loads((out / "samples.json").read_text())["tf32"] is not bool(words)
     assert asked == [True, False]
 
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from fpdm import cli
-from fpdm.config import check_choice, check_range, limits
-from fpdm.devices import allow_tf32
+from fpdm.config import check_choice
 from fpdm.loading import load_source
 from fpdm.precision import PRECISIONS
-from fpdm.sampling.folder import sample_to_folder
+from fpdm.sampling.folder import check_sizes, sample_to_folder
 from fpdm.sampling.settings import SamplingConfig
 
 
@@ -42,9 +41,7 @@ class Settings(SamplingConfig):
     vae: str | None = None
 
     def __post_init__(self):
-        check_range(1, limits.SAMPLES, num_samples=self.num_samples)
-        check_range(1, limits.BATCH, batch_size=self.batch_size)
-        check_range(0, limits.BATCH, trace=self.trace)
+        check_sizes(self.num_samples, self.batch_size, self.trace)
         check_choice("precision", self.precision, PRECISIONS)
         super().__post_init__()
 
@@ -57,7 +54,6 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     if not settings.ckpt:
         raise ValueError("ckpt is not set; give a run's folder or one of its checkpoints")
-    allow_tf32(settings.tf32)
     source = load_source(
         settings.ckpt,
         weights=settings.weights,
@@ -66,9 +62,8 @@ def main() -> None:
         compiled=settings.compile,
     )
     sampling = {name: getattr(settings, name) for name in SamplingConfig.__dataclass_fields__}
-    sample_to_folder(
-        source, settings.out, settings.num_samples, batch_size=settings.batch_size, trace=settings.trace, **sampling
-    )
+    sizes = {name: getattr(settings, name) for name in ("num_samples", "batch_size", "trace", "tf32")}
+    sample_to_folder(source, settings.out, **sizes, **sampling)
 
 
 def run() -> None:

@@ -8,6 +8,12 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
 
 
+def check_one_of(**values: object) -> None:
+    """Refuse two settings of which not exactly one is given."""
+    if sum(value is not None for value in values.values()) != 1:
+        raise ValueError(f"{', '.join(f'{name}={value}' for name, value in values.items())}: give one of the two")
+
+
 def check_range(low: float, high: float, **values: float | list | tuple | None) -> None:
     """ValueError for numbers outside low..high and for NaN. In a list, every number is checked; None is allowed."""
     for name, number in _numbers(values):

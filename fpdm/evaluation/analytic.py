@@ -44,8 +44,8 @@ def solver_error(sampler: str, steps: int, down_to_zero: bool | None = None) -> 
     diffusion = Diffusion(learn_sigma=False)
     z = torch.randn(SAMPLES, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     solver, source = SOLVERS[sampler], exact_source(diffusion)
-    zero = solver.down_to_zero if down_to_zero is None else down_to_zero
-    plan = make_plan(source.cost, steps=steps, down_to_zero=zero, two_calls=solver.two_calls)
+    spacing = solver.spacing if down_to_zero is None else solver.spacing._replace(down_to_zero=down_to_zero)
+    plan = make_plan(source.cost, steps=steps, spacing=spacing)
     calls = ModelCalls(source, torch.zeros(SAMPLES).long(), Guidance(), Solving())
     x = run_plan(calls, plan, z, make_solver(sampler, diffusion.alphas_cumprod, plan.timesteps))
     return float((x - MEAN - STD * z).abs().max())

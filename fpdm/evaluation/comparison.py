@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fpdm.evaluation.metrics import Statistics, frechet_distance, statistics
 from fpdm.files import read_json, write_atomically
+from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for, sample_images, total_flops
 from fpdm.sampling.plan import describe
@@ -64,7 +65,7 @@ class ScoreBook:
     def _compute(self, contender: Contender, config: SamplingConfig) -> Score:
         source = contender.source
         plan = plan_for(source, config)
-        spent = Spent(plan) if config.allocation == "adaptive" else None
+        spent = Spent(plan) if ALLOCATIONS[config.allocation].at_run_time is not None else None
         reuse = ", reuse" if source.iterative and config.reuse is not False else ""
         logger.info(f"{contender.name}, {config.sampler}{reuse}: {describe(plan, total_flops(config, plan))}")
         features, started = [], time.perf_counter()

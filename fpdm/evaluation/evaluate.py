@@ -5,20 +5,18 @@ All three functions run alone or under torchrun (or `accelerate launch`), where 
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from fpdm.config import ScoringConfig, check_choice
 from fpdm.data.images import DIGITS
-from fpdm.devices import allow_tf32, process_state
+from fpdm.devices import process_state, tf32_as
 from fpdm.evaluation.extraction import Gathered, gather
 from fpdm.evaluation.features import EXTRACTORS, FITTED, Extractor
 from fpdm.evaluation.references import has_images, is_reference, load_reference, save_reference
@@ -153,7 +151,7 @@ class _Measure(NamedTuple):
         config = self.config
         tf32 = "-tf32" if config.tf32 and self.state.device.type == "cuda" else ""
         name = f"{self.extractor.name}-{self.key}-{samples.fingerprint()}-{config.keep}{tf32}"
-        with _tf32(config.tf32):
+        with tf32_as(config.tf32):
             return gather(samples, self.extractor, Path(config.cache) / name, self.state,
                           batch_size=config.batch_size, workers=config.workers, keep=config.keep)  # fmt: skip
 
@@ -209,18 +207,6 @@ def _given_resolution(config: ScoringConfig) -> int:
     if config.resolution is None:
         raise ValueError("resolution is not set; without samples, it must say what size the reference is cropped to")
     return config.resolution
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """TF32 as asked for while features are computed; then as the caller had it."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    allow_tf32(allowed)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _write(path: Path, result: dict) -> None:

@@ -37,6 +37,12 @@ def model_config(name: str, **overrides) -> tuple[type[Denoiser], dict]:
         )
     cls, size = FAMILIES[match[1]], SIZES[match[2]]
     known = settings_of(cls)
+    for other, theirs in FAMILIES.items():
+        if theirs is not cls and settings_of(theirs) == known:
+            raise ValueError(
+                f"model name={name!r}: {match[1]} and {other} take the same arguments, so a saved model does not tell "
+                "which of them it is; give one of them an argument of its own"
+            )
     for setting in overrides.keys() - known:
         raise ValueError(f"model.{setting}={overrides[setting]}: {name} has no such setting; remove it")
     config = {"patch_size": int(match[3]), **{name: value for name, value in size._asdict().items() if name in known}}
@@ -49,10 +55,11 @@ def settings_of(cls: type[Denoiser]) -> set[str]:
 
 
 def class_of(config: dict) -> type[Denoiser]:
-    """The family whose constructor takes these arguments; ValueError if none does."""
-    for cls in FAMILIES.values():
-        if config.keys() <= settings_of(cls):
-            return cls
+    """The family whose constructor takes these arguments: exactly, or these and others; ValueError if none does."""
+    taking = [cls for cls in FAMILIES.values() if config.keys() <= settings_of(cls)]
+    exactly = [cls for cls in taking if config.keys() == settings_of(cls)]
+    if taking:
+        return (exactly or taking)[0]
     nearest = min(FAMILIES.values(), key=lambda cls: len(config.keys() - settings_of(cls)))
     unknown = ", ".join(sorted(config.keys() - settings_of(nearest)))
     raise ValueError(f"not the config of a {' or '.join(FAMILIES)}: {nearest.__name__} has no {unknown}")

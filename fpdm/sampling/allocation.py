@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 DEFAULT_ITERATIONS = 4  # the paper's optimum at 280 block passes is 4 to 8 (Fig. 4)
 
@@ -17,23 +18,30 @@ class RunTimeAllocation(Protocol):
     """The allocation of one run. Rows are the samples of its batch, or twice as many if guidance doubles them."""
 
     def request(self, call: int, rows: int) -> dict[str, Any]:
-        """Model arguments for the first `rows` rows at this call; they replace the plan's iterations."""
+        """Model arguments for the first `rows` rows at this call; they replace the plan's iterations.
 
-    def observe(self, output: Any) -> None:
-        """See what the model returned."""
+        iterations: a number, or one for each row (rows,). Others, such as tolerance, if the model takes them.
+        """
+
+    def observe(self, updates: Tensor) -> None:
+        """See how many updates each row got, (rows,)."""
+
+    @staticmethod
+    def explain(settings: Any) -> str:
+        """What it does with these sampling settings, for the line that is printed before a run."""
 
 
 class Allocation(NamedTuple):
     """counts: (calls, mean updates per call, ratio, total updates) -> updates of each call, from noise to image.
 
-    about: a description for the help. ratio: whether it uses a ratio. at_run_time: called with (updates of each call in
-    the plan, rows, device, sampling settings) for each run; the plan's counts then give only the total.
+    about: a description for the help. ratio: whether it uses a ratio. at_run_time: a class, made anew for each run with
+    (updates of each call in the plan, rows, device, sampling settings); the plan's counts then give only the total.
     """
 
     counts: Callable[[int, int, float, int], list[int]]
     about: str
     ratio: bool = False
-    at_run_time: Callable[[Sequence[int], int, torch.device, Any], RunTimeAllocation] | None = None
+    at_run_time: type[RunTimeAllocation] | None = None
 
 
 def constant(calls: int, mean: int, ratio: float, total: int) -> list[int]:
@@ -67,8 +75,15 @@ class ToTolerance:
         most = (self._left[:rows] - (self.calls - 1 - call)).clamp(1, self.most)
         return {"iterations": most, "tolerance": self.tolerance}
 
-    def observe(self, output: Any) -> None:
-        self._left[: len(output.counts)] -= output.counts
+    def observe(self, updates: Tensor) -> None:
+        self._left[: len(updates)] -= updates
+
+    @staticmethod
+    def explain(settings: Any) -> str:
+        return (
+            f"each image is iterated until its residual is at most {settings.tolerance:g}, with at most "
+            f"{most_updates(settings)} iterations per timestep"
+        )
 
 
 ALLOCATIONS = {

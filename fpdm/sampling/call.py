@@ -54,6 +54,7 @@ class Source(NamedTuple):
 class Call(NamedTuple):
     """The result of a call for x (B, C, H, H), after guidance. All tensors are (B, C, H, H), except those in output.
 
+    updates: of each row, (B,) or (2B,), under a run-time allocation; None if the plan gives their number.
     output: the model's output for all rows. mean: the prediction in the model's parametrisation. variance: None if not
     learned. x0, eps: clean latent and noise; x0 is clipped if the codec has a range.
     """
@@ -63,6 +64,7 @@ class Call(NamedTuple):
     variance: Tensor | None
     x0: Tensor
     eps: Tensor
+    updates: Tensor | None = None
 
 
 class ModelCalls:
@@ -98,9 +100,12 @@ class ModelCalls:
         inputs, labels = (torch.cat([x, x]), self._both) if doubled else (x, self._labels)
         rows = len(inputs)
         times = t.to(x.device).expand(rows) if isinstance(t, Tensor) else torch.full((rows,), t, device=x.device)
-        output = self.source.denoise(inputs, times, labels, **self._solve(alpha_bar, iterations, rows))
+        arguments = self._solve(alpha_bar, iterations, rows)
+        output, updates = self.source.denoise(inputs, times, labels, **arguments), None
         if self.allocation is not None:
-            self.allocation.observe(output)
+            stopped = getattr(output, "counts", None)  # by the model, before it made all that were requested
+            updates = torch.as_tensor(arguments["iterations"]).expand(rows) if stopped is None else stopped
+            self.allocation.observe(updates)
         if self._starts is not None:
             self._starts.add(alpha_bar, output.solution)
         self._made += 1
@@ -112,7 +117,7 @@ class ModelCalls:
         if (clip := self.source.codec and self.source.codec.clip) is not None:
             x0 = x0.clamp(-clip, clip)
             eps = (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
-        return Call(output, mean, variance, x0, eps)
+        return Call(output, mean, variance, x0, eps, updates)
 
     def _solve(self, alpha_bar: float, iterations: int | None, rows: int) -> dict[str, Any]:
         """The model's arguments for its implicit layer; none for an explicit model."""

@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from fpdm.config import check_range, limits
-from fpdm.devices import SAMPLING_PATIENCE, process_state, tf32_allowed
+from fpdm.devices import SAMPLING_PATIENCE, process_state, tf32_as
 from fpdm.files import read_json, write_atomically
-from fpdm.sampling.allocation import ALLOCATIONS, most_updates
+from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
-from fpdm.sampling.generate import plan_for, sample_images, total_flops
+from fpdm.sampling.generate import check_decodable, plan_for, sample_images, total_flops
 from fpdm.sampling.images import (
     GRID,
     is_complete,
@@ -61,6 +62,7 @@ def sample_to_folder(
     *,
     batch_size: int = 64,
     trace: int = 0,
+    tf32: bool = True,
     **settings,
 ) -> Path:
     """Sample those of the images 0 to num_samples - 1 that are missing in the folder; returns the folder.
@@ -69,29 +71,55 @@ def sample_to_folder(
     number of processes.
 
     folder: by default `samples/<step>-<recipe>` in the checkpoint's run, or in the working directory. A folder holds
-        images of one recipe; ValueError for another recipe, or for fewer images than it already has.
+        images of one recipe; ValueError for another recipe, or for fewer images than it already has. A source that is
+        not from `load_source` needs a folder that does not exist yet.
     batch_size: images per batch and process. settings: those of a SamplingConfig, as for `sample`.
     trace: number of images, from index 0, whose residuals and predictions are saved in the folder's trace/; at most
         batch_size.
+    tf32: allow TF32 matrix products on GPUs that have them, while this runs.
     """
-    check_range(1, limits.SAMPLES, num_samples=num_samples)
-    check_range(1, limits.BATCH, batch_size=batch_size)
-    check_range(0, limits.BATCH, trace=trace)
-    if trace > batch_size:
-        raise ValueError(f"trace={trace}: at most batch_size={batch_size}, because they are recorded as one batch")
+    check_sizes(num_samples, batch_size, trace)
+    check_decodable(source)
     asked = SamplingConfig(**settings)
     config = asked.resolved(source.iterative)
     if config.reuse is None:
         config = replace(config, reuse=source.iterative)  # the recipe states the default explicitly
     plan = plan_for(source, config)
     state = process_state(SAMPLING_PATIENCE)
-    recipe = recipe_of(source, config, asked.protocol, plan, num_samples)
-    work = Work(source, config, plan, Path(folder or default_folder(recipe)))
+    recipe = make_recipe(source, config, asked.protocol, plan) | {"tf32": tf32, "num_samples": num_samples}
+    work = Work(source, config, plan, _folder_for(source, folder, recipe))
     if state.is_main_process:
         _announce(work, recipe)
         open_folder(work.folder, recipe)
     state.wait_for_everyone()
+    with tf32_as(tf32):
+        _fill(work, state, num_samples, batch_size, trace)
+    state.wait_for_everyone()
+    return work.folder
 
+
+def check_sizes(num_samples: int, batch_size: int, trace: int) -> None:
+    """ValueError for numbers of images that are out of range."""
+    check_range(1, limits.SAMPLES, num_samples=num_samples)
+    check_range(1, limits.BATCH, batch_size=batch_size)
+    check_range(0, limits.BATCH, trace=trace)
+    if trace > batch_size:
+        raise ValueError(f"trace={trace}: at most batch_size={batch_size}, because they are recorded as one batch")
+
+
+def _folder_for(source: Source, folder: str | Path | None, recipe: dict) -> Path:
+    """The folder, or the default one. Nothing says which model a source without origin has, so images that are there
+    already could be another's."""
+    if source.origin is None and (folder is None or Path(folder).exists()):
+        raise ValueError(
+            f"folder={folder}: this source does not say which checkpoint it is of (source.origin); give a folder that "
+            "does not exist yet, or make the source with load_source"
+        )
+    return Path(folder or default_folder(recipe))
+
+
+def _fill(work: Work, state: PartialState, num_samples: int, batch_size: int, trace: int) -> None:
+    """Sample what is missing; on the main process, then write the grid, the npz and the summaries."""
     missing = [i for i in range(num_samples) if not is_complete(png_path(work.folder, i))]
     state.wait_for_everyone()  # no process writes before all have looked for missing images
     started = time.perf_counter()
@@ -114,27 +142,24 @@ def sample_to_folder(
             _record(work, range(trace))
         made = f"{len(missing)} of them new, {rate:.1f} images/s" if missing else "all of them existed already"
         logger.info(f"{work.folder}: {num_samples} images, {made}")
-    return work.folder
 
 
-def recipe_of(source: Source, config: SamplingConfig, protocol: str | None, plan: Plan, num_samples: int) -> dict:
+def make_recipe(source: Source, config: SamplingConfig, protocol: str | None, plan: Plan) -> dict:
     """Everything that an image depends on, as saved in samples.json."""
     origin = source.origin or {}
     return {
         **{name: origin.get(name) for name in ("checkpoint", "weights", "precision")},
-        "tf32": tf32_allowed(),
         "codec": origin.get("codec", source.codec.source),
         "sampling": asdict(config) | {"protocol": protocol},
         "plan": [list(step) for step in plan.steps],
         "block_passes": plan.block_passes,
         "flops_per_image": total_flops(config, plan),
-        "num_samples": num_samples,
     }
 
 
 def default_folder(recipe: dict) -> Path:
     """samples/<step>-<recipe> in the checkpoint's run, or in the working directory if there is no run."""
-    checkpoint = Path(recipe["checkpoint"] or "samples")
+    checkpoint = Path(recipe["checkpoint"])
     place = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path()
     return place / "samples" / f"{checkpoint.name}-{recipe_id(recipe)}"
 
@@ -144,11 +169,8 @@ def _announce(work: Work, recipe: dict) -> None:
     if recipe["checkpoint"] is not None:
         logger.info(f"{recipe['checkpoint']} ({recipe['weights']} weights) -> {work.folder}")
     logger.info(describe(work.plan, recipe["flops_per_image"]))
-    if ALLOCATIONS[config.allocation].at_run_time is not None:
-        logger.info(
-            f"{config.allocation}: this is the maximum; each image is iterated until its residual is at most "
-            f"{config.tolerance:g}, with at most {most_updates(config)} iterations per timestep"
-        )
+    if at_run_time := ALLOCATIONS[config.allocation].at_run_time:
+        logger.info(f"{config.allocation}: this is the maximum; {at_run_time.explain(config)}")
 
 
 def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[Spent | None, Fallbacks | None]:

@@ -1,7 +1,6 @@
 """From image indices to images: noise and labels by index, then the sampling run, then decoding."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from fpdm.config import check_range, limits
 from fpdm.data.batches import to_uint8
 from fpdm.devices import send
 from fpdm.sampling.allocation import ALLOCATIONS
-from fpdm.sampling.call import ModelCalls, Source
+from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.noise import image_labels, image_noise
 from fpdm.sampling.plan import Plan, make_plan, plan_of_counts
 from fpdm.sampling.sampler import run_plan
@@ -23,20 +22,20 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     config = config.resolved(source.iterative)
     source.check(config.guidance, config.solving)
     labels_for(source, config, [])
-    solver = SOLVERS[config.sampler]
-    steps = {"down_to_zero": solver.down_to_zero, "two_calls": solver.two_calls}
+    spacing = SOLVERS[config.sampler].spacing
     if config.counts is not None:
-        return plan_of_counts(source.cost, config.counts, source.diffusion.timesteps, **steps)
-    plan = make_plan(
-        source.cost,
-        budget=config.budget,
-        steps=config.steps,
-        iterations=config.iterations,
-        allocation=config.allocation,
-        ratio=config.ratio,
-        timesteps=source.diffusion.timesteps,
-        **steps,
-    )
+        plan = plan_of_counts(source.cost, config.counts, source.diffusion.timesteps, spacing)
+    else:
+        plan = make_plan(
+            source.cost,
+            budget=config.budget,
+            steps=config.steps,
+            iterations=config.iterations,
+            allocation=config.allocation,
+            ratio=config.ratio,
+            timesteps=source.diffusion.timesteps,
+            spacing=spacing,
+        )
     if config.cfg_scale != 1 and not any(map(config.guidance.at, plan.timesteps)):
         raise ValueError(f"cfg_interval={config.cfg_interval}: none of the timesteps {plan.timesteps} is in it")
     return plan
@@ -54,12 +53,18 @@ def total_flops(config: SamplingConfig, plan: Plan, updates: Sequence[float] | N
     return sum((2 if config.guidance.at(t) else 1) * plan.cost.flops(k) for t, k in calls)
 
 
+def check_decodable(source: Source) -> None:
+    """ValueError for a source without a codec."""
+    if source.codec is None:
+        raise ValueError("source.codec is not set: it decodes the latents to images; make the source with a codec")
+
+
 def sample_images(
     source: Source,
     config: SamplingConfig,
     plan: Plan,
     indices: Sequence[int],
-    on_step: Callable[[int, Any, Tensor], None] | None = None,
+    on_step: Callable[[int, Call], None] | None = None,
     with_residuals: bool = False,
 ) -> Tensor:
     """uint8 images (len(indices), 3, R, R) on the source's device, as one batch.
@@ -69,6 +74,7 @@ def sample_images(
     An image depends only on (config, plan, its index): it is the same in any batch, up to float rounding.
     """
     config = config.resolved(source.iterative)
+    check_decodable(source)
 
     def noise(number: int) -> Tensor:  # generated on the CPU, so it is the same for every device
         return send(image_noise(config.seed, indices, number, source.latent_shape), source.device)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fpdm.files import read_json, replaced, write_atomically
+from fpdm.sampling.settings import SamplingConfig
 
 GRID = "grid.png"
 NPZ = "samples.npz"
 RECIPE = "samples.json"
+DEFAULTS = {field.name: field.default for field in fields(SamplingConfig)}  # of settings newer than a folder
 DERIVED = ("plan", "block_passes", "flops_per_image")
 
 
@@ -72,7 +75,7 @@ def open_folder(folder: Path, recipe: dict) -> None:
     """
     path = folder / RECIPE
     if path.exists():
-        before, now = _flat(read_json(path)), _flat(recipe)
+        before, now = _flat({"sampling": DEFAULTS}) | _flat(read_json(path)), _flat(recipe)
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
                 f"num_samples={now['num_samples']}: {folder} already has {before['num_samples']} images of this "

@@ -16,13 +16,18 @@ def image_noise(seed: int, indices: Sequence[int], draw: int, shape: tuple[int, 
     )
 
 
+def check_labels(name: str, labels: Sequence[int], num_classes: int) -> None:
+    """ValueError for labels that the model does not have."""
+    wrong = [label for label in labels if not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f"{name}={wrong}: labels of this model are 0..{num_classes - 1}")
+
+
 def image_labels(seed: int, indices: Sequence[int], num_classes: int, classes: list[int] | None = None) -> Tensor:
     """Labels (len(indices),) int64: uniform over all classes, or image i has classes[i % len(classes)]."""
     if classes is not None:
         if not classes:
             raise ValueError("classes=[]: give at least one label, or leave it out for all of them")
-        wrong = [label for label in classes if not 0 <= label < num_classes]
-        if wrong:
-            raise ValueError(f"classes={wrong}: labels of this model are 0..{num_classes - 1}")
+        check_labels("classes", classes, num_classes)
         return torch.tensor([classes[i % len(classes)] for i in indices])
     return torch.tensor([key("label", seed, i) % num_classes for i in indices])

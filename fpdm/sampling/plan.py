@@ -6,6 +6,7 @@ has the numbers.
 
 from typing import NamedTuple
 
+from fpdm.config import check_choice, check_one_of
 from fpdm.cost import ForwardCost
 from fpdm.sampling.allocation import ALLOCATIONS, DEFAULT_ITERATIONS
 
@@ -18,6 +19,17 @@ class Step(NamedTuple):
     t: int
     t_next: int
     iterations: int | None
+
+
+class Spacing(NamedTuple):
+    """Where the model calls of a run lie. down_to_zero: see `evenly_spaced`. two_calls: at both ends of every step but
+    the last, as some solvers need it."""
+
+    down_to_zero: bool = True
+    two_calls: bool = False
+
+
+TO_ZERO = Spacing()
 
 
 class Plan(NamedTuple):
@@ -61,21 +73,17 @@ def make_plan(
     allocation: str = "constant",
     ratio: float = 3.0,
     timesteps: int = 1000,
-    down_to_zero: bool = True,
-    two_calls: bool = False,
+    spacing: Spacing = TO_ZERO,
 ) -> Plan:
     """Plan from a `budget` of block passes, or from a number of `steps`.
 
     cost: of one model call. iterations: updates per call, or their mean (4 if not given); not for an explicit model.
     A constant plan uses as much of the budget as whole timesteps allow; an increasing or decreasing plan uses as much
-    as whole updates allow. down_to_zero: see `evenly_spaced`. two_calls: call the model at both ends of every step
-    except the last.
+    as whole updates allow. spacing: as the solver needs it; `steps` counts steps, not model calls.
     """
-    if (budget is None) == (steps is None):
-        raise ValueError(f"budget={budget}, steps={steps}: give one of the two")
+    check_one_of(budget=budget, steps=steps)
     check_iterations(cost, iterations=iterations)
-    if allocation not in ALLOCATIONS:
-        raise ValueError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
+    check_choice("allocation", allocation, ALLOCATIONS)
     if not cost.iterative and allocation != "constant":
         raise ValueError(f"allocation={allocation!r}: an explicit model (DiT) has no iterations to allocate")
     if iterations is not None and iterations < 1:
@@ -83,7 +91,7 @@ def make_plan(
     each = (iterations or DEFAULT_ITERATIONS) if cost.iterative else None
     if steps is None:
         calls = budget // max(cost.blocks(each), 1)
-        steps = (calls + 1) // 2 if two_calls else calls
+        steps = (calls + 1) // 2 if spacing.two_calls else calls
         if steps == 0:
             raise ValueError(
                 f"budget={budget} does not hold one timestep of {cost.blocks(each)} block passes: "
@@ -92,36 +100,32 @@ def make_plan(
     if steps > timesteps:
         advice = "lower the budget or steps" + (", or raise iterations" if cost.iterative else "")
         raise ValueError(f"{steps} steps, but the model has {timesteps} timesteps: {advice}")
-    calls = 2 * steps - 1 if two_calls else steps
+    calls = 2 * steps - 1 if spacing.two_calls else steps
     counts = [None] * calls
     if cost.iterative:
         total = int(cost.updates(budget or calls * cost.blocks(each), calls))
         counts = ALLOCATIONS[allocation].counts(calls, each, ratio, total)
-    return _over_time(counts, cost, timesteps, down_to_zero, two_calls)
+    return _over_time(counts, cost, timesteps, spacing)
 
 
-def plan_of_counts(
-    cost: ForwardCost, counts: list[int], timesteps: int = 1000, down_to_zero: bool = True, two_calls: bool = False
-) -> Plan:
+def plan_of_counts(cost: ForwardCost, counts: list[int], timesteps: int = 1000, spacing: Spacing = TO_ZERO) -> Plan:
     """Plan with the given updates in each model call, from noise to image."""
     check_iterations(cost, counts=counts)
-    if two_calls and len(counts) % 2 == 0:
+    if spacing.two_calls and len(counts) % 2 == 0:
         raise ValueError(
             f"counts has {len(counts)} entries: give an odd number (two calls per step, one for the last step)"
         )
-    if len(counts) > (2 * timesteps - 1 if two_calls else timesteps):
+    if len(counts) > (2 * timesteps - 1 if spacing.two_calls else timesteps):
         raise ValueError(f"counts has {len(counts)} entries, but the model has {timesteps} timesteps; give fewer")
-    return _over_time(counts, cost, timesteps, down_to_zero, two_calls)
+    return _over_time(counts, cost, timesteps, spacing)
 
 
-def _over_time(
-    counts: list[int | None], cost: ForwardCost, timesteps: int, down_to_zero: bool, two_calls: bool
-) -> Plan:
-    if two_calls:
-        first, *later = evenly_spaced((len(counts) + 1) // 2, timesteps, down_to_zero)
+def _over_time(counts: list[int | None], cost: ForwardCost, timesteps: int, spacing: Spacing) -> Plan:
+    if spacing.two_calls:
+        first, *later = evenly_spaced((len(counts) + 1) // 2, timesteps, spacing.down_to_zero)
         times = [first, *(t for t in later for _ in range(2)), CLEAN]
     else:
-        times = [*evenly_spaced(len(counts), timesteps, down_to_zero), CLEAN]
+        times = [*evenly_spaced(len(counts), timesteps, spacing.down_to_zero), CLEAN]
     return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), cost)
 
 
@@ -145,7 +149,9 @@ def describe(plan: Plan, flops_per_image: float) -> str:
     counts, cost = plan.iterations, plan.cost
     spent = f"{cost.explicit_blocks} blocks each"
     if cost.iterative:
-        iterations = f"{counts[0]}" if min(counts) == max(counts) else f"{counts[0]} to {counts[-1]}"
+        monotonic = counts in (sorted(counts), sorted(counts, reverse=True))
+        ends = (counts[0], counts[-1]) if monotonic else (min(counts), max(counts))
+        iterations = f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
         size = "" if cost.update_blocks == 1 else f" of {cost.update_blocks} blocks"
         spent = f"{cost.explicit_blocks} explicit blocks + {iterations} iterations{size} each"
     steps = len(set(plan.timesteps))

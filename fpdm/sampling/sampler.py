@@ -4,12 +4,11 @@ B batch, C latent channels, H height and width.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fpdm.sampling.call import ModelCalls
+from fpdm.sampling.call import Call, ModelCalls
 from fpdm.sampling.plan import Plan
 from fpdm.sampling.solvers import Advance
 
@@ -20,17 +19,17 @@ def run_plan(
     plan: Plan,
     x: Tensor,
     advance: Advance,
-    on_step: Callable[[int, Any, Tensor], None] | None = None,
+    on_step: Callable[[int, Call], None] | None = None,
 ) -> Tensor:
     """Noise x (B, C, H, H) -> clean latents (B, C, H, H).
 
     calls, advance: the model calls and the solver, see `ModelCalls` and `make_solver`; make new ones for each run.
-    on_step: called with (position, the model's output, predicted clean latent) after each model call.
+    on_step: called with (position, the call's result) after each model call.
     """
     alphas_cumprod = calls.source.diffusion.alphas_cumprod
     for i, step in enumerate(plan.steps):
         found = calls(x, step.t, float(alphas_cumprod[step.t]), step.iterations)
         x = advance(i, x, found.x0, found.eps, found.variance)
         if on_step is not None:
-            on_step(i, found.output, found.x0)
+            on_step(i, found)
     return x

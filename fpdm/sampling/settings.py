@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fpdm.config import check_choice, check_positive, check_range, limits
+from fpdm.config import check_choice, check_one_of, check_positive, check_range, limits
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.protocols import PROTOCOLS
@@ -77,8 +77,8 @@ class SamplingConfig:
         check_choice("allocation", self.allocation, ALLOCATIONS)
         if self.counts is not None:
             self._check_counts()
-        elif (self.budget is None) == (self.steps is None):
-            raise ValueError(f"budget={self.budget}, steps={self.steps}: give one of the two")
+        else:
+            check_one_of(budget=self.budget, steps=self.steps)
         if self.eta and not SOLVERS[self.sampler].eta:
             only = ", ".join(name for name, solver in SOLVERS.items() if solver.eta)
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}: only {only} uses eta; leave it out")
@@ -129,8 +129,9 @@ class SamplingConfig:
                 f"ratio={self.ratio} with allocation={self.allocation}: choose another allocation, or leave it out"
             )
         if allocation.at_run_time is None and self.tolerance != SamplingConfig.tolerance:
+            users = ", ".join(name for name, entry in ALLOCATIONS.items() if entry.at_run_time is not None)
             raise ValueError(
-                f"tolerance={self.tolerance} with allocation={self.allocation}: only adaptive uses it; leave it out"
+                f"tolerance={self.tolerance} with allocation={self.allocation}: only {users} uses it; leave it out"
             )
         if allocation.ratio and allocation.at_run_time is None and self.iterations == 1:
             raise ValueError(f"allocation={self.allocation} with iterations=1: nothing to move; give at least 2")

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpdm.config import check_choice
+from fpdm.sampling.plan import TO_ZERO, Spacing
 from fpdm.sampling.steps import ddim_step, ddpm_step, step_coefficients
 
 PURE_NOISE = 2**-24  # replaces alpha_bar = 0 at the last timestep, where log-SNR would be infinite
@@ -35,15 +37,13 @@ class Run(NamedTuple):
 class Solver(NamedTuple):
     """make: Run -> Advance. about: a description for the help.
 
-    two_calls: calls the model at both ends of every step except the last. down_to_zero: whether its timesteps end at 0
-    or one gap above (see `evenly_spaced`). random: needs fresh noise at each step. eta: accepts an eta; needs noise if
+    spacing: of the plans that it needs. random: needs fresh noise at each step. eta: accepts an eta; needs noise if
     eta > 0.
     """
 
     make: Callable[[Run], Advance]
     about: str
-    two_calls: bool = False
-    down_to_zero: bool = True
+    spacing: Spacing = TO_ZERO
     random: bool = False
     eta: bool = False
 
@@ -64,13 +64,12 @@ def make_solver(
     alphas_cumprod: the diffusion's alpha_bar (T,). eta: DDIM's. step_noise: step -> fresh noise, for ddpm, and for ddim
     with eta > 0. Solvers other than ddpm and ddim remember earlier predictions, so make a new one for each run.
     """
-    if name not in SOLVERS:
-        raise ValueError(f"sampler={name!r}: choose one of {', '.join(SOLVERS)}")
+    check_choice("sampler", name, SOLVERS)
     solver = SOLVERS[name]
     if step_noise is None and solver.needs_noise(eta):
         raise ValueError(f"sampler={name}, eta={eta}: needs step_noise")
-    if solver.two_calls and timesteps[1::2] != timesteps[2::2]:
-        raise ValueError(f"sampler={name}: needs a plan with two calls per step, make_plan(..., two_calls=True)")
+    if solver.spacing.two_calls and timesteps[1::2] != timesteps[2::2]:
+        raise ValueError(f"sampler={name}: needs a plan with two calls per step, Spacing(two_calls=True)")
     return solver.make(Run(timesteps, alphas_cumprod[timesteps], eta, step_noise))
 
 
@@ -186,7 +185,7 @@ SOLVERS = {
     "ddpm": Solver(_ancestral, "with the learned variance", random=True),
     "ddim": Solver(_ddim, "first order", eta=True),
     "ab2": Solver(_adams_bashforth, "Adams-Bashforth, second order"),
-    "heun": Solver(_heun, "second order, two model calls per step", two_calls=True),
-    "dpm++": Solver(_dpm, "DPM-Solver++(2M), second order in log-SNR", down_to_zero=False),
-    "unipc": Solver(_unipc, "UniPC, second order in log-SNR", down_to_zero=False),
+    "heun": Solver(_heun, "second order, two model calls per step", spacing=Spacing(two_calls=True)),
+    "dpm++": Solver(_dpm, "DPM-Solver++(2M), second order in log-SNR", spacing=Spacing(down_to_zero=False)),
+    "unipc": Solver(_unipc, "UniPC, second order in log-SNR", spacing=Spacing(down_to_zero=False)),
 }

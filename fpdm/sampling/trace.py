@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
+from fpdm.sampling.call import Call
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import Plan
 
@@ -28,10 +29,10 @@ class Recorder:
         self._residuals: list[Tensor | None] = []
         self._x0: list[Tensor] = []
 
-    def __call__(self, position: int, output, x0: Tensor) -> None:
-        residuals = getattr(output, "residuals", None)
-        self._residuals.append(None if residuals is None else residuals[: len(x0)])  # guidance doubles the batch
-        self._x0.append(x0)
+    def __call__(self, position: int, call: Call) -> None:
+        residuals = getattr(call.output, "residuals", None)
+        self._residuals.append(None if residuals is None else residuals[: len(call.x0)])  # guidance doubles the batch
+        self._x0.append(call.x0)
 
     def trace(self, plan: Plan) -> "Trace":
         """The record of a run of this plan."""
@@ -45,16 +46,16 @@ class Recorder:
 
 
 class Spent:
-    """An on_step that sums up where adaptive allocation spends its updates, over any number of batches."""
+    """An on_step that sums up where a run-time allocation spends its updates, over any number of batches."""
 
     def __init__(self, plan: Plan):
         self.images = 0
         self.updates = torch.zeros(len(plan.steps), dtype=torch.float64)
 
-    def __call__(self, position: int, output, x0: Tensor) -> None:
-        self.images += len(x0) if position == 0 else 0
+    def __call__(self, position: int, call: Call) -> None:
+        self.images += len(call.x0) if position == 0 else 0
         # Guidance doubles the rows; an image's count is the mean of its two rows.
-        self.updates[position] += output.counts.cpu().double().mean() * len(x0)
+        self.updates[position] += call.updates.cpu().double().mean() * len(call.x0)
 
     def mean(self) -> list[float]:
         """Mean updates per image in each model call."""
@@ -68,9 +69,9 @@ class Fallbacks:
         self.solves = 0
         self._fallbacks: Tensor | int = 0
 
-    def __call__(self, position: int, output, x0: Tensor) -> None:
-        self.solves += len(output.fallbacks)
-        self._fallbacks = self._fallbacks + output.fallbacks.sum()  # stays on the device
+    def __call__(self, position: int, call: Call) -> None:
+        self.solves += len(call.output.fallbacks)
+        self._fallbacks = self._fallbacks + call.output.fallbacks.sum()  # stays on the device
 
     @property
     def count(self) -> int:

@@ -107,7 +107,7 @@ def test_tf32_is_as_asked_for_and_recorded(inception_weights, tmp_path, monkeypa
     np.savez(tmp_path / "samples.npz", images)
     np.savez(tmp_path / "reference.npz", images[::-1])
     script = str(ROOT / "scripts" / "evaluate.py")
-    monkeypatch.setattr("fpdm.evaluation.evaluate.allow_tf32", asked.append)
+    monkeypatch.setattr("fpdm.devices.allow_tf32", asked.append)
     monkeypatch.setattr(sys, "argv", [
         script, "--samples", str(tmp_path / "samples.npz"), "--reference", str(tmp_path / "reference.npz"),
         "--inception", str(inception_weights), "--cache", str(tmp_path / "cache"), *words,

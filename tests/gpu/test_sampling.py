@@ -65,7 +65,7 @@ def test_adaptive_allocation_spends_what_the_cpu_spends(network, device, setting
     for on in (device, "cpu"):
         seen = []
         settings = {"allocation": "adaptive", "tolerance": 0.1, **settings}
-        images.append(drawn(network(on=on), on_step=lambda i, output, x0, seen=seen: seen.append(output.counts.cpu()),
+        images.append(drawn(network(on=on), on_step=lambda i, call, seen=seen: seen.append(call.updates.cpu()),
                             **settings))  # fmt: skip
         counts.append(torch.cat(seen))
     assert torch.equal(*counts) and len(counts[0].unique()) > 2

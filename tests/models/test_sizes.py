@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fpdm.models import DiT, FixedPointDiT, build_model
+from fpdm.models.sizes import FAMILIES, class_of, settings_of
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("DiT-XL/2", 674_834_720), ("FPDM-XL/2", 86_500_256)])
@@ -41,3 +42,16 @@ def test_overrides_and_unknown_ones():
 def test_impossible_sizes_are_refused(setting, value):
     with pytest.raises(ValueError, match=setting):
         build_model("FPDM-XS/2", **{"input_size": 8, setting: value})
+
+
+def test_a_family_is_told_by_its_arguments(monkeypatch):
+    class Twin(FixedPointDiT):
+        pass
+
+    fpdm = dict.fromkeys(settings_of(FixedPointDiT), 0)
+    assert class_of(fpdm) is FixedPointDiT and class_of({"depth": 3}) is DiT
+    monkeypatch.setitem(FAMILIES, "Twin", Twin)
+    with pytest.raises(ValueError, match="Twin and FPDM take the same arguments"):
+        build_model("Twin-XS/2")
+    with pytest.raises(ValueError, match="not the config of a DiT or FPDM or Twin"):
+        class_of({"lanes": 3})

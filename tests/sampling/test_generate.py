@@ -173,6 +173,12 @@ def test_what_a_model_cannot_do_is_refused(model, settings, says):
         plan_for(made, config)
 
 
+@pytest.mark.parametrize("length", [{"steps": 3}, {"counts": [2, 2, 2]}])
+def test_an_interval_without_a_timestep_is_refused(length):
+    with pytest.raises(ValueError, match=r"cfg_interval=\[1, 2\]: none of the timesteps"):
+        plan_for(source(), SamplingConfig(cfg_scale=2.0, cfg_interval=[1, 2], **length))
+
+
 def test_any_list_of_counts():
     model = source()
     plan = plan_for(model, SamplingConfig(counts=[5, 1, 2]))
@@ -210,13 +216,13 @@ def test_adaptive_allocation_stays_within_the_budget(settings):
     model = source()
     config = SamplingConfig(budget=60, iterations=4, allocation="adaptive", tolerance=1e-9, ratio=2, **settings)
     plan, seen = plan_for(model, config), []
-    sample_images(model, config, plan, range(3), lambda i, output, x0: seen.append(output.counts[: len(x0)]))
+    sample_images(model, config, plan, range(3), lambda i, call: seen.append(call.updates[: len(call.x0)]))
     counts = torch.stack(seen)  # a tolerance out of reach: all is spent, as early as the ratio allows
     assert counts.sum(0).tolist() == [sum(plan.iterations)] * 3
     assert counts.min() == 1 and counts.max() == 8 and counts[0].tolist() == [8] * 3
     seen.clear()
     easy = replace(config, tolerance=1e9)
-    sample_images(model, easy, plan, range(3), lambda i, output, x0: seen.append(output.counts[: len(x0)]))
+    sample_images(model, easy, plan, range(3), lambda i, call: seen.append(call.updates[: len(call.x0)]))
     assert torch.stack(seen).sum(0).tolist() == [len(plan.steps)] * 3
 
 

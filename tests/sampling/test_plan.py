@@ -2,7 +2,7 @@ import pytest
 
 from fpdm.cost import ForwardCost
 from fpdm.sampling.allocation import spread_evenly
-from fpdm.sampling.plan import CLEAN, Step, describe, evenly_spaced, make_plan, plan_of_counts
+from fpdm.sampling.plan import CLEAN, Spacing, Step, describe, evenly_spaced, make_plan, plan_of_counts
 
 
 @pytest.mark.parametrize(("iterations", "timesteps"), [(1, 93), (4, 46), (26, 10), (68, 4)])
@@ -90,6 +90,7 @@ def test_description():
     text = describe(make_plan(ForwardCost(2, 1), budget=280, iterations=8), 2_500_000_000)
     assert "28 timesteps (999..0)" in text
     assert "8 iterations each" in text and "280 block passes" in text and "2.500 GFLOPs per image" in text
+    assert "1 to 5 iterations" in describe(plan_of_counts(ForwardCost(2, 1), [2, 5, 1]), 0)
     assert "6 to 2 iterations" in describe(
         make_plan(ForwardCost(2, 1), budget=280, iterations=4, allocation="decreasing"), 0
     )
@@ -105,22 +106,24 @@ def test_timesteps_that_end_above_zero(steps):
 
 
 def test_two_calls_a_step_visit_all_timesteps_but_the_first_twice():
-    plan = make_plan(ForwardCost(2, 1), budget=60, iterations=4, two_calls=True)
+    plan = make_plan(ForwardCost(2, 1), budget=60, iterations=4, spacing=Spacing(two_calls=True))
     times = evenly_spaced(5)
     assert plan.timesteps == [times[0], *(t for t in times[1:] for _ in range(2))]
     assert [step.t_next for step in plan.steps] == [*plan.timesteps[1:], -1]
     assert plan.block_passes == 54 and len(plan.steps) == 9
     assert "5 timesteps (999..0), 9 model calls" in describe(plan, 0)
-    assert make_plan(ForwardCost(12), budget=60, two_calls=True).timesteps == [999, 500, 500, 0, 0]
-    assert make_plan(ForwardCost(2, 1), steps=1, iterations=3, two_calls=True).timesteps == [999]
-    ramp = make_plan(ForwardCost(2, 1), budget=54, iterations=4, two_calls=True, allocation="decreasing")
+    assert make_plan(ForwardCost(12), budget=60, spacing=Spacing(two_calls=True)).timesteps == [999, 500, 500, 0, 0]
+    assert make_plan(ForwardCost(2, 1), steps=1, iterations=3, spacing=Spacing(two_calls=True)).timesteps == [999]
+    ramp = make_plan(
+        ForwardCost(2, 1), budget=54, iterations=4, spacing=Spacing(two_calls=True), allocation="decreasing"
+    )
     assert ramp.block_passes == 54 and ramp.iterations[0] > ramp.iterations[-1]
 
 
 def test_counts_of_two_calls_a_step_are_odd_in_number():
-    assert len(plan_of_counts(ForwardCost(2, 1), [3, 2, 1], two_calls=True).steps) == 3
+    assert len(plan_of_counts(ForwardCost(2, 1), [3, 2, 1], spacing=Spacing(two_calls=True)).steps) == 3
     with pytest.raises(ValueError, match="4 entries: give an odd number"):
-        plan_of_counts(ForwardCost(2, 1), [1, 1, 1, 1], two_calls=True)
+        plan_of_counts(ForwardCost(2, 1), [1, 1, 1, 1], spacing=Spacing(two_calls=True))
 
 
 @pytest.mark.parametrize(("total", "calls"), [(10, 5), (11, 5), (14, 5), (5, 5), (37, 12)])

@@ -10,7 +10,7 @@ from fpdm.diffusion import Diffusion
 from fpdm.evaluation.analytic import MEAN, STD, exact_source
 from fpdm.sampling.call import Source
 from fpdm.sampling.guidance import Guidance
-from fpdm.sampling.plan import make_plan
+from fpdm.sampling.plan import Spacing, make_plan
 from fpdm.sampling.solving import Solving
 
 
@@ -62,7 +62,7 @@ def test_ddim_follows_the_exact_flow(exact):
     ids=["ddim", "eta1", "ddpm", "ab2", "heun", "dpm++", "unipc"],
 )
 def test_any_number_of_steps_is_finite(exact, steps, settings):
-    plan = make_plan(ForwardCost(1), steps=steps, two_calls=settings["sampler"] == "heun")
+    plan = make_plan(ForwardCost(1), steps=steps, spacing=Spacing(two_calls=settings["sampler"] == "heun"))
     _, x = exact(Diffusion(learn_sigma=False), plan, count=2, **settings)
     assert x.isfinite().all()
 
@@ -119,7 +119,7 @@ def test_guidance_doubles_the_batch_and_keeps_solutions_apart(run):
 
 def test_predicted_images_are_clipped_where_their_range_is_known(run):
     seen = []
-    run(make_plan(ForwardCost(1), steps=2), clip=0.25, on_step=lambda i, output, x0: seen.append(x0))
+    run(make_plan(ForwardCost(1), steps=2), clip=0.25, on_step=lambda i, call: seen.append(call.x0))
     assert max(float(x0.abs().max()) for x0 in seen) <= 0.25
 
 

@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler
 from fpdm.cost import ForwardCost
 from fpdm.diffusion import Diffusion
 from fpdm.evaluation.analytic import exact_source, solver_error
-from fpdm.sampling.plan import make_plan
+from fpdm.sampling.plan import Spacing, make_plan
 from fpdm.sampling.solvers import SOLVERS
 
 
@@ -26,7 +26,8 @@ def test_second_order_solvers_are_nearer_than_ddim(sampler):
 @pytest.mark.parametrize("steps", [6, 20])
 def test_dpm_is_what_diffusers_makes_of_v_prediction(run_sampler, steps):
     """The scheduler as its own pipelines run it, with v, zero terminal SNR and our timesteps."""
-    diffusion, plan = Diffusion(learn_sigma=False), make_plan(ForwardCost(1), steps=steps, down_to_zero=False)
+    diffusion = Diffusion(learn_sigma=False)
+    plan = make_plan(ForwardCost(1), steps=steps, spacing=Spacing(down_to_zero=False))
     scheduler = DPMSolverMultistepScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction",
         rescale_betas_zero_snr=True, final_sigmas_type="zero",
@@ -69,7 +70,7 @@ def test_a_constant_prediction_is_followed_exactly(run_sampler):
     for name, solver in SOLVERS.items():
         if solver.random:
             continue
-        plan = make_plan(source.cost, steps=4, two_calls=solver.two_calls, down_to_zero=solver.down_to_zero)
+        plan = make_plan(source.cost, steps=4, spacing=solver.spacing)
         x = run_sampler(source, plan, torch.randn(1, 1, 2, 2), torch.zeros(1).long(), sampler=name)
         torch.testing.assert_close(x, image, atol=1e-4, rtol=0)
 
@@ -77,7 +78,7 @@ def test_a_constant_prediction_is_followed_exactly(run_sampler):
 @pytest.mark.parametrize("sampler", ["ab2", "heun", "dpm++", "unipc"])
 def test_each_run_begins_afresh(run_sampler, sampler):
     source = exact_source(Diffusion(learn_sigma=False))
-    plan = make_plan(source.cost, steps=5, two_calls=SOLVERS[sampler].two_calls)
+    plan = make_plan(source.cost, steps=5, spacing=SOLVERS[sampler].spacing)
     z = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     first, second = (run_sampler(source, plan, z, torch.zeros(4).long(), sampler=sampler) for _ in range(2))
     assert torch.equal(first, second)

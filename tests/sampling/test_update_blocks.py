@@ -23,6 +23,7 @@ from fpdm.models import FixedPointDiT, block_cost, forward_cost
 from fpdm.models.blocks import DiTBlock
 from fpdm.models.implicit import ImplicitLayer
 from fpdm.pipeline import FPDMPipeline
+from fpdm.sampling.allocation import ALLOCATIONS, Allocation, constant
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for
 from fpdm.sampling.plan import describe, make_plan
@@ -74,6 +75,56 @@ def test_a_folder_of_samples_says_what_they_cost(source, tmp_path, caplog, setti
     if "allocation" in settings:
         spent = json.loads((folder / "allocation.json").read_text())
         assert spent["images"] == 5 and spent["block_passes"] == pytest.approx(5 * 7 + 3 * sum(spent["updates"]))
+
+
+class Alternating:
+    """One and two updates in turn, whatever the residual: no tolerance, so the model counts nothing."""
+
+    def __init__(self, counts, rows, device, settings):
+        self.seen = []
+
+    def request(self, call, rows):
+        return {"iterations": 1 + call % 2}
+
+    def observe(self, updates):
+        self.seen.append(updates)
+
+    @staticmethod
+    def explain(settings):
+        return "one and two in turn"
+
+
+def test_another_allocation_at_run_time_is_counted_and_said(source, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(ALLOCATIONS, "alternating", Allocation(constant, "in turn", at_run_time=Alternating))
+    with caplog.at_level(logging.INFO, "fpdm"):
+        folder = fpdm.sample_to_folder(source, tmp_path / "s", 4, budget=100, allocation="alternating")
+    assert json.loads((folder / "allocation.json").read_text())["updates"] == [1, 2, 1, 2, 1]
+    assert "alternating: this is the maximum; one and two in turn" in caplog.text
+
+
+def test_a_source_without_origin_needs_a_new_folder(source, tmp_path):
+    """Images that are there could be another model's."""
+    with pytest.raises(ValueError, match="folder=None: this source does not say which checkpoint"):
+        fpdm.sample_to_folder(source, num_samples=2, budget=100)
+    fpdm.sample_to_folder(source, tmp_path / "s", 2, budget=100)
+    with pytest.raises(ValueError, match="give a folder that does not exist yet"):
+        fpdm.sample_to_folder(source, tmp_path / "s", 2, budget=100)
+    named = source._replace(origin={"checkpoint": "a", "weights": "ema", "precision": "no", "codec": "pixels"})
+    for count in (2, 3):
+        fpdm.sample_to_folder(named, tmp_path / "t", count, budget=100)
+    with pytest.raises(ValueError, match="another recipe"):
+        fpdm.sample_to_folder(named._replace(origin=named.origin | {"checkpoint": "b"}), tmp_path / "t", 3, budget=100)
+    with pytest.raises(ValueError, match=r"source\.codec is not set"):
+        fpdm.sample(source._replace(codec=None), 1, budget=100)
+
+
+def test_a_setting_newer_than_a_folder_does_not_close_it(source, tmp_path):
+    named = source._replace(origin={"checkpoint": "a"})
+    folder = fpdm.sample_to_folder(named, tmp_path / "s", 1, budget=100)
+    recipe = json.loads((folder / "samples.json").read_text())
+    del recipe["sampling"]["guidance_rescale"]
+    (folder / "samples.json").write_text(json.dumps(recipe))
+    assert fpdm.sample_to_folder(named, folder, 2, budget=100) == folder
 
 
 def test_scores_say_what_an_image_cost(source, tmp_path):
