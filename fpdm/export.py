@@ -54,9 +54,7 @@ def export_model(
         weights.chmod((folder / SAMPLING).stat().st_mode)
     facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
     iterations = " --iterations 4" if model.iterative else ""
-    usage = (
-        f"Images:\n\n```\npython scripts/sample.py --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
-    )
+    usage = f"Images:\n\n```\nfpdm-sample --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
     model_card(model, model.family, facts_told, usage).save(folder / "README.md")
 
 

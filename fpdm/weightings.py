@@ -9,6 +9,7 @@ A fixed weighting is a function of alpha_bar and of gamma, the setting diffusion
 A learned weighting is a class: an nn.Module, made with alpha_bar. It is called with the plain mean squared error of
 what the network predicts (B,) and with timesteps (B,), and returns what is minimised instead of that error (B,). Its
 parameters are trained with the network's and saved in a checkpoint's trainer.pt; a sampled model does not need them.
+The entry must be the class itself: any other callable, such as a functools.partial of a class, counts as fixed.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def p2(alpha_bar: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def is_learned(weighting: str) -> bool:
-    """Whether a weighting has parameters of its own."""
+    """Whether a weighting has parameters of its own: its entry is a class."""
     return isinstance(WEIGHTINGS[weighting], type)
 
 

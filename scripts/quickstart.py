@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 
 import fpdm
 from fpdm import cli
 from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
-from fpdm.config import check_range, limits
+from fpdm.config import ExperimentConfig, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import ScoreBook
@@ -98,17 +97,18 @@ def main() -> None:
 
 def check_plans(settings: Settings) -> None:
     """ValueError for budgets that are too small for one timestep, before minutes of training."""
-    for budget in (settings.budget, settings.large_budget):
-        for name in MODELS:
-            cost = model_cost(name)
+    for cost in map(model_cost, MODELS):
+        for budget in (settings.budget, settings.large_budget):
             for iterations in settings.iterations if cost.iterative else (None,):
                 make_plan(cost, budget=budget, iterations=iterations)
 
 
 def model_cost(name: str) -> ForwardCost:
     """The cost of one call of a config's model."""
+    parser = cli.make_parser(ExperimentConfig, "")
+    model = cli.parse(ExperimentConfig, parser, ["--config", str(config_path(name))]).model
     with torch.device("meta"):
-        return block_cost(build_model(yaml.safe_load(config_path(name).read_text())["model"]["name"]))
+        return block_cost(build_model(model.name, **model.overrides()))
 
 
 def config_path(name: str) -> Path:
@@ -188,8 +188,7 @@ def sample_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingC
         with torch.inference_mode():
             images = sample_images(models[name].contender.source, config, plan, range(2 * GRID_COLUMNS)).cpu()
         each = f", {config.iterations} it. each" if config.iterations else ""
-        family = "FPDM" if name == "fpdm" else "DiT"
-        label = f"{family}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"
+        label = f"{models[name].contender.name}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"
         strips.append((label, f"{name}-{config.budget}-block-passes.png", images))
     return strips
 
@@ -201,7 +200,8 @@ def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, a
     ]
     scored = []
     for name, config, result in rows:
-        label = f"FPDM, {best} it. per timestep, reuse" if name == "fpdm" else "DiT"
+        contender = models[name].contender
+        label = contender.name + (f", {best} it. per timestep, reuse" if contender.source.iterative else "")
         numbers = [f"{result.gflops:.2f}", f"{result.ms_per_image:.1f}", f"{result.distance:.1f}"]
         scored.append([label, config.sampler.upper(), str(config.budget), str(result.timesteps), *numbers])
     curves = [[c.label, *(f"{s:.1f}" for s in c.scores)] for c in smoothing.curves]

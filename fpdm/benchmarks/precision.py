@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fpdm.benchmarks.timing import DTYPES
 from fpdm.data.batches import image_batches, to_signed
 from fpdm.data.images import open_images
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import DiT, FixedPointDiT, build_model
 from fpdm.models.blocks import DiTBlock, under_autocast
+from fpdm.precision import PRECISIONS
 from fpdm.sampling.call import Source
 from fpdm.training.step_memory import norms_in_float32, step_memory
 
@@ -100,8 +100,8 @@ def noisy_digits(source: Source, each: int) -> Batch:
 
 def run(model: nn.Module, precision: str, batch: Batch, **settings):
     """One forward pass of the batch under autocast to a precision (no, bf16, fp16)."""
-    half = precision != "no"
-    with torch.autocast(batch.x.device.type, DTYPES[precision]) if half else nullcontext():
+    dtype = PRECISIONS[precision]
+    with nullcontext() if dtype is None else torch.autocast(batch.x.device.type, dtype):
         return model(batch.x, batch.t, batch.y, drop_labels=torch.zeros_like(batch.y, dtype=torch.bool), **settings)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpdm.benchmarks.timing import DTYPES, Bench, Question, alternate
+from fpdm.benchmarks.timing import Bench, Question, alternate, dtype_of
 from fpdm.data.codec import Codec, VAECodec
 from fpdm.data.latents import LatentStore
 from fpdm.data.synthetic import write_random_store
@@ -69,7 +69,8 @@ def measure(
             works = {OURS: write}
         else:
             works = {
-                name: coding(bench, form, what, batch, resolution) for name, form in layouts(codec, DTYPES[vae]).items()
+                name: coding(bench, form, what, batch, resolution)
+                for name, form in layouts(codec, dtype_of(vae)).items()
             }
         times = alternate(bench, works)
     ours = times[OURS]
@@ -104,7 +105,7 @@ def table(rows: list[dict]) -> str:
         return f"{row['resolution']}x{row['resolution']}"
 
     body = [
-        [row["what"], str(DTYPES[row["vae"]]).removeprefix("torch.") if "vae" in row else "", size(row),
+        [row["what"], str(dtype_of(row["vae"])).removeprefix("torch.") if "vae" in row else "", size(row),
          str(row["batch"]), f"{row['per_s']:,.4g}", f"{row['least_per_s']:,.4g} to {row['most_per_s']:,.4g}",
          f"{row[f'{FIRST}_per_s']:,.4g}" if f"{FIRST}_per_s" in row else ""] for row in rows
     ]  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fpdm.precision import PRECISIONS
+
 LEAST = 0.1  # minimum seconds of one measurement; shorter work is repeated
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Bench(NamedTuple):
@@ -21,8 +22,13 @@ class Bench(NamedTuple):
     repeats: int
 
     def autocast(self) -> AbstractContextManager:
-        half = self.precision != "no"
-        return torch.autocast(self.device.type, DTYPES[self.precision]) if half else nullcontext()
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of tensors in a precision (no, bf16, fp16)."""
+    return PRECISIONS[precision] or torch.float32
 
 
 class Question(NamedTuple):
@@ -78,7 +84,7 @@ def _seconds(device: torch.device, work: Callable[[], Any], calls: int) -> float
 def matrix_product(bench: Bench) -> tuple[Callable[[], Any], int]:
     """A large matrix product in the bench's precision, and its FLOPs: the peak rate of the machine."""
     size = 8192 if bench.device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=bench.device, dtype=DTYPES[bench.precision]) for _ in range(2))
+    a, b = (torch.randn(size, size, device=bench.device, dtype=dtype_of(bench.precision)) for _ in range(2))
     return lambda: a @ b, 2 * size**3
 
 

@@ -8,7 +8,7 @@ from fpdm import cli
 from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
 from fpdm.models import FixedPointDiT
-from fpdm.models.convert import from_published, infer_config, read_published
+from fpdm.models.convert import EMA_WEIGHTS, MODEL_WEIGHTS, from_published, infer_config, read_published
 from fpdm.models.sizes import class_of
 
 logger = logging.getLogger("fpdm")
@@ -32,7 +32,7 @@ class Settings:
 
     source: str = ""
     out: str = ""
-    weights: str = "ema"
+    weights: str = EMA_WEIGHTS
     vae: str = "stabilityai/sd-vae-ft-ema"
     parametrisation: str | None = None
     zero_terminal_snr: bool | None = None
@@ -45,7 +45,7 @@ class Settings:
         for name in ("source", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")
-        check_choice("weights", self.weights, ("ema", "model"))
+        check_choice("weights", self.weights, (EMA_WEIGHTS, MODEL_WEIGHTS))
 
 
 def parser():

@@ -1,28 +1,24 @@
 """Train a DiT or an FPDM on a latent store: one process, or several under torchrun or accelerate launch."""
 
 import logging
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig, check_positive, limits
-from fpdm.data.latents import MANIFEST, LatentStore
+from fpdm.data.latents import LatentStore
 from fpdm.devices import process_state
 from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
-from fpdm.models import forward_cost
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.settings import SamplingConfig
-from fpdm.training.describe import GIB, describe_cost, describe_memory, describe_share, model_table
-from fpdm.training.fits import describe_fit
+from fpdm.training.dry_run import describe_run, device_gib
 from fpdm.training.loop import train
-from fpdm.training.setup import build_network, check_store, open_store_codec
+from fpdm.training.setup import check_store, open_store_codec
 
 logger = logging.getLogger("fpdm")
 PREVIEW_IMAGES = 16
@@ -63,10 +59,11 @@ def main() -> None:
         logging.getLogger("fpdm").setLevel(logging.ERROR)
     if settings.dry_run:
         if process_state().is_main_process:  # one prints for all
-            logger.info(describe(experiment, process_state().num_processes, settings.gpu_memory or device_gib()))
+            gpu_gib = settings.gpu_memory or device_gib()
+            logger.info(describe_run(experiment, process_state().num_processes, gpu_gib))
         return
     if not settings.data.latents:
-        raise ValueError("data.latents is not set; give the store that scripts/encode_latents.py wrote")
+        raise ValueError("data.latents is not set; give the store that encode_latents (fpdm-encode-latents) wrote")
     preview = make_preview(experiment) if settings.run.preview_every and process_state().is_main_process else None
     try:
         train(experiment, settings.resume, preview)
@@ -75,46 +72,6 @@ def main() -> None:
             f"out of memory: {error} Lower optim.micro_batch_size, or set run.gradient_checkpointing; "
             "--dry-run prints what a step needs"
         ) from error
-
-
-def device_gib() -> float | None:
-    """Nominal memory in GiB of the GPU that this process would train on; None without a GPU.
-
-    What the driver keeps of it is part of the reserve in fpdm.training.fits.
-    """
-    device = process_state().device
-    return math.ceil(torch.cuda.get_device_properties(device).total_memory / GIB) if device.type == "cuda" else None
-
-
-def describe(config: ExperimentConfig, processes: int, gpu_gib: float | None) -> str:
-    """Describe a run of this config; the store need not exist if data.shape and data.classes are given.
-
-    gpu_gib: memory of one GPU, to add whether a step fits; None to omit that.
-    """
-    shape, classes = config.data.shape, config.data.classes
-    if (Path(config.data.latents) / MANIFEST).is_file():
-        store = LatentStore(config.data.latents)
-        check_store(config.data, store)
-        shape, classes = store.manifest.shape, len(store.manifest.class_names)
-    elif shape is None or classes is None:
-        raise ValueError(
-            f"data.latents={config.data.latents!r}: no latent store there, so data.shape and data.classes must say "
-            "what it will hold, as in --data.shape 4,32,32 --data.classes 1000"
-        )
-    Diffusion(**asdict(config.diffusion))  # raises the errors that training would
-    with torch.device("meta"):
-        network = build_network(config, shape, classes)
-    parts = [
-        yaml.safe_dump(asdict(config), sort_keys=False),
-        config.model.name,
-        model_table(network),
-        describe_cost(config, network, forward_cost(network)),
-        describe_memory(config, network, processes),
-        describe_share(config, processes),
-    ]
-    if gpu_gib is not None:
-        parts.append(describe_fit(config, network, processes, gpu_gib))
-    return "\n".join(parts)
 
 
 def make_preview(config: ExperimentConfig):

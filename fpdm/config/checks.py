@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """ValueError for a value that is none of `choices`; the error lists them."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
 

@@ -112,7 +112,7 @@ class LatentStore:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
-            remedy = "make a store with scripts/encode_latents.py or scripts/import_latents.py"
+            remedy = "make a store with encode_latents or import_latents (fpdm-encode-latents, fpdm-import-latents)"
             if (self.folder / JOURNAL).is_file():
                 remedy = "the store is not finished: run the command that made it again to continue"
             raise FileNotFoundError(f"latents {folder}: no {MANIFEST}; {remedy}")
@@ -225,4 +225,5 @@ def check_std(manifest: Manifest) -> str | None:
 
 
 def shard_name(i: int) -> str:
+    """The file name of shard i (0 is the first)."""
     return f"shard-{i:05d}.bin"

@@ -56,6 +56,7 @@ def draw_smoothing(axes: Axes, data: Smoothing) -> None:
 
 
 def plot_smoothing(data: Smoothing, path: Path) -> None:
+    """Write the figure of `draw_smoothing` to a file."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw_smoothing(figure.add_subplot(), data)
     figure.savefig(path, dpi=DPI)

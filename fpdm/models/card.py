@@ -10,7 +10,7 @@ def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str)
     model: a DiT or FixedPointDiT; family: DiT or FPDM.
     """
     rows = {
-        "family": "fixed point diffusion model" if family == "FPDM" else "diffusion transformer",
+        "family": "fixed point diffusion model" if model.iterative else "diffusion transformer",
         "parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,d}",
         "latents": f"{model.in_channels} x {model.input_size} x {model.input_size}",
         "classes": str(model.num_classes),

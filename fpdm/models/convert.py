@@ -13,7 +13,7 @@ from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.models.sizes import SIZES
 
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to names
-EMA, MODEL = "ema", "model"
+EMA_WEIGHTS, MODEL_WEIGHTS = "ema", "model"  # names of the two sets of weights in a training checkpoint
 POSITIONS = "pos_embed"  # here a buffer that the constructor computes; a parameter in the published models
 MIX = "block_fixed_point_projection_fc1"  # W_1 and b_1 of Eq. 3 as one map; here it is two halves
 FPDM_NAMES = (
@@ -25,7 +25,7 @@ FPDM_NAMES = (
 )
 
 
-def read_published(path: str | Path, weights: str = EMA) -> dict[str, Tensor]:
+def read_published(path: str | Path, weights: str = EMA_WEIGHTS) -> dict[str, Tensor]:
     """The state dict in a .pt file: bare, or a training checkpoint's `ema` or `model`. No code in the file is run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"source {path}: no such file; give the .pt file of a published DiT or FPDM")
@@ -38,7 +38,7 @@ def read_published(path: str | Path, weights: str = EMA) -> dict[str, Tensor]:
         raise ValueError(f"source {path}: not a checkpoint of tensors and plain containers ({kind})") from error
     if not isinstance(content, dict):
         raise ValueError(f"source {path}: holds a {type(content).__name__}, not a state dict")
-    if any(name in content for name in (EMA, MODEL)):
+    if any(name in content for name in (EMA_WEIGHTS, MODEL_WEIGHTS)):
         if weights not in content:
             raise ValueError(f"source {path}: has no {weights!r} weights, only {', '.join(map(str, content))}")
         content = content[weights]

@@ -123,6 +123,7 @@ def find_checkpoint(source: str | Path) -> Path:
 
 
 def has_checkpoint(run: Path) -> bool:
+    """Whether `run` is the folder of a run with a checkpoint, or a checkpoint itself."""
     return _locate(run) is not None
 
 

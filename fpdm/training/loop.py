@@ -115,7 +115,7 @@ def train(
         trainer = load_trainer(checkpoint)
         load_weights(network, checkpoint / "model")
         load_weights(ema.model, checkpoint / "ema")
-        objective.load_state_dict(trainer.get("objective", {}))  # older checkpoints have none
+        objective.restore(trainer.get("objective", {}), checkpoint)  # older checkpoints have none
         optimizer.load_state_dict(trainer["optimizer"])
         set_groups(optimizer, weight_decay=optim.weight_decay)  # from the config, which may have changed
         if accelerator.scaler is not None and trainer["scaler"] is not None:

@@ -19,7 +19,7 @@ from fpdm.diffusion import Diffusion, Losses
 from fpdm.models import load_pretrained
 from fpdm.training.checkpoint import TRAINER, find_checkpoint, load_trainer
 from fpdm.training.loop import train
-from fpdm.training.objective import Objective
+from fpdm.training.objective import Objective, average_gradients
 
 ROOT = Path(__file__).parents[2]
 UNCERTAINTY = '''
@@ -199,6 +199,36 @@ def test_result_of_another_shape_is_refused(monkeypatch):
     objective, t = Objective(Diffusion(weighting="uncertain")), torch.tensor([1, 2])
     with pytest.raises(ValueError, match=r"diffusion\.weighting=uncertain: its result has shape \(2, 1\); return one"):
         objective(Losses(*torch.ones(3, 2)), t)
+
+
+def test_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match=r"^diffusion\.weighting='theirs': choose one of v, eps, x0, min-snr, p2$"):
+        Objective(Diffusion(weighting="theirs"))
+
+
+def test_all_processes_reduce_the_same_tensors(uncertainty):
+    """Also if this one did not use a parameter, which another process may have used; never what is not trained."""
+    objective, reduced = Objective(Diffusion(**LEARNED)), []
+
+    class Accelerator:
+        def reduce(self, tensor, how):
+            reduced.append((tuple(tensor.shape), how))
+            return tensor + 1
+
+    objective.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    average_gradients(Accelerator(), objective)
+    assert reduced == [((1, 128), "mean")] and objective.frozen.grad is None
+    assert torch.equal(objective.weighting.u.weight.grad, torch.ones(1, 128))
+
+
+def test_changed_weighting_is_refused_on_resume(uncertainty, experiment, monkeypatch):
+    run = train(experiment(diffusion=LEARNED, optim={"steps": 1}))
+    learned = weightings.WEIGHTINGS["uncertainty"]
+    wider = type("Wider", (learned,), {"__init__": lambda self, ab: learned.__init__(self, ab, channels=64)})
+    monkeypatch.setitem(weightings.WEIGHTINGS, "uncertainty", wider)
+    with pytest.raises(ValueError, match=r"^diffusion\.weighting=uncertainty: .* or start a new run") as error:
+        train(experiment(diffusion=LEARNED, optim={"steps": 2}), resume=str(run))
+    assert "weighting.u.weight" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
