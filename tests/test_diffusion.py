@@ -9,6 +9,14 @@ RECORDED = {
     "eps": {"parametrisation": "eps", "zero_terminal_snr": False, "weighting": "eps"},
     "v_zsnr": {"parametrisation": "v", "zero_terminal_snr": True, "weighting": "p2"},
 }
+# Ours, as weights of the squared error of x0; a fork may have others.
+X0_WEIGHTS = {
+    "v": lambda ab: ab / (1 - ab) + 1,
+    "eps": lambda ab: ab / (1 - ab),
+    "x0": lambda ab: 1,
+    "min-snr": lambda ab: min(ab / (1 - ab), 5),
+    "p2": lambda ab: ab / (1 - ab) * (1 - ab) ** 0.5,
+}
 
 
 @pytest.fixture(params=RECORDED)
@@ -51,7 +59,7 @@ def test_predicted_x0(case):
 
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", X0_WEIGHTS)
 def test_perfect_prediction_has_no_error_and_weights_are_those_of_the_x0_error(parametrisation, weighting):
     diffusion = Diffusion(
         parametrisation=parametrisation, zero_terminal_snr=False, weighting=weighting, learn_sigma=False
@@ -67,18 +75,17 @@ def test_perfect_prediction_has_no_error_and_weights_are_those_of_the_x0_error(p
     x_t = diffusion.add_noise(x0, noise, t)
     for i, step in enumerate(t.tolist()):
         ab = float(diffusion.alphas_cumprod[step])
-        snr = ab / (1 - ab)
         row = slice(i, i + 1)
         predicted, _ = diffusion.x0_and_eps(prediction[row].double(), x_t[row].double(), ab)
         true, _ = diffusion.x0_and_eps(target[row].double(), x_t[row].double(), ab)
-        weight = {"v": snr + 1, "eps": snr, "x0": 1, "min-snr": min(snr, 5), "p2": snr * (1 - ab) ** 0.5}[weighting]
-        assert float(loss[i]) == pytest.approx(weight * float((predicted - true).square().mean()), rel=1e-3)
+        expected = X0_WEIGHTS[weighting](ab) * float((predicted - true).square().mean())
+        assert float(loss[i]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_which_weightings_train_the_last_timestep():
     """Where sampling starts: `v` trains it as any other, the published weighting and min-snr do not at all."""
     diffusion = Diffusion()
-    last = {w: loss_weights(w, "v", diffusion.alphas_cumprod, 5.0)[-1] for w in WEIGHTINGS}
+    last = {w: loss_weights(w, "v", diffusion.alphas_cumprod, 5.0)[-1] for w in X0_WEIGHTS}
     assert last["v"] == last["x0"] == 1
     assert last["p2"] == last["min-snr"] == last["eps"] == 0
 
@@ -101,7 +108,7 @@ def test_a_weighting_that_does_not_exist_here_prevents_training_alone():
     x, t = torch.ones(1, 4, 8, 8), torch.tensor([5])
     for a, b in zip(theirs.x0_and_eps(x, x, 0.5), ours.x0_and_eps(x, x, 0.5), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ValueError, match=r"^weighting='theirs': choose one of v, eps, x0, min-snr, p2$"):
+    with pytest.raises(ValueError, match=r"^weighting='theirs': choose one of v, eps, x0, min-snr, p2"):
         theirs.losses(x.repeat(1, 2, 1, 1), x, x, t)
 
 

@@ -50,4 +50,4 @@ def test_python_runs(page, block, tiny_run, image_folder, tmp_path, monkeypatch,
 
 
 def test_there_are_blocks_to_run():
-    assert {page for page, _ in BLOCKS} == {"README.md", "evaluation.md", "sampling.md"}
+    assert {"README.md", "evaluation.md", "sampling.md"} <= {page for page, _ in BLOCKS}

@@ -58,11 +58,12 @@ def test_a_metric_of_a_fork_is_in_the_result(sets, averages, tmp_path, monkeypat
     names = ["FD-averages@53", "FD-averages@53_std", "sFID@53", "IS", "IS_std", "noise_floor", "kid", "kid_std",
              "precision", "recall"]  # fmt: skip
     facts = ["images", "reference_images", "resolution", "extractor", "settings", "sampling"]
-    assert list(before) == names + facts and not list(tmp_path.glob("score*"))
+    assert [name for name in before if name in names + facts] == names + facts and not list(tmp_path.glob("score*"))
     monkeypatch.setitem(METRICS, "mean gap", mean_gap)
     monkeypatch.setitem(METRICS, "does not apply", lambda samples, reference, scoring: {})
     after = fpdm.evaluate(*sets, features=averages, cache=tmp_path / "a", bootstrap=3)
-    assert list(after) == [*names, "mean_gap", *facts] and after.pop("mean_gap") > 0
+    expected = [*names, "mean_gap", *facts]
+    assert [name for name in after if name in expected] == expected and after.pop("mean_gap") > 0
     assert after == before
 
 
