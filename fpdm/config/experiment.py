@@ -135,7 +135,7 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and the length of training.
+    __doc__ = f"""AdamW and the length of training.
 
     Args:
         steps: optimizer steps.
@@ -143,7 +143,7 @@ class OptimConfig:
         micro_batch_size: samples that one process takes at a time (null for its whole share of the batch);
             gradients are accumulated over its share.
         lr: learning rate after warm-up.
-        lr_schedule: constant, or linear or cosine, which fall to 0 at `steps`.
+        lr_schedule: how the rate changes after warm-up, until `steps`: {", ".join(LR_SCHEDULES)}.
         warmup: steps over which the rate rises to lr.
         weight_decay: weight decay of AdamW.
         clip_norm: gradient norm above which gradients are scaled down; null for no clipping.

@@ -34,7 +34,7 @@ MIDDLE = BUDGETS[1]
 ITERATIONS = (1, 2, 3, 4, 6, 10, 18)
 USUAL = 2  # iterations per timestep where the paper's tables use the best number
 CLASSES = list(range(10))
-ALLOCATIONS = ({"allocation": "decreasing"}, {"allocation": "increasing"},
+WAYS_TO_ALLOCATE = ({"allocation": "decreasing"}, {"allocation": "increasing"},
                {"allocation": "adaptive", "tolerance": 0.1}, {"allocation": "adaptive", "tolerance": 0.05})  # fmt: skip
 PAPER_TAB1 = {  # (sampler, budget) -> FID of DiT and FPDM, at 140, 280, 560 block passes
     ("ddpm", 0): (148.0, 85.8), ("ddpm", 1): (80.9, 43.3), ("ddpm", 2): (37.9, 26.1),
@@ -126,7 +126,7 @@ def figure4(lab: Laboratory) -> Section:
     cost = lab.models("fpdm")[0].contender.source.cost
     for k in (2, 4):
         calls = MIDDLE // cost.blocks(k)
-        for way in ALLOCATIONS:
+        for way in WAYS_TO_ALLOCATE:
             result = lab.score("fpdm", budget=MIDDLE, iterations=k, **way)
             updates = round(cost.updates(result.block_passes, calls))
             equal = lab.score("fpdm", counts=spread_evenly(updates, calls)).distances
