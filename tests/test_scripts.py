@@ -353,7 +353,7 @@ def test_mistakes_get_one_clear_line(chain, tmp_path, image_folder):
         "neither <name>_features and": ["import_latents.py", "--source", tmp_path / "empty"],
         "batch_sizes=0: at least 1": ["benchmark.py", "--batch-sizes", 0],
         "questions='speed': choose one of updates": ["benchmark.py", "--questions", "speed"],
-        "the usual one has 4 latent channels, not 3": ["benchmark.py", "--latent", "3,32,32", "--out", tmp_path / "b"],
+        "default VAE has 4 latent channels, not 3": ["benchmark.py", "--latent", "3,32,32", "--out", tmp_path / "b"],
         "does not exist": ["encode_latents.py", "--images", tmp_path / "absent", "--vae", "pixels"],
         "no image in it": ["encode_latents.py", "--images", tmp_path / "empty", "--vae", "pixels"],
         "labels of this model are 0..2": [*draw, fpdm, "--budget", 20, "--classes", "[3]"],

@@ -89,11 +89,15 @@ def apply(change: Change, root: Path) -> None:
 
 
 @pytest.fixture
-def fork(tmp_path):
+def fork(tmp_path, tmp_path_factory):
     """A copy of the project to change."""
     for folder in ("fpdm", "scripts", "configs", "tests", "assets"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    features = tmp_path_factory.getbasetemp() / "features"  # one classifier for all: its data are the same
+    features.mkdir(exist_ok=True)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "features").symlink_to(features, target_is_directory=True)
     return tmp_path
 
 

@@ -18,7 +18,8 @@ from fpdm.sampling.settings import SamplingConfig
 GRID = "grid.png"
 NPZ = "samples.npz"
 RECIPE = "samples.json"
-DEFAULTS = {field.name: field.default for field in fields(SamplingConfig)}  # of settings newer than a folder
+# Of settings that are newer than a folder.
+DEFAULTS = {f"sampling.{field.name}": field.default for field in fields(SamplingConfig)}
 DERIVED = ("plan", "block_passes", "flops_per_image")
 
 
@@ -75,7 +76,8 @@ def open_folder(folder: Path, recipe: dict) -> None:
     """
     path = folder / RECIPE
     if path.exists():
-        before, now = _flat({"sampling": DEFAULTS}) | _flat(read_json(path)), _flat(recipe)
+        now = _flat(recipe)
+        before = {name: value for name, value in DEFAULTS.items() if name in now} | _flat(read_json(path))
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
                 f"num_samples={now['num_samples']}: {folder} already has {before['num_samples']} images of this "
