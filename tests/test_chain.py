@@ -75,3 +75,14 @@ def test_stopping_a_script_stops_what_it_runs(scripts, tmp_path):
     assert process.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_a_background_job_can_interrupt_what_it_runs():
+    """The shell lets jobs in the background ignore SIGINT, which children inherit."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        started = time.monotonic()
+        assert run_python(["-c", "import time; time.sleep(60)"], started + 2, stop=signal.SIGINT, patience=40) is None
+        assert time.monotonic() - started < 30  # interrupted, not killed after its patience
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -60,9 +61,11 @@ def run_python(
     environment |= variables or {}
     if log is not None:
         environment.setdefault("TQDM_MININTERVAL", "10")  # every update of a progress bar is a line in the file
+    # A job in the background ignores SIGINT, and would pass that on: its children could not be interrupted.
+    heeded = partial(signal.signal, stop, signal.SIG_DFL)
     with nullcontext() if log is None else log.open("a") as output:
         process = subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=folder, stdout=output,
-                                   stderr=None if log is None else subprocess.STDOUT)  # fmt: skip
+                                   stderr=None if log is None else subprocess.STDOUT, preexec_fn=heeded)  # fmt: skip
         try:
             return process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
