@@ -4,6 +4,12 @@ of optim.lr. A new one is one more entry."""
 import math
 from collections.abc import Callable
 
+
+def cooldown_share(done: float) -> float:
+    """1 - sqrt(done): share of the rate during a cool-down, done 0 to 1 (Hägele et al., 2024, arXiv:2405.18392)."""
+    return 1 - math.sqrt(done)
+
+
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - done,

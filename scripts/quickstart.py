@@ -13,7 +13,8 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import ROOT, keep_settings, run_script, steps_for_equal_time
+from fpdm.chain import ROOT, keep_settings, run_script
+from fpdm.chain.equal_time import steps_for_equal_time
 from fpdm.config import ExperimentConfig, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.devices import process_state

@@ -1,4 +1,4 @@
-"""Tools for scripts that run other scripts: run one as a user would, and train models for equal time."""
+"""Tools for scripts that run other scripts: run one, or several at a time, as a user would."""
 
 import json
 import logging
@@ -7,19 +7,19 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import yaml
+import torch
 
 from fpdm.files import read_json, write_atomically
 
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[2]
-TRIAL = 30  # steps that are measured, after as many warm-up steps
 
 
 class OutOfTime(ValueError):
@@ -57,23 +57,71 @@ def run_python(
     stop: the signal at the deadline. patience: seconds after the signal until it is killed (None for never). folder:
     working directory, if not the current one. variables: further environment variables.
     """
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    environment |= variables or {}
+    process = _start(words, log, stop, folder, variables or {})
+    try:
+        return process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        _end(process, stop, patience)
+        return None
+    except BaseException:
+        _end(process, stop, patience)
+        raise
+
+
+class Task(NamedTuple):
+    """A script with its arguments, and the file for its output."""
+
+    script: str
+    arguments: tuple
+    log: Path
+
+
+def run_scripts(tasks: Sequence[Task], at_once: int, deadline: float | None = None) -> None:
+    """Run scripts, `at_once` at a time, in their order. Several share the threads of this process evenly.
+
+    Stops all of them, as `run_script` does, when one fails (ValueError) or at the deadline (OutOfTime).
+    """
+    threads = max(torch.get_num_threads() // at_once, 1)
+    variables = {} if at_once == 1 else {"OMP_NUM_THREADS": str(threads)}
+    waiting, running = list(tasks), {}
+    try:
+        while waiting or running:
+            if deadline is not None and time.monotonic() > deadline:
+                raise OutOfTime("the time limit is reached; the same command resumes")
+            while waiting and len(running) < at_once:
+                task = waiting.pop(0)
+                words = ["python", f"scripts/{task.script}", *map(str, task.arguments)]
+                logger.info(f"\n$ {shlex.join(words)}")
+                with task.log.open("a") as file:
+                    file.write(f"\n$ {shlex.join(words)}\n")
+                process = _start([ROOT / words[1], *words[2:]], task.log, signal.SIGTERM, None, variables)
+                running[process] = task
+            for process in [process for process in running if process.poll() is not None]:
+                task = running.pop(process)
+                if process.returncode:
+                    raise ValueError(
+                        f"scripts/{task.script} failed with exit status {process.returncode}; {last_line(task.log)} "
+                        f"(full output in {task.log})"
+                    )
+            time.sleep(0.1)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _start(
+    words: list, log: Path | None, stop: signal.Signals, folder: Path | None, variables: dict[str, str]
+) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | variables
     if log is not None:
         environment.setdefault("TQDM_MININTERVAL", "10")  # every update of a progress bar is a line in the file
     # A job in the background ignores SIGINT, and would pass that on: its children could not be interrupted.
     heeded = partial(signal.signal, stop, signal.SIG_DFL)
     with nullcontext() if log is None else log.open("a") as output:
-        process = subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=folder, stdout=output,
-                                   stderr=None if log is None else subprocess.STDOUT, preexec_fn=heeded)  # fmt: skip
-        try:
-            return process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            _end(process, stop, patience)
-            return None
-        except BaseException:
-            _end(process, stop, patience)
-            raise
+        return subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=folder, stdout=output,
+                                stderr=None if log is None else subprocess.STDOUT, preexec_fn=heeded)  # fmt: skip
 
 
 def _end(process: subprocess.Popen, stop: signal.Signals, patience: float | None) -> None:
@@ -95,11 +143,6 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def last_record(run: Path) -> dict:
-    """The last line of a run's log.jsonl."""
-    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
-
-
 def keep_settings(path: Path, decisive: dict) -> None:
     """Save the settings of a folder in `path`; ValueError if the folder was started with other settings."""
     decisive = json.loads(json.dumps(decisive))  # as it will be read
@@ -109,24 +152,3 @@ def keep_settings(path: Path, decisive: dict) -> None:
                             if before.get(name) != decisive[name])  # fmt: skip
         raise ValueError(f"{path.parent} was started with {changed}; choose another --out")
     write_atomically(path, json.dumps(decisive))
-
-
-def steps_for_equal_time(
-    path: Path, seconds: float, arguments: dict[str, list], deadline: float | None = None
-) -> dict[str, int]:
-    """Training steps of each model in `seconds` on this machine; measured once and kept in `path`.
-
-    arguments: of train.py, for each model. The number of steps must be known before training, because the learning rate
-    is a function of the step.
-    """
-    if not path.exists():
-        steps = {}
-        for name, words in arguments.items():
-            with tempfile.TemporaryDirectory() as folder:
-                run_script("train.py", *words, "--run.results", folder, "--run.preview_every", 0,
-                           "--optim.steps", 2 * TRIAL, "--run.log_every", TRIAL, deadline=deadline)  # fmt: skip
-                run = next(Path(folder).iterdir())
-                batch = yaml.safe_load((run / "config.yaml").read_text())["optim"]["batch_size"]
-                steps[name] = max(int(seconds * last_record(run)["images_per_s"] / batch), 1)
-        write_atomically(path, json.dumps(steps))
-    return read_json(path)

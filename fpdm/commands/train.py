@@ -19,6 +19,7 @@ from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.dry_run import describe_run, device_gib
 from fpdm.training.loop import train
 from fpdm.training.setup import check_store, open_store_codec
+from fpdm.validation import SampledDistance
 
 logger = logging.getLogger("fpdm")
 PREVIEW_IMAGES = 16
@@ -32,6 +33,8 @@ class Settings(ExperimentConfig):
         ExperimentConfig.__doc__
         + """    resume: latest (newest run of this name), auto (the same, or a new run if there is none),
             a run's folder or one of its checkpoints.
+        fork: a run's folder or one of its checkpoints, from which a new run starts, for example to cool it down
+            (optim.cooldown); with resume auto, only if there is no run of this name yet.
         dry_run: print the resolved config, the network, the cost of a step and its expected memory, then exit.
         gpu_memory: with dry_run, memory of one GPU in GiB, to print whether the largest step fits and, if not,
             which micro-batch would (null for the memory of this machine's GPU, if there is one).
@@ -39,6 +42,7 @@ class Settings(ExperimentConfig):
     )
 
     resume: str | None = None
+    fork: str | None = None
     dry_run: bool = False
     gpu_memory: float | None = None
 
@@ -65,8 +69,10 @@ def main() -> None:
     if not settings.data.latents:
         raise ValueError("data.latents is not set; give the store that encode_latents (fpdm-encode-latents) wrote")
     preview = make_preview(experiment) if settings.run.preview_every and process_state().is_main_process else None
+    measured = settings.run.validate_every and settings.validation.reference is not None
+    measure = SampledDistance(experiment) if measured else None
     try:
-        train(experiment, settings.resume, preview)
+        train(experiment, settings.resume, preview, measure, settings.fork)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"out of memory: {error} Lower optim.micro_batch_size, or set run.gradient_checkpointing; "

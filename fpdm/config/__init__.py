@@ -14,6 +14,7 @@ from fpdm.config.experiment import (
     OptimConfig,
     RunConfig,
     SJFBConfig,
+    ValidationConfig,
 )
 from fpdm.config.preparation import EncodeConfig, VAEConfig
 from fpdm.config.scoring import ScoringConfig
@@ -29,6 +30,7 @@ __all__ = [
     "SJFBConfig",
     "ScoringConfig",
     "VAEConfig",
+    "ValidationConfig",
     "check_choice",
     "check_one_of",
     "check_positive",

@@ -145,6 +145,8 @@ class OptimConfig:
         lr: learning rate after warm-up.
         lr_schedule: how the rate changes after warm-up, until `steps`: {", ".join(LR_SCHEDULES)}.
         warmup: steps over which the rate rises to lr.
+        cooldown: the last steps, over which a constant rate falls to 0. It may start at any checkpoint of a longer run:
+            train.py --fork CHECKPOINT with `steps` = the checkpoint's step + cooldown.
         weight_decay: weight decay of AdamW.
         clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
         ema_decay: decay of the averaged weights (EMA), which are used for sampling.
@@ -157,6 +159,7 @@ class OptimConfig:
     lr: float = 1e-4
     lr_schedule: str = "constant"
     warmup: int = 0
+    cooldown: int = 0
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     ema_decay: float = 0.9999
@@ -167,7 +170,14 @@ class OptimConfig:
         check_range(1, limits.STEPS, **{"optim.steps": self.steps, "optim.max_skipped": self.max_skipped})
         for name in ("batch_size", "micro_batch_size"):
             check_range(1, limits.BATCH, **{f"optim.{name}": getattr(self, name)})
-        check_range(0, limits.STEPS, **{"optim.warmup": self.warmup})
+        check_range(0, limits.STEPS, **{"optim.warmup": self.warmup, "optim.cooldown": self.cooldown})
+        if self.cooldown > self.steps:
+            raise ValueError(f"optim.cooldown={self.cooldown}: more than optim.steps={self.steps}")
+        if self.cooldown and self.lr_schedule != "constant":
+            raise ValueError(
+                f"optim.cooldown={self.cooldown} with optim.lr_schedule={self.lr_schedule}, which falls anyway; "
+                "use constant, or no cooldown"
+            )
         check_range(0, limits.FACTOR, **{"optim.weight_decay": self.weight_decay})
         check_positive(limits.FACTOR, **{"optim.lr": self.lr})
         if self.clip_norm is not None and not 0 < self.clip_norm <= limits.FACTOR:
@@ -196,6 +206,10 @@ class RunConfig:
         keep_last: how many of the newest checkpoints to keep (null for all).
         keep_every: with keep_last, also keep checkpoints at multiples of this many steps (null for none).
         preview_every: steps between grids of samples from the averaged weights; 0 for none.
+        validate_every: steps between validations of the averaged weights, and one at the end; 0 for none. The section
+            validation says what is measured.
+        keep_best: also write and keep the checkpoint with the best validation, linked as checkpoints/best: the lowest
+            Fréchet distance or, where none is measured, the lowest loss.
         tracker: none, tensorboard or wandb, in addition to log.jsonl.
     """
 
@@ -211,6 +225,8 @@ class RunConfig:
     keep_last: int | None = None
     keep_every: int | None = None
     preview_every: int = 0
+    validate_every: int = 0
+    keep_best: bool = False
     tracker: str = "none"
 
     def __post_init__(self):
@@ -218,7 +234,8 @@ class RunConfig:
         check_choice("run.tracker", self.tracker, TRACKERS)
         for name in ("log_every", "checkpoint_every", "keep_last", "keep_every"):
             check_range(1, limits.STEPS, **{f"run.{name}": getattr(self, name)})
-        check_range(0, limits.STEPS, **{"run.preview_every": self.preview_every})
+        for name in ("preview_every", "validate_every"):
+            check_range(0, limits.STEPS, **{f"run.{name}": getattr(self, name)})
         check_range(0, limits.SEED, **{"run.seed": self.seed})
         if (self.keep_every or 0) % self.checkpoint_every:
             raise ValueError(
@@ -227,6 +244,46 @@ class RunConfig:
             )
         if self.keep_every is not None and self.keep_last is None:
             raise ValueError(f"run.keep_every={self.keep_every} without run.keep_last: all checkpoints are kept anyway")
+
+
+@dataclass
+class ValidationConfig:
+    """What run.validate_every measures with the averaged weights. It does not change the training.
+
+    Args:
+        latents: store of held-out latents, made with encode_latents.py --images SOURCE@held-out, whose loss is
+            measured; null for no loss. Noise and timesteps are the same each time and in every run.
+        count: how many of these latents, evenly spread (null for all).
+        reference: real images, as evaluate.py takes them, from which the Fréchet distance of sampled images is
+            measured; null for none.
+        samples: number of images that are sampled for it.
+        features: what images are compared by; see evaluate.py --features.
+        weights: local weights of these features: the file of inception or dinov2, the folder of a classifier.
+        iterations: numbers of iterations at which an FPDM is measured; a DiT ignores them.
+        budget: block passes per sampled image.
+        sampler: solver of the sampled images.
+        batch_size: latents or images at a time, per process.
+    """
+
+    latents: str | None = None
+    count: int | None = None
+    reference: str | None = None
+    samples: int = 1_000
+    features: str = "inception"
+    weights: str | None = None
+    iterations: list[int] = field(default_factory=lambda: [1, 2, 4])
+    budget: int = 280
+    sampler: str = "ab2"
+    batch_size: int = 100
+
+    def __post_init__(self):
+        check_range(1, limits.RECORDS, **{"validation.count": self.count})
+        check_range(2, limits.SAMPLES, **{"validation.samples": self.samples})
+        check_range(1, limits.ITERATIONS, **{"validation.iterations": self.iterations})
+        check_range(1, limits.PASSES, **{"validation.budget": self.budget})
+        check_range(1, limits.BATCH, **{"validation.batch_size": self.batch_size})
+        if not self.iterations:
+            raise ValueError("validation.iterations=[]: give at least one number of iterations, as in [1,2,4]")
 
 
 @dataclass
@@ -240,6 +297,7 @@ class ExperimentConfig:
         data: the training data.
         optim: the optimizer and the length of training.
         run: output, precision and log.
+        validation: what is measured on held-out data while training.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -248,3 +306,14 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self):
+        measured = self.validation.latents is not None or self.validation.reference is not None
+        if self.run.validate_every and not measured:
+            raise ValueError(
+                f"run.validate_every={self.run.validate_every}: there is nothing to measure; set validation.latents "
+                "(held-out latents), validation.reference (real images), or both"
+            )
+        if self.run.keep_best and not self.run.validate_every:
+            raise ValueError("run.keep_best=true without run.validate_every: nothing says which is the best; set both")

@@ -12,10 +12,15 @@ class ScoringConfig:
 
     Args:
         features: what the images are compared by: inception (published FIDs use it), dinov2 (ViT-L/14; dinov2-s is the
-            small one), or cnn (a classifier trained in seconds on the labelled reference; it needs no download, and
+            small one), classifier (one that train_classifier.py made; by default that of CIFAR-10, which is in the
+            repository), or cnn (a classifier trained in seconds on the labelled reference; it needs no download, and
             its scores compare only with each other).
         inception: local copy of the Inception weights; downloaded if not given.
         dinov2: local copy of the DINOv2 weights; downloaded if not given.
+        classifier: folder of the classifier.
+        held_out: real images that were not trained on, where the reference was, as in SOURCE@held-out beside
+            SOURCE@training. The distances of samples to their nearest reference images are then reported beside those
+            of the held-out images: a model that memorises is too near.
         resolution: crop and resize the reference to this many pixels; only for a reference file and the self-test. When
             samples are scored, their own resolution is used.
         bootstrap: number of resamples for the standard deviation of the distance; 0 for none.
@@ -29,6 +34,8 @@ class ScoringConfig:
     features: str = "inception"
     inception: str | None = None
     dinov2: str | None = None
+    classifier: str = "assets/cifar10-classifier"
+    held_out: str | None = None
     resolution: int | None = None
     bootstrap: int = 0
     keep: int = 50_000

@@ -1,5 +1,6 @@
-"""Image sources: class folders, flat folders, zip files and scikit-learn's digits."""
+"""Image sources: class folders, flat folders, zip files and scikit-learn's digits; whole, or one of their two parts."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,8 @@ from PIL import Image
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 DIGITS = "digits"
-
+HELD_OUT_SHARE = 0.1
+TRAINING, HELD_OUT = "training", "held-out"  # the parts of a source: SOURCE@training, SOURCE@held-out
 
 DECODE_ERRORS = (
     OSError,
@@ -34,9 +36,9 @@ class BrokenImage(ValueError):
 class ImageSet:
     """A list of labelled images, decoded one at a time.
 
-    names: one per image; labels: the class of each, an index into class_names (one class for
-    unconditional data). read: record number -> PIL image, picklable for worker processes;
-    records: the record number of each image (all in order, if not given).
+    names: one per image, for messages; keys: names within the source, the same wherever it lies. labels: the class of
+    each, an index into class_names (one class for unconditional data). read: record number -> PIL image, picklable for
+    worker processes; records: the record number of each image (all in order, if not given).
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class ImageSet:
         class_names: list[str],
         read: Callable[[int], Image.Image],
         records: Sequence[int] | None = None,
+        keys: list[str] | None = None,
     ):
         self.names, self.labels, self.class_names = names, labels, class_names
+        self.keys = names if keys is None else keys
         self._read = read
         self._records = range(len(names)) if records is None else records
 
@@ -56,8 +60,14 @@ class ImageSet:
 
     def subset(self, indices: list[int]) -> "ImageSet":
         """The images `indices`, in that order."""
-        names, labels = [self.names[i] for i in indices], [self.labels[i] for i in indices]
-        return ImageSet(names, labels, self.class_names, self._read, [self._records[i] for i in indices])
+        names, labels, records, keys = (
+            [of_all[i] for i in indices] for of_all in (self.names, self.labels, self._records, self.keys)
+        )
+        return ImageSet(names, labels, self.class_names, self._read, records, keys)
+
+    def held_out(self) -> list[bool]:
+        """Which images are held out: about a tenth, chosen by a hash of their names within the source."""
+        return [is_held_out(key) for key in self.keys]
 
     def load(self, i: int) -> Image.Image:
         """Image i as RGB; BrokenImage naming the file if it cannot be decoded."""
@@ -68,11 +78,19 @@ class ImageSet:
 
 
 def open_images(source: str | Path) -> ImageSet:
-    """A folder or zip of class folders or of images, or `digits`.
+    """A folder or zip of class folders or of images, or `digits`; or a part of one, SOURCE@training or SOURCE@held-out.
 
     Classes are the sub-folders in sorted order; a flat folder is one class. A zip may also hold
-    EDM's dataset.json, whose labels are then used.
+    EDM's dataset.json, whose labels are then used. The parts have no image in common. An image belongs to the same part
+    on every machine, in a folder and in a zip (`is_held_out`).
     """
+    whole, part = source_and_part(source)
+    if part is not None:
+        images = open_images(whole)
+        chosen = [i for i, held_out in enumerate(images.held_out()) if held_out == (part == HELD_OUT)]
+        if not chosen:
+            raise ValueError(f"images {source}: none of the {len(images)} images is in this part; use the whole source")
+        return images.subset(chosen)
     if str(source) == DIGITS:
         return _digits()
     path = Path(source)
@@ -82,6 +100,29 @@ def open_images(source: str | Path) -> ImageSet:
         return _zip(path)
     kind = "is neither a folder nor a zip file" if path.exists() else "does not exist"
     raise FileNotFoundError(f"images {source} {kind}; give a folder, a zip file or '{DIGITS}'")
+
+
+def source_and_part(source: str | Path) -> tuple[str, str | None]:
+    """`cifar10.zip@training` -> (`cifar10.zip`, `training`); without a part, or if a file has this very name, None.
+
+    ValueError for another word after the last @ of a source that exists without it.
+    """
+    whole, mark, part = str(source).rpartition("@")
+    if not mark or Path(source).exists():
+        return str(source), None
+    if part in (TRAINING, HELD_OUT):
+        return whole, part
+    if whole == DIGITS or Path(whole).exists():
+        raise ValueError(f"images {source}: {whole} has no part {part!r}; use @{TRAINING} or @{HELD_OUT}")
+    return str(source), None
+
+
+def is_held_out(key: str) -> bool:
+    """Whether the image of this name within its source, such as `cat/0001.png`, is held out.
+
+    True if the first 8 bytes of the name's SHA-256, as a big-endian fraction of 2^64, are below HELD_OUT_SHARE.
+    """
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < HELD_OUT_SHARE * 2**64
 
 
 def open_files(paths: Sequence[Path]) -> ImageSet:
@@ -154,7 +195,7 @@ def _folder(root: Path) -> ImageSet:
     ]
     names, labels, class_names = _classify(names, str(root))
     paths = [str(root / name) for name in names]
-    return ImageSet(paths, labels, class_names, _FileReader(paths))
+    return ImageSet(paths, labels, class_names, _FileReader(paths), keys=names)
 
 
 def _zip(path: Path) -> ImageSet:
@@ -164,14 +205,15 @@ def _zip(path: Path) -> ImageSet:
         edm = json.loads(archive.read(table)) if table else None
     if table:
         names, labels, class_names = _edm_labels(listed, table, edm)
+        keys = [name.removeprefix(f"{PurePosixPath(table).parent}/") for name in names]
     else:
         # The parent of all class folders, such as data/train/ for data/train/cat/1.png.
         above = [str(PurePosixPath(name).parent.parent) for name in listed if _is_image(name)]
         prefix = os.path.commonpath(above or [""]).strip(".")
         prefix = f"{prefix}/" if prefix else ""
-        names, labels, class_names = _classify([name.removeprefix(prefix) for name in listed], str(path))
-        names = [prefix + name for name in names]
-    return ImageSet([f"{path}:{name}" for name in names], labels, class_names, _ZipReader(path, names))
+        keys, labels, class_names = _classify([name.removeprefix(prefix) for name in listed], str(path))
+        names = [prefix + name for name in keys]
+    return ImageSet([f"{path}:{name}" for name in names], labels, class_names, _ZipReader(path, names), keys=keys)
 
 
 def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str]]:

@@ -13,7 +13,7 @@ from scipy.special import xlogy
 from torch import Tensor
 
 from fpdm.devices import to_float64
-from fpdm.evaluation.features import Features
+from fpdm.evaluation.extractor import Features
 from fpdm.evaluation.metrics import Statistics
 
 SPLITS = 10  # of the Inception score

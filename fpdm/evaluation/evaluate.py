@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from fpdm.config import ScoringConfig, check_choice
-from fpdm.data.images import DIGITS
+from fpdm.data.images import DIGITS, source_and_part
 from fpdm.devices import process_state, tf32_as
 from fpdm.evaluation.extraction import Gathered, gather
 from fpdm.evaluation.features import EXTRACTORS, FITTED, Extractor
@@ -35,7 +35,8 @@ def evaluate(samples: str | Path, reference: str | Path, *, out: str | Path | No
     """All scores of `samples` against `reference`, with what is needed to repeat them.
 
     samples: folder or zip of images, or an npz with arr_0 uint8 (count, R, R, 3).
-    reference: the same, or `digits`, or a file of statistics (make_reference, or ADM's VIRTUAL_*.npz).
+    reference: the same, or `digits`, or a part, as in cifar10.zip@training, or a file of statistics (make_reference, or
+        ADM's VIRTUAL_*.npz).
     out: JSON file that the main process writes the result to; without it nothing is written.
     settings: of a ScoringConfig, as in features="dinov2", bootstrap=10, batch_size=128; resolution is not among them.
 
@@ -49,11 +50,14 @@ def evaluate(samples: str | Path, reference: str | Path, *, out: str | Path | No
         raise ValueError(f"resolution={config.resolution} with samples: their own resolution is used; leave it out")
     images = Samples(samples)
     recipe = recipe_of(images)
-    measure = _open(config, reference, images.resolution)
+    measure = open_features(config, reference, images.resolution)
     expected, found = measure.reference(reference), measure(images)
+    held_out = None
+    if config.held_out is not None:
+        held_out = measure(Samples(_existing("held_out", config.held_out), measure.resolution))
 
     def result() -> dict:
-        values = score(found, expected, measure.extractor.name, config.bootstrap)
+        values = score(found, expected, measure.extractor.name, config.bootstrap, held_out)
         logger.info("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         scored = values | {
             "images": images.count,
@@ -84,7 +88,7 @@ def make_reference(reference: str | Path, file: str | Path, **settings) -> int:
         raise ValueError(f"make_reference={file}: the file's name must end with .npz")
     if is_reference(reference):
         raise ValueError(f"reference {reference}: holds statistics; make_reference needs the images")
-    measure = _open(config, reference, _given_resolution(config))
+    measure = open_features(config, reference, _given_resolution(config))
     made = measure.reference(reference)
 
     def save() -> int:
@@ -102,7 +106,7 @@ def self_test(reference: str | Path, **settings) -> list[Check]:
     `evaluate`.
     """
     config, reference = _config(settings), _existing("reference", reference)
-    measure = _open(config, reference, _given_resolution(config))
+    measure = open_features(config, reference, _given_resolution(config))
     features = measure.reference(reference).kept
     if features is None:
         raise ValueError("self_test needs features: give a reference of images, not of statistics alone")
@@ -132,7 +136,7 @@ def recipe_of(samples: Samples) -> dict | None:
     return recipe
 
 
-class _Measure(NamedTuple):
+class ImageFeatures(NamedTuple):
     """An extractor on this process's device: images -> the statistics and features that scores are computed from."""
 
     config: ScoringConfig
@@ -164,13 +168,14 @@ class _Measure(NamedTuple):
         return stored
 
 
-def _open(config: ScoringConfig, reference: str, resolution: int) -> _Measure:
+def open_features(config: ScoringConfig, reference: str, resolution: int) -> ImageFeatures:
+    """The configured extractor on every process; ValueError or FileNotFoundError if it cannot be opened."""
     if config.features in FITTED and is_reference(reference):
         raise ValueError(f"reference {reference}: holds statistics; features={config.features} needs the images")
     state = process_state(PATIENCE)
     with state.main_process_first():  # it trains or downloads what the other processes then load
         extractor, key = EXTRACTORS[config.features](config, reference, resolution)
-    return _Measure(config, extractor.to(state.device).eval(), key, resolution, state)
+    return ImageFeatures(config, extractor.to(state.device).eval(), key, resolution, state)
 
 
 def _by_main(state: PartialState, work: Callable[[], Any]) -> Any:
@@ -198,7 +203,8 @@ def _existing(name: str, source: str | Path) -> str:
     source = str(source)
     if not source:
         raise ValueError(f"{name} is not set; give a folder, a zip or an npz of images")
-    if source != DIGITS and not Path(source).exists():
+    whole, _ = source_and_part(source)
+    if whole != DIGITS and not Path(whole).exists():
         raise FileNotFoundError(f"{name} {source} does not exist; give a folder, a zip or an npz of images")
     return source
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fpdm.devices import send
 from fpdm.evaluation.accumulate import Accumulator, random_splits
-from fpdm.evaluation.features import Extractor
+from fpdm.evaluation.extractor import Extractor
 from fpdm.evaluation.metrics import Statistics
 from fpdm.evaluation.samples import Samples
 from fpdm.files import write_arrays

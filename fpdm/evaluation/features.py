@@ -1,4 +1,4 @@
-"""Images -> features: Inception, DINOv2, and a classifier that needs no download.
+"""Images -> features: Inception, DINOv2, and classifiers that need no download.
 
 To add an extractor, write it here with a function that opens it, and name that function in EXTRACTORS, at the end.
 
@@ -10,7 +10,6 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,8 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from fpdm.config import ScoringConfig
+from fpdm.evaluation.classifier import WEIGHTS, ResidualClassifier
+from fpdm.evaluation.extractor import Extractor, Features
 from fpdm.evaluation.samples import load_labelled
 
 SPATIAL_CHANNELS = 7  # of 192; ADM's evaluator uses the first 7 for sFID
@@ -27,22 +28,6 @@ DINOV2_SIZE = 224
 CNN_SEED = 0
 CNN_STEPS = 300
 CNN_BATCH = 64
-
-
-class Features(NamedTuple):
-    """pool (B, F), for distances; Inception also has spatial (B, G), for sFID, and logits (B, K), for IS."""
-
-    pool: Tensor
-    spatial: Tensor | None = None
-    logits: Tensor | None = None
-
-
-class Extractor(Protocol):
-    """A module with a name, which is part of the score's name, and features: uint8 (B, 3, R, R) -> Features."""
-
-    name: str
-
-    def features(self, images: Tensor) -> Features: ...
 
 
 class Inception(nn.Module):
@@ -252,6 +237,11 @@ def _open_cnn(config: ScoringConfig, reference: str, resolution: int) -> tuple[E
     return cached_classifier(images, labels, classes, Path(config.cache))
 
 
+def _open_classifier(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+    model = ResidualClassifier.load(config.classifier)
+    return model, weights_key(str(Path(config.classifier) / WEIGHTS), "")
+
+
 # --features NAME -> a function of (settings, reference, resolution) that opens the extractor on the CPU, and returns it
 # with a key that identifies its weights.
 EXTRACTORS: dict[str, Callable[[ScoringConfig, str, int], tuple[Extractor, str]]] = {
@@ -259,5 +249,6 @@ EXTRACTORS: dict[str, Callable[[ScoringConfig, str, int], tuple[Extractor, str]]
     "dinov2": _open_dinov2,
     "dinov2-s": _open_dinov2,
     "cnn": _open_cnn,
+    "classifier": _open_classifier,
 }
 FITTED = {"cnn"}  # extractors that are trained on the reference, so they need its images, not only its statistics

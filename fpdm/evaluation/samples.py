@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fpdm.data.batches import image_batches
-from fpdm.data.images import ImageSet, open_files, open_images
+from fpdm.data.images import ImageSet, open_files, open_images, source_and_part
 from fpdm.sampling.images import GRID, RECIPE
 
 ARRAY = "arr_0"
@@ -51,9 +51,10 @@ class Samples:
 
     def fingerprint(self) -> str:
         """A hash of the resolution and of the files' names, sizes and times, not of their content."""
-        digest = hashlib.blake2b(repr((self.resolution, self.count)).encode(), digest_size=8)
-        path = Path(self.source)
-        names = self._images.names if path.is_dir() else [str(path.resolve())] if path.exists() else [self.source]
+        whole, part = source_and_part(self.source)
+        path, digest = Path(whole), hashlib.blake2b(repr((self.resolution, self.count)).encode(), digest_size=8)
+        digest.update((part or "").encode())
+        names = self._images.names if path.is_dir() else [str(path.resolve())] if path.exists() else [whole]
         for name in names:
             facts = Path(name).stat() if Path(name).exists() else None
             digest.update(repr((name, facts and (facts.st_size, facts.st_mtime_ns))).encode())

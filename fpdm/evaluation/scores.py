@@ -14,6 +14,7 @@ from fpdm.evaluation.metrics import (
     bootstrap_deviation,
     frechet_distance,
     kernel_distance,
+    memorisation,
     noise_floor,
     precision_recall,
     score_name,
@@ -22,22 +23,26 @@ from fpdm.evaluation.metrics import (
 
 
 class Scoring(NamedTuple):
-    """extractor: its name. resamples: of the bootstrap for the distance's standard deviation; 0 for none."""
+    """extractor: its name. resamples: of the bootstrap for the distance's standard deviation; 0 for none. held_out:
+    real images that were not trained on, where the reference was."""
 
     extractor: str
     resamples: int = 0
+    held_out: Gathered | None = None
 
 
 Metric = Callable[[Gathered, Gathered, Scoring], dict[str, float]]
 
 
-def score(samples: Gathered, reference: Gathered, extractor: str, resamples: int = 0) -> dict[str, float]:
-    """The numbers of all METRICS, in their order; extractor and resamples as in Scoring.
+def score(
+    samples: Gathered, reference: Gathered, extractor: str, resamples: int = 0, held_out: Gathered | None = None
+) -> dict[str, float]:
+    """The numbers of all METRICS, in their order; extractor, resamples and held_out as in Scoring.
 
     Metrics for which the reference has no data are left out: a file of statistics alone gives distances alone.
     ValueError if precision and recall have too few images.
     """
-    scoring, scores = Scoring(extractor, resamples), {}
+    scoring, scores = Scoring(extractor, resamples, held_out), {}
     for metric in METRICS.values():
         scores |= metric(samples, reference, scoring)
     return scores
@@ -84,6 +89,13 @@ def _precision_recall(samples: Gathered, reference: Gathered, scoring: Scoring) 
     return dict(zip(("precision", "recall"), precision_recall(*kept), strict=True)) if kept else {}
 
 
+def _memorisation(samples: Gathered, reference: Gathered, scoring: Scoring) -> dict[str, float]:
+    kept = kept_features(samples, reference)
+    if not kept or scoring.held_out is None or scoring.held_out.kept is None:
+        return {}
+    return memorisation(*kept, scoring.held_out.kept)._asdict()
+
+
 def kept_features(samples: Gathered, reference: Gathered) -> tuple[Tensor, Tensor] | None:
     """Features (K, F) of single images of both sets; None if one has only statistics.
 
@@ -107,4 +119,5 @@ METRICS: dict[str, Metric] = {
     "noise floor": _noise_floor,
     "kernel distance": _kernel_distance,
     "precision and recall": _precision_recall,
+    "memorisation": _memorisation,
 }

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpdm.chain import ROOT, OutOfTime, run_script, steps_for_equal_time
+from fpdm.chain import ROOT, OutOfTime, run_script
+from fpdm.chain.equal_time import steps_for_equal_time
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.features import Classifier, cached_classifier

@@ -4,6 +4,7 @@ checkpoints/0050000/model/    config.json, model.safetensors, sampling.json
                     ema/      the same
                     trainer.pt
 checkpoints/latest            link to the newest
+checkpoints/best              link to the one with the best validation, with run.keep_best
 """
 
 import json
@@ -22,7 +23,7 @@ from fpdm.models.pretrained import WEIGHTS_FILE
 
 TRAINER = "trainer.pt"
 SAMPLING = "sampling.json"
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
 REPLACED = "-replaced"  # the old checkpoint while a new one of the same step is written
 PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: not checkpoints
 
@@ -74,7 +75,7 @@ def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: i
     """Once checkpoint `step` is written, delete the older ones that `run.keep_last` and `run.keep_every` do not keep,
     and what a kill left of others.
 
-    Checkpoints of later steps, which the run may have written before it was resumed, are not touched.
+    The best one stays, and checkpoints of later steps, which the run may have written before it was resumed.
     """
     folder = run / "checkpoints"
     _clear_remains(folder)
@@ -82,8 +83,9 @@ def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: i
         return
     whole = [path for path in folder.iterdir() if path.name.removesuffix(REPLACED).isdigit()]
     older = sorted((path for path in whole if step_of(path) <= step), key=step_of)
+    best = os.readlink(folder / BEST) if (folder / BEST).is_symlink() else None
     for old in older[:-keep_last]:
-        if keep_every is None or step_of(old) % keep_every:
+        if old.name != best and (keep_every is None or step_of(old) % keep_every):
             os.replace(old, folder / f"{REMOVED}{old.name}")  # a kill leaves no half-deleted checkpoint
     _clear_remains(folder)
 
@@ -174,11 +176,20 @@ def restore_random_states(states: list[dict], rank: int) -> None:
 
 def point_latest(checkpoint: Path) -> None:
     """Make checkpoints/latest a link to this checkpoint."""
+    _point(LATEST, checkpoint)
+
+
+def point_best(checkpoint: Path) -> None:
+    """Make checkpoints/best a link to this checkpoint."""
+    _point(BEST, checkpoint)
+
+
+def _point(name: str, checkpoint: Path) -> None:
     folder = checkpoint.parent
-    link = folder / f".{LATEST}.partial"
+    link = folder / f".{name}.partial"
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.name)
-    os.replace(link, folder / LATEST)
+    os.replace(link, folder / name)
     _sync(folder)
 
 

@@ -20,10 +20,11 @@ from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state, skips_by_flag
 from fpdm.diffusion import Diffusion
-from fpdm.lr_schedules import LR_SCHEDULES
+from fpdm.lr_schedules import LR_SCHEDULES, cooldown_share
 from fpdm.models import compile_layers, forward_cost, load_weights
 from fpdm.training.checkpoint import (
     load_trainer,
+    point_best,
     prune_checkpoints,
     random_states,
     restore_random_states,
@@ -46,6 +47,7 @@ from fpdm.training.setup import (
 )
 from fpdm.training.signals import StopRequest
 from fpdm.training.sjfb import draw_iterations
+from fpdm.training.validation import HeldOut, Measure, score_of, validation_line
 from fpdm.training.watch import Watch
 
 
@@ -57,6 +59,8 @@ def train(
     config: ExperimentConfig,
     resume: str | None = None,
     on_preview: Callable[[Path, int, nn.Module], None] | None = None,
+    measure: Measure | None = None,
+    fork: str | None = None,
 ) -> Path:
     """Train as `config` says; returns the run's folder.
 
@@ -64,6 +68,11 @@ def train(
         none), a run's folder or one of its checkpoints.
     on_preview: called on the main process as (run folder, step, EMA model) every
         `run.preview_every` steps.
+    measure: called on every process with the EMA model every `run.validate_every` steps, for values besides the loss
+        on held-out latents.
+    fork: a run's folder or one of its checkpoints, from which a new run starts. It continues the other's log, and may
+        differ from it where a resumed run may, as in the length or a cool-down. With resume=auto, only if there is no
+        run of this name yet.
 
     SIGTERM, SIGUSR1 or Ctrl-C stops it early, with a checkpoint, after the current step or the next one.
     """
@@ -108,9 +117,11 @@ def train(
     if ranks > 1 and micro < share:
         settle_gradients(accelerator, model, store.manifest.shape, implicit)
 
-    run, checkpoint = open_run(config, store, resume, accelerator)
+    run, checkpoint = open_run(config, store, resume, fork, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
+    best = {"step": 0, "score": math.inf}  # of the validations
+    held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, diffusion, accelerator)
     if checkpoint is not None:
         trainer = load_trainer(checkpoint)
         load_weights(network, checkpoint / "model")
@@ -122,6 +133,8 @@ def train(
             accelerator.scaler.load_state_dict(trainer["scaler"])
         start, skipped, skipped_in_a_row = trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"]
         meter.load(trainer["meter"])
+        if checkpoint.parent.parent == run:
+            best = trainer.get("best", best)  # older checkpoints have none
         restore_random_states(trainer["random"], accelerator.process_index)
         del trainer  # a copy of the optimizer's state, in host memory
 
@@ -149,7 +162,8 @@ def train(
             x_t = diffusion.add_noise(x0, draws.noise, draws.t)
             n, m = draw_iterations(config.sjfb, seed, step) if implicit else (0, 0)
             done = step + 1
-            logged = done % config.run.log_every == 0 or done == optim.steps
+            validated = is_due(config.run.validate_every, done, optim.steps)
+            logged = is_due(config.run.log_every, done, optim.steps) or validated
             forward = {"recompute": config.run.gradient_checkpointing}
             if implicit:
                 forward |= {"iterations": m, "iterations_no_grad": n, "with_residuals": logged}
@@ -205,7 +219,16 @@ def train(
                     values["objective"] = float(accelerator.reduce(minimised, "mean"))
                 if accelerator.scaler is not None:
                     values["loss_scale"] = accelerator.scaler.get_scale()
-                log.record(done, values, status_line(done, optim.steps, values))
+                line = status_line(done, optim.steps, values)
+                if validated:
+                    with meter.paused():
+                        found = held_out.loss(ema.model) if held_out is not None else {}
+                        found |= measure(ema.model) if measure is not None else {}
+                    line, values = f"{line}\n{validation_line(done, found)}", values | found
+                    if score_of(found) < best["score"]:
+                        best = {"step": done, "score": score_of(found)}
+                        due = due or config.run.keep_best
+                log.record(done, values, line)
                 accelerator.log(values, step=done)
             # Weights with non-finite gradients are not saved (with a scaler, it was the scale that was too high).
             trusted = known.in_a_row == 0 or accelerator.scaler is not None
@@ -222,9 +245,13 @@ def train(
                             "optimizer": optimizer.state_dict(),
                             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                             "meter": interval,
+                            "best": best,
                             "random": states,
                         }
-                        save_checkpoint(run, done, network, ema.model, trainer, sampling_facts(config, store.manifest))
+                        facts = sampling_facts(config, store.manifest)
+                        written = save_checkpoint(run, done, network, ema.model, trainer, facts)
+                        if config.run.keep_best and best["step"] == done:
+                            point_best(written)
                         prune_checkpoints(run, done, config.run.keep_last, config.run.keep_every)
                     accelerator.wait_for_everyone()
                 if known.asked and done < optim.steps:
@@ -275,6 +302,11 @@ def settle_gradients(accelerator: Accelerator, model: nn.Module, shape: list[int
     model.zero_grad(set_to_none=False)
 
 
+def is_due(every: int, done: int, steps: int) -> bool:
+    """Whether something is due after step `done` that happens every so many steps (0: never) and after the last."""
+    return every > 0 and (done % every == 0 or done == steps)
+
+
 def set_groups(optimizer: torch.optim.Optimizer, **settings: float) -> None:
     """Set options such as lr in every parameter group."""
     for group in optimizer.param_groups:
@@ -285,5 +317,7 @@ def learning_rate(optim: OptimConfig, step: int) -> float:
     """Learning rate at `step` (0 is the first). It depends on the step only, not on the number of processes."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
+    if step >= optim.steps - optim.cooldown:
+        return optim.lr * cooldown_share((step + optim.cooldown - optim.steps) / optim.cooldown)
     done = (step - optim.warmup) / max(optim.steps - optim.warmup, 1)
     return optim.lr * LR_SCHEDULES[optim.lr_schedule](done)

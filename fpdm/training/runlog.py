@@ -16,6 +16,7 @@ from fpdm.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger("fpdm")
 WANDB_ID = "wandb-id.txt"
+LOG = "log.jsonl"
 
 
 class RunLog:
@@ -23,7 +24,7 @@ class RunLog:
 
     def __init__(self, run: Path, is_main: bool):
         self.run, self.is_main = run, is_main
-        self._jsonl = (run / "log.jsonl").open("a", buffering=1) if is_main else None
+        self._jsonl = (run / LOG).open("a", buffering=1) if is_main else None
         self._text = logging.FileHandler(run / "log.txt") if is_main else None
         if is_main:
             self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -43,9 +44,7 @@ class RunLog:
             try:
                 self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
             except OSError as error:
-                raise OSError(
-                    f"{self.run / 'log.jsonl'} cannot be written ({error}); the checkpoints are intact"
-                ) from error
+                raise OSError(f"{self.run / LOG} cannot be written ({error}); the checkpoints are intact") from error
             self.say(line)
 
     def close(self) -> None:
@@ -109,9 +108,16 @@ def run_number(run: Path) -> int:
     return int(run.name.split("-")[0])
 
 
+def copy_log(run: Path, fork: Path, step: int) -> None:
+    """Begin the log.jsonl of a fork with the lines of the run it comes from, up to `step`."""
+    if (run / LOG).exists():
+        write_atomically(fork / LOG, (run / LOG).read_text())
+        forget_after(fork, step)
+
+
 def forget_after(run: Path, step: int) -> None:
     """Drop log.jsonl lines later than `step`: a resumed run writes them again."""
-    path = run / "log.jsonl"
+    path = run / LOG
     if not path.exists():
         return
     kept = []

@@ -11,13 +11,13 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig
+from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig, ValidationConfig
 from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_store_codec
 from fpdm.files import write_atomically
 from fpdm.models import Denoiser, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
-from fpdm.training.runlog import forget_after, has_run, latest_run, new_run
+from fpdm.training.runlog import copy_log, forget_after, has_run, latest_run, new_run
 
 # Settings that a resumed run may change. The batch size and the seed determine the order of the records, so they may
 # not change. The path of the latents may, because their content is compared instead.
@@ -25,6 +25,7 @@ RESUMABLE = {
     "optim": set(OptimConfig.__dataclass_fields__) - {"batch_size"},
     "run": set(RunConfig.__dataclass_fields__) - {"seed"},
     "data": {"latents", "vae", "shape", "scale", "classes"},
+    "validation": set(ValidationConfig.__dataclass_fields__),
 }
 
 
@@ -97,12 +98,12 @@ def open_store_codec(data: DataConfig, store: LatentStore, device: torch.device)
     return codec
 
 
-def _check_same_latents(checkpoint: Path, store: LatentStore) -> None:
-    """ValueError if a run would resume with other latents than it started with."""
+def _check_same_latents(option: str, checkpoint: Path, store: LatentStore) -> None:
+    """ValueError if a run would resume, or fork, with other latents than it started with."""
     stored = json.loads((checkpoint / "model" / SAMPLING).read_text())["latents"]
     if stored != store.manifest.content:
         raise ValueError(
-            f"--resume: the latents in {store.folder} are not those the run was trained on (content {stored}, "
+            f"{option}: the latents in {store.folder} are not those the run was trained on (content {stored}, "
             f"found {store.manifest.content}); set data.latents to the run's own store, or start a new run"
         )
 
@@ -126,13 +127,13 @@ def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> D
 
 
 def open_run(
-    config: ExperimentConfig, store: LatentStore, resume: str | None, accelerator: Accelerator
+    config: ExperimentConfig, store: LatentStore, resume: str | None, fork: str | None, accelerator: Accelerator
 ) -> tuple[Path, Path | None]:
     """The run's folder and the checkpoint to start from; the same on every rank."""
     found = [None, None, None]
     if accelerator.is_main_process:
         try:
-            found[:2] = _find_or_create(config, store, resume)
+            found[:2] = _find_or_create(config, store, resume, fork)
         except (ValueError, OSError) as error:  # raised on every rank, so that none waits for a rank that is gone
             found[2] = error
     broadcast_object_list(found)
@@ -142,18 +143,25 @@ def open_run(
     return run, checkpoint
 
 
-def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | None) -> list[Path | None]:
+def _find_or_create(
+    config: ExperimentConfig, store: LatentStore, resume: str | None, fork: str | None
+) -> list[Path | None]:
     name = config.run.name or config.model.name
+    if fork is not None and resume not in (None, "auto"):
+        raise ValueError(f"--resume {resume} with --fork {fork}: a fork is a new run; leave one out, or resume auto")
     if resume is None or (resume == "auto" and not has_run(config.run.results, name)):
-        run, checkpoint = new_run(config.run.results, name), None
+        checkpoint = None
+        if fork is not None:
+            checkpoint = find_checkpoint(fork)
+            _check_resumable(f"--fork {fork}", config, store, checkpoint)
+        run = new_run(config.run.results, name)
+        if fork is not None:
+            copy_log(checkpoint.parent.parent, run, step_of(checkpoint))
     else:
         source = latest_run(config.run.results, name) if resume in ("latest", "auto") else resume
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
-        if not (run / "config.yaml").is_file():
-            raise FileNotFoundError(f"--resume {resume}: not inside a run's folder ({run / 'config.yaml'} is missing)")
-        _check_same_experiment(config, run)
-        _check_same_latents(checkpoint, store)
+        _check_resumable(f"--resume {resume}", config, store, checkpoint)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)
         # A kill may have prevented this earlier.
@@ -162,7 +170,16 @@ def _find_or_create(config: ExperimentConfig, store: LatentStore, resume: str | 
     return [run, checkpoint]
 
 
-def _check_same_experiment(config: ExperimentConfig, run: Path) -> None:
+def _check_resumable(option: str, config: ExperimentConfig, store: LatentStore, checkpoint: Path) -> None:
+    """ValueError or FileNotFoundError if training cannot continue from a checkpoint; option: as the user gave it."""
+    run = checkpoint.parent.parent
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{option}: not inside a run's folder ({run / 'config.yaml'} is missing)")
+    _check_same_experiment(option, config, run)
+    _check_same_latents(option.split()[0], checkpoint, store)
+
+
+def _check_same_experiment(option: str, config: ExperimentConfig, run: Path) -> None:
     before, now = yaml.safe_load((run / "config.yaml").read_text()), asdict(config)
     changed = [
         f"{section}.{name} was {old}, is {now[section].get(name)}"
@@ -172,8 +189,8 @@ def _check_same_experiment(config: ExperimentConfig, run: Path) -> None:
     ]
     if changed:
         raise ValueError(
-            f"--resume {run}: this is another experiment ({'; '.join(changed)}); "
-            f"resume with the run's own --config {run / 'config.yaml'}, or start a new run"
+            f"{option}: this is another experiment ({'; '.join(changed)}); "
+            f"use the run's own --config {run / 'config.yaml'}, or start a new run"
         )
 
 

@@ -1,0 +1,24 @@
+"""What an extractor of features is, and what it returns.
+
+B images of R x R pixels.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """pool (B, F), for distances; Inception also has spatial (B, G), for sFID, and logits (B, K), for IS."""
+
+    pool: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Extractor(Protocol):
+    """A module with a name, which is part of the score's name, and features: uint8 (B, 3, R, R) -> Features."""
+
+    name: str
+
+    def features(self, images: Tensor) -> Features: ...
