@@ -16,12 +16,15 @@ from fpdm.config import check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
 from fpdm.precision import PRECISIONS
-from fpdm.reproduction import cifar10, targets
+from fpdm.reproduction import cifar10, cifar10_small_report, targets
+from fpdm.reproduction.cifar10_small import Bench
 from fpdm.reproduction.digits import digits
 from fpdm.reproduction.experiments import Laboratory
 
 logger = logging.getLogger("fpdm")
-DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS}
+DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS, "cifar10-small": cifar10_small_report.TARGETS}
+SECONDS = {"digits": 75, "cifar10": 75, "cifar10-small": 2400}
+SAMPLES = {"digits": 1000, "cifar10": 1000, "cifar10-small": 5000}
 
 
 @dataclass
@@ -29,16 +32,19 @@ class Settings:
     """What is reproduced, and how long it may take.
 
     Args:
-        data: digits (no download, two cores), or cifar10 (for a GPU; give --images).
-        images: for cifar10, the training images in class folders; a folder or a zip.
+        data: digits (no download, two cores), cifar10 (for a GPU), or cifar10-small (16x16 pixels, two cores, hours).
+        images: for both kinds of cifar10, the training images in class folders; a folder or a zip.
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
-            length; for cifar10 scores, samples, release; all if not given.
-        seconds: training time of each model, on this machine.
-        seeds: number of training seeds of each model.
-        samples: number of sampled images for each score.
+            length; for cifar10 scores, samples, release; for cifar10-small yardstick, trials, convergence, quality,
+            training, claims, final, grids; all if not given.
+        seconds: training time of each model, on this machine (75; for cifar10-small 2400).
+        trial_seconds: for cifar10-small, training time of each trial.
+        seeds: number of training seeds of each model; cifar10-small has its own numbers.
+        samples: number of sampled images for each score (1000; for cifar10-small 5000).
         precision: precision of sampling: no, bf16 or fp16.
         batch_size: images per sampling batch.
+        jobs: for cifar10-small, trainings and scores at a time; they share the threads.
         minutes: time limit; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
         train: further arguments of train.py for all models, as one string, for example for a small rehearsal.
@@ -48,11 +54,13 @@ class Settings:
     images: str | None = None
     out: str | None = None
     targets: tuple[str, ...] = ()
-    seconds: float = 75
+    seconds: float | None = None
+    trial_seconds: float = 300
     seeds: int = 3
-    samples: int = 1000
+    samples: int | None = None
     precision: str = "no"
     batch_size: int = 250
+    jobs: int = 1
     minutes: float | None = None
     vae_steps: int = 800
     train: str = ""
@@ -60,12 +68,14 @@ class Settings:
     def __post_init__(self):
         check_choice("data", self.data, tuple(DATA))
         check_choice("precision", self.precision, PRECISIONS)
-        if (self.data == "cifar10") == (self.images is None):
+        if (self.data == "digits") != (self.images is None):
             raise ValueError(f"images={self.images} with data={self.data}: cifar10 needs images, digits has its own")
+        self.seconds, self.samples = self.seconds or SECONDS[self.data], self.samples or SAMPLES[self.data]
         self.targets = self.targets or tuple(DATA[self.data])
         for target in self.targets:
             check_choice("targets", target, tuple(DATA[self.data]))
-        check_range(0.1, limits.SECONDS, seconds=self.seconds)
+        check_range(0.1, limits.SECONDS, seconds=self.seconds, trial_seconds=self.trial_seconds)
+        check_range(1, limits.WORKERS, jobs=self.jobs)
         check_range(1, limits.REPEATS, seeds=self.seeds)
         check_range(65, limits.SAMPLES, samples=self.samples)  # the features have 64 dimensions
         check_range(1, limits.BATCH, batch_size=self.batch_size)
@@ -84,14 +94,12 @@ def main() -> None:
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
     out.mkdir(parents=True, exist_ok=True)
     allow_tf32(True)  # as train.py and sample.py do
-    decisive = ("data", "seconds", "seeds", "samples", "precision", "vae_steps", "train")
+    decisive = ("data", "seconds", "trial_seconds", "seeds", "samples", "precision", "vae_steps", "train")
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
-    data = cifar10.cifar10(settings.images) if settings.data == "cifar10" else digits(settings.vae_steps)
     try:
-        laboratory = Laboratory(data, out, settings.seconds, settings.seeds, settings.samples, settings.batch_size,
-                                deadline, tuple(settings.train.split()), settings.precision)  # fmt: skip
+        bench = open_bench(settings, out, deadline)
         for position, target in enumerate(settings.targets, 1):
-            section = DATA[settings.data][target](laboratory)
+            section = DATA[settings.data][target](bench)
             write_atomically(out / f"{target}.md", f"## {section.title}\n\n{section.text}\n")
             done = f"{position} of {len(settings.targets)}, {time.monotonic() - started:.0f} s"
             logger.info(f"\n[{done}] {section.title}\n\n{section.text}")
@@ -99,6 +107,17 @@ def main() -> None:
         logger.info(f"{stopped}")
     write_report(settings, out)
     logger.info(f"report in {out / 'report.md'}")
+
+
+def open_bench(settings: Settings, out: Path, deadline: float | None) -> Laboratory | Bench:
+    """What trains and scores the models of this data set."""
+    train = tuple(settings.train.split())
+    if settings.data == "cifar10-small":
+        return Bench(settings.images, out, settings.seconds, settings.trial_seconds, settings.samples,
+                     settings.batch_size, settings.jobs, deadline, train, settings.precision)  # fmt: skip
+    data = cifar10.cifar10(settings.images) if settings.data == "cifar10" else digits(settings.vae_steps)
+    return Laboratory(data, out, settings.seconds, settings.seeds, settings.samples, settings.batch_size, deadline,
+                      train, settings.precision)  # fmt: skip
 
 
 def write_report(settings: Settings, out: Path) -> None:

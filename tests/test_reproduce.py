@@ -69,7 +69,7 @@ def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
         raise AssertionError("again")
 
     monkeypatch.setattr(experiments, "run_script", fail)
-    monkeypatch.setattr(laboratory.book, "_compute", fail)
+    monkeypatch.setattr(laboratory.book, "compute", fail)
     monkeypatch.setattr(laboratory, "_opened", {})
     assert laboratory.score("fpdm", budget=24, iterations=1) == before
     real = laboratory.real

@@ -55,14 +55,26 @@ class ScoreBook:
         self._known = read_json(path) if path.exists() else {}
 
     def score(self, contender: Contender, config: SamplingConfig) -> Score:
-        key = json.dumps([contender.key, vars(config), self.images, self.extractor_key])
-        if key not in self._known:
-            self._known[key] = self._compute(contender, config)
-            write_atomically(self.path, json.dumps(self._known, indent=1))
-        return Score(*self._known[key])
+        """The score, computed now if it is not in the book."""
+        if not self.knows(contender, config):
+            self.add(contender, config, self.compute(contender, config))
+        return Score(*self._known[self._key(contender, config)])
+
+    def knows(self, contender: Contender, config: SamplingConfig) -> bool:
+        """Whether the score is in the book."""
+        return self._key(contender, config) in self._known
+
+    def add(self, contender: Contender, config: SamplingConfig, score: Score) -> None:
+        """Write a score into the book and its file."""
+        self._known[self._key(contender, config)] = score
+        write_atomically(self.path, json.dumps(self._known, indent=1))
+
+    def _key(self, contender: Contender, config: SamplingConfig) -> str:
+        return json.dumps([contender.key, vars(config), self.images, self.extractor_key])
 
     @torch.inference_mode()
-    def _compute(self, contender: Contender, config: SamplingConfig) -> Score:
+    def compute(self, contender: Contender, config: SamplingConfig) -> Score:
+        """The score, computed anew; it is not written into the book."""
         source = contender.source
         plan = plan_for(source, config)
         spent = Spent(plan) if ALLOCATIONS[config.allocation].at_run_time is not None else None

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -103,6 +104,34 @@ def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> Non
     axes.margins(x=0.12)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=DPI)
+
+
+class Series(NamedTuple):
+    """Scores y over x of one network. explicit: a DiT."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    explicit: bool
+
+
+def plot_series(series: list[Series], xlabel: str, score: str, path: Path) -> None:
+    """Scores over any quantity, both logarithmic: DiTs grey to black and dashed, FPDMs in colour."""
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for explicit, colours, style in ((True, "Greys", "--"), (False, "plasma", "-")):
+        of_it = [one for one in series if one.explicit == explicit]
+        for i, one in enumerate(of_it):
+            colour = matplotlib.colormaps[colours](0.9 - 0.55 * i / max(len(of_it) - 1, 1))
+            axes.plot(one.x, one.y, style, marker="o", markersize=3.5, color=colour, label=one.label)
+    axes.set(xlabel=xlabel, ylabel=f"{score} (lower is better)", xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=DPI)
 
 

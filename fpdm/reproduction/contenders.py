@@ -28,9 +28,9 @@ class Trained(NamedTuple):
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def load_contender(checkpoint: str | Path, device: torch.device | str = "cpu") -> Contender:
+def load_contender(checkpoint: str | Path, device: torch.device | str = "cpu", precision: str = "no") -> Contender:
     """The EMA weights of a run, a checkpoint or an exported folder, ready for scoring. Its name is DiT or FPDM."""
-    return _contender(*load_checkpoint(checkpoint), device)
+    return _contender(*load_checkpoint(checkpoint), device, precision)
 
 
 def _contender(

@@ -1,0 +1,267 @@
+"""The sections of the report on CIFAR-10 at small size: the yardstick, the trials, and what the scores say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
+
+from fpdm.evaluation.figures import Series, plot_series, plot_strips
+from fpdm.evaluation.metrics import frechet_distance, kernel_distance, memorisation, precision_recall, statistics
+from fpdm.evaluation.samples import load_labelled
+from fpdm.evaluation.scores import score
+from fpdm.evaluation.seeds import difference, spread
+from fpdm.evaluation.tables import markdown_table
+from fpdm.reproduction.cifar10_small import BUDGETS, ENTRANTS, ITERATIONS, MIDDLE, RATES, RESOLUTION, SAMPLERS, Bench
+from fpdm.reproduction.contest import THIRDS, validations
+from fpdm.reproduction.experiments import Section, step_flops
+from fpdm.reproduction.scoring import gathered
+from fpdm.sampling.allocation import spread_evenly
+from fpdm.sampling.generate import sample
+
+KEPT = 5_000  # images for KID, precision and recall
+TIMESTEPS = (5, 10, 20, 40)
+WAYS_TO_ALLOCATE = (
+    {"allocation": "decreasing", "ratio": 3}, {"allocation": "increasing", "ratio": 3},
+    {"allocation": "adaptive", "tolerance": 0.1},
+)  # fmt: skip
+
+
+def yardstick(bench: Bench) -> Section:
+    """Real images, damaged more and more: the scores must rank them."""
+    facts = bench.features.extractor.facts
+    images, labels, _ = load_labelled(f"{bench.images}@held-out", RESOLUTION)
+    training, _, _ = load_labelled(f"{bench.images}@training", RESOLUTION)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(images.shape, generator=generator)
+    kinds = {"held-out images, as they are": images}
+    for sigma in (0.5, 0.75, 1.0):
+        kinds[f"blurred, sigma {sigma:g} pixels"] = transforms.gaussian_blur(images, [9, 9], [sigma, sigma])
+    for level in (5, 10, 20):
+        kinds[f"noise of {level} levels of 255"] = (images + level * noise).round().clamp(0, 255).byte()
+    for missing in (1, 3, 5):
+        kinds[f"{missing} of 10 classes missing"] = images[labels >= missing]
+    order = torch.randperm(len(training), generator=generator)
+    for count in (5000, 500, 50):
+        chosen = order[torch.arange(len(images)) % count]
+        kinds[f"copies of {count} training images"] = training[chosen]
+    rows = []
+    for label, pictures in kinds.items():
+        found = bench.extract(pictures)
+        rows.append([label, f"{len(found):,d}", *numbers(bench, found)])
+    head = ["images", "number", f"FD-{facts.name}", "KID x 1000", "precision", "recall", "nearest", "memorised"]
+    accuracy = ", ".join(f"{share:.1%} at {size} pixels" for size, share in facts.accuracy.items())
+    held_out = memorisation(bench.held_out.kept, bench.training.kept, bench.held_out.kept).nearest_held_out
+    text = (
+        f"The classifier `{facts.name}` gets {accuracy} of the held-out images right (weights {bench.classifier_key}). "
+        f"All are compared with the {bench.training.pool.count:,d} training images. The floor is the first row. "
+        f"Nearest: median distance to the nearest training image, in features; {held_out:.2f} for held-out images. "
+        "Memorised: share of images as near as the nearest 1 % of the held-out images."
+    )
+    return Section("The yardstick", f"{text}\n\n{markdown_table(head, rows)}")
+
+
+def trials(bench: Bench) -> Section:
+    """Updates in training (Tab. 4 and 5) and learning rates, each in a short training."""
+    contest, steps = bench.contest, bench.contest.steps()
+    rows = [[trial.name.removeprefix("trial-fpdm-").rsplit("-", 1)[0], str(trial.steps), f"{trial.score:.2f}"]
+            for trial in contest.variant_trials("fpdm")]  # fmt: skip
+    variants = markdown_table(["FPDM, updates in training", "steps", "FD"], rows)
+    tried = contest.rate_trials(ENTRANTS)
+    rows = [[ENTRANTS[name].label, *(f"{trial.score:.2f}" for trial in found), f"{contest.rate(name):g}"]
+            for name, found in tried.items()]  # fmt: skip
+    rates = markdown_table(["", *(f"rate {rate:g}" for rate in RATES), "chosen"], rows)
+    rows = [[name, str(count)] for name, count in steps.items()]
+    lengths = markdown_table(["", f"steps in {contest.seconds:g} s"], rows)
+    caption = (
+        f"Trainings of {contest.trial_seconds:g} s, cooled down over the last fifth; one seed. Scored by validation: "
+        f"FD of 1,000 samples, {MIDDLE} block passes, `ab2`, the best of {', '.join(map(str, ITERATIONS))} iterations."
+    )
+    return Section("Trials", f"{caption}\n\n{variants}\n\n{rates}\n\n{lengths}")
+
+
+def convergence(bench: Bench) -> Section:
+    """Scores at a third, two thirds and the whole of the training, and at several numbers of timesteps."""
+    for third in THIRDS:
+        bench.fill([(name, {"steps": t, "sampler": "ab2", **way}) for name in ENTRANTS for way in bench.ways(name)
+                    for t in TIMESTEPS], third)  # fmt: skip
+    rows = []
+    for name, entrant in ENTRANTS.items():
+        for way in bench.ways(name):
+            for third in THIRDS:
+                cells = [spread(bench.distances(name, third, steps=t, sampler="ab2", **way)) for t in TIMESTEPS]
+                rows.append([entrant.label + with_iterations(way), f"{third}/3", *cells])
+    table = markdown_table(["", "training", *(f"{t} timesteps" for t in TIMESTEPS)], rows, 2)
+    gains = []
+    for name, entrant in ENTRANTS.items():
+        before, after = (
+            min(bench.distances(name, third, steps=t, sampler="ab2", **way).mean()
+                for way in bench.ways(name) for t in TIMESTEPS) for third in (2, 3)
+        )  # fmt: skip
+        gains.append([entrant.label, f"{before:.2f}", f"{after:.2f}", f"{1 - after / before:.0%}"])
+    gain = markdown_table(["best of all timesteps", "at 2/3", "at the end", "improvement"], gains)
+    return Section("Convergence", f"{bench.score_name}, `ab2`.\n\n{table}\n\n{gain}")
+
+
+def quality(bench: Bench) -> Section:
+    """The best of the solvers over block passes, GFLOPs and milliseconds per image."""
+    wanted = [(name, {"budget": budget, "sampler": sampler, **way}) for name in ENTRANTS for way in bench.ways(name)
+              for budget in BUDGETS for sampler in SAMPLERS]  # fmt: skip
+    bench.fill(wanted)
+    rows, curves = [], []
+    for name, entrant in ENTRANTS.items():
+        for way in bench.ways(name):
+            best = []
+            for budget in BUDGETS:
+                scored = {s: bench.score(name, budget=budget, sampler=s, **way) for s in SAMPLERS}
+                means = {s: sum(r.distance for r in found) / len(found) for s, found in scored.items()}
+                sampler = min(means, key=means.get)
+                found = scored[sampler]
+                best.append((found, sampler))
+                values = torch.tensor([r.distance for r in found]).numpy()
+                rows.append([entrant.label + with_iterations(way), str(budget), str(found[0].timesteps), sampler,
+                             *(f"{means[s]:.2f}" for s in SAMPLERS), spread(values), f"{found[0].gflops:.3f}",
+                             f"{sum(r.ms_per_image for r in found) / len(found):.1f}"])  # fmt: skip
+            compute = [found[0].gflops for found, _ in best]
+            means = [sum(r.distance for r in found) / len(found) for found, _ in best]
+            curves.append(Series(entrant.label + with_iterations(way), compute, means, name != "fpdm"))
+    plot_series(curves, "GFLOPs per image", bench.score_name, bench.out / "quality.png")
+    head = ["", "block passes", "timesteps", "best solver", *SAMPLERS, bench.score_name, "GFLOPs/image", "ms/image"]
+    picture = "![score over GFLOPs per image](quality.png)"
+    return Section("Quality over compute", f"{picture}\n\n{markdown_table(head, rows, 1)}")
+
+
+def training(bench: Bench) -> Section:
+    """The runs' own validations over training seconds, with the cooled-down ends of the forks."""
+    curves, rows = [], []
+    for name, entrant in ENTRANTS.items():
+        for seed, run in enumerate(bench.runs(name)):
+            trained, lines = bench.trained(run), validations(run)
+            seconds = [line["step"] / trained.steps * bench.contest.seconds for line in lines]
+            curves.append(Series(f"{entrant.label}, seed {seed}", seconds, [line["val_fd"] for line in lines],
+                                 name != "fpdm"))  # fmt: skip
+            ends = [validations(bench.contest.run(name, seed, third))[-1] for third in THIRDS]
+            losses = [f"{end['val_loss']:.4f}" for end in ends]
+            rows.append([entrant.label, str(seed), f"{trained.parameters:,d}", f"{trained.steps:,d}",
+                         f"{trained.seconds:.0f}", f"{trained.steps * step_flops(trained) / 1e15:.2f}",
+                         *(f"{end['val_fd']:.2f}" for end in ends), *losses])  # fmt: skip
+    plot_series(curves, "seconds of training", "FD of 1,000 samples while training", bench.out / "training.png")
+    head = ["", "seed", "parameters", "steps", "seconds measured", "training PFLOPs",
+            *(f"FD at {third}/3" for third in THIRDS), *(f"loss at {third}/3" for third in THIRDS)]  # fmt: skip
+    picture = "![validation over seconds of training](training.png)"
+    return Section("Quality over training time", f"{picture}\n\n{markdown_table(head, rows)}")
+
+
+def claims(bench: Bench) -> Section:
+    """Smoothing, reuse and allocation at a fixed budget, with DDIM as in the paper and with ab2."""
+    parts = []
+    counts = (1, 2, 3, 4, 6, 10)
+    for sampler in ("ddim", "ab2"):
+        bench.fill([("fpdm", {"budget": MIDDLE, "iterations": k, "reuse": reuse, "sampler": sampler})
+                    for k in counts for reuse in (True, False)])  # fmt: skip
+        rows = []
+        for reuse, label in ((True, "reuse"), (False, "no reuse")):
+            cells = [bench.distances("fpdm", budget=MIDDLE, iterations=k, reuse=reuse, sampler=sampler) for k in counts]
+            rows.append([f"FPDM, {label}", *map(spread, cells)])
+        for name in ("dit-12", "dit-3"):
+            found = bench.distances(name, budget=MIDDLE, sampler=sampler)
+            rows.append([ENTRANTS[name].label, spread(found), *[""] * (len(counts) - 1)])
+        parts.append(markdown_table([f"{MIDDLE} block passes, {sampler}", *(f"{k} it." for k in counts)], rows))
+    cost = bench.trained(bench.runs("fpdm")[0]).contender.source.cost
+    rows = []
+    for sampler in ("ddim", "ab2"):
+        for k in (2, 4):
+            calls = MIDDLE // cost.blocks(k)
+            for way in WAYS_TO_ALLOCATE:
+                common = {"sampler": sampler, "reuse": True}
+                found = bench.score("fpdm", budget=MIDDLE, iterations=k, **way, **common)
+                passes = sum(r.block_passes for r in found) / len(found)
+                equal = spread_evenly(round(cost.updates(passes, calls)), calls)
+                distances = torch.tensor([r.distance for r in found]).numpy()
+                constant = bench.distances("fpdm", counts=equal, **common)
+                label = f"{sampler}, {k} it. on average, {', '.join(map(str, way.values()))}"
+                rows.append([label, f"{passes:.1f}", spread(distances), spread(constant),
+                             " ".join(difference(distances, constant))])  # fmt: skip
+    head = ["FPDM, reuse", "block passes", bench.score_name, "constant, as many passes", "difference"]
+    parts.append(markdown_table(head, rows))
+    return Section("Smoothing, reuse, allocation", "\n\n".join(parts))
+
+
+def final(bench: Bench) -> Section:
+    """All metrics of each entrant at its best settings at the middle and the large budget."""
+    rows = []
+    for budget in (MIDDLE, BUDGETS[-1]):
+        for name, entrant in ENTRANTS.items():
+            options = [{"budget": budget, "sampler": s, **way} for way in bench.ways(name) for s in SAMPLERS]
+            best = min(options, key=lambda options: bench.distances(name, **options).mean())
+            for seed, run in enumerate(bench.runs(name)):
+                how = f"{best['sampler']}{with_iterations(best)}"
+                values = kept(bench, run, {**best, "seed": seed})
+                rows.append([entrant.label, str(seed), str(budget), how, *values])
+    values = numbers(bench, bench.held_out.kept, deviation=True)
+    rows.append(["real, held out", "", "", "", *values])
+    head = ["", "seed", "block passes", "solver", bench.score_name, "KID x 1000", "precision", "recall", "nearest",
+            "memorised"]  # fmt: skip
+    return Section("All metrics", markdown_table(head, rows, 1))
+
+
+def grids(bench: Bench) -> Section:
+    """Samples of all entrants from the same noise and labels, at two budgets."""
+    strips = []
+    real, _, _ = load_labelled(f"{bench.images}@held-out", RESOLUTION)
+    strips.append(("real, held out", enlarged(real[:: len(real) // 20][:20])))
+    for budget in (BUDGETS[1], BUDGETS[-1]):
+        for name, entrant in ENTRANTS.items():
+            way = min(
+                bench.ways(name), key=lambda way: bench.distances(name, budget=budget, sampler="ab2", **way).mean()
+            )
+            source = bench.trained(bench.runs(name)[0]).contender.source
+            images = sample(source, 20, budget=budget, sampler="ab2", classes=list(range(10)), **way)
+            strips.append((f"{entrant.label}{with_iterations(way)}, {budget} block passes", enlarged(images)))
+    plot_strips(strips, 20, bench.out / "grids.png")
+    return Section("Samples", "The same noise and labels in every strip, `ab2`, seed 0.\n\n![samples](grids.png)")
+
+
+TARGETS: dict[str, Callable[[Bench], Section]] = {
+    "yardstick": yardstick, "trials": trials, "convergence": convergence, "quality": quality, "training": training,
+    "claims": claims, "final": final, "grids": grids,
+}  # fmt: skip
+
+
+def numbers(bench: Bench, features: Tensor, deviation: bool = False) -> list[str]:
+    """FD, KID, precision, recall, nearest distance and memorised share of features (N, F), as text."""
+    reference = bench.training
+    some = reference.kept[:: max(len(reference.kept) // KEPT, 1)][:KEPT]
+    distance = f"{frechet_distance(statistics(features), reference.pool):.2f}"
+    if deviation:
+        found = score(gathered(features), reference._replace(kept=None), bench.features.extractor.name, resamples=50)
+        distance += f" ± {next(value for name, value in found.items() if name.endswith('_std')):.2f}"
+    precision, recall = precision_recall(features, some)
+    near = memorisation(features, reference.kept, bench.held_out.kept)
+    return [distance, f"{1000 * kernel_distance(features, some)[0]:.2f}", f"{precision:.3f}", f"{recall:.3f}",
+            f"{near.nearest:.2f}", f"{near.memorised:.3f}"]  # fmt: skip
+
+
+def kept(bench: Bench, run: Path, settings: dict) -> list[str]:
+    """`numbers` of a run's samples, computed once and kept in a file."""
+    folder = bench.out / "final"
+    folder.mkdir(exist_ok=True)
+    name = f"{run.name}-{settings['budget']}-{settings['sampler']}-{settings.get('iterations', 0)}-{bench.samples}"
+    path = folder / f"{name}.json"
+    if not path.exists():
+        source = bench.trained(run).contender.source
+        images = sample(source, bench.samples, bench.setting.batch_size, **settings)
+        path.write_text(json.dumps(numbers(bench, bench.extract(images), deviation=True)))
+    return json.loads(path.read_text())
+
+
+def with_iterations(way: dict) -> str:
+    return f", {way['iterations']} it." if "iterations" in way else ""
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """uint8 images, each pixel as a square of 3 x 3."""
+    return F.interpolate(images.float(), scale_factor=3, mode="nearest").byte()
