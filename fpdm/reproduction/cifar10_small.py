@@ -78,9 +78,7 @@ class Bench:
                   "--validation.reference", f"{images}@{TRAINING}", "--validation.weights", CLASSIFIER,
                   *arguments)  # fmt: skip
         self.contest = Contest(ENTRANTS, CONFIGS, common, out, seconds, trial_seconds, RATES, at_once, deadline)
-        threads = max(torch.get_num_threads() // at_once, 1)
-        self.setting = Setting(out / "scores.json", CLASSIFIER, self.training.pool, samples, batch_size, precision,
-                               threads)  # fmt: skip
+        self.batch_size, self.precision = batch_size, precision
         self._trained: dict[Path, Trained] = {}
         self._complete = False
 
@@ -102,7 +100,10 @@ class Bench:
 
     @cached_property
     def scores(self) -> Scores:
-        return Scores(self.setting, self.at_once, self.deadline)
+        threads = max(torch.get_num_threads() // self.at_once, 1)
+        setting = Setting(self.out / "scores.json", CLASSIFIER, self.training.pool, self.samples, self.batch_size,
+                          self.precision, threads)  # fmt: skip
+        return Scores(setting, self.at_once, self.deadline)
 
     @property
     def score_name(self) -> str:
@@ -121,7 +122,7 @@ class Bench:
 
     def trained(self, run: Path) -> Trained:
         if run not in self._trained:
-            self._trained[run] = load_trained(run, process_state().device, self.setting.precision)
+            self._trained[run] = load_trained(run, process_state().device, self.precision)
         return self._trained[run]
 
     def fill(self, wanted: Iterable[tuple[str, dict]], third: int = 3) -> None:

@@ -5,7 +5,6 @@ down over its last fifth. Forks of it cool down earlier, so one run gives a thir
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from fpdm.training.checkpoint import find_checkpoint, has_checkpoint, step_of
 PARTS = 15  # of a run's steps
 THIRDS = (1, 2, 3)  # lengths at which a network is scored
 COOLDOWN = 5  # a fifth of each length is the cool-down
+TRIED = "[1,2,4,8,12]"  # iterations at which the trials of an FPDM measure its loss
 
 
 class Entrant(NamedTuple):
@@ -32,10 +32,10 @@ class Entrant(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A short training. score: the Fréchet distance of its last validation; steps: all of them."""
+    """A short training. loss: on held-out latents at its end, of the averaged weights; steps: all of them."""
 
     name: str
-    score: float
+    loss: float
     steps: int
 
 
@@ -75,7 +75,7 @@ class Contest:
         trials = self.variant_trials(name)
         if not trials:
             return ""
-        return list(self.entrants[name].variants)[min(range(len(trials)), key=lambda i: trials[i].score)]
+        return list(self.entrants[name].variants)[min(range(len(trials)), key=lambda i: trials[i].loss)]
 
     def rate_trials(self, names: Iterable[str]) -> dict[str, list[Trial]]:
         """Of each rate, for each entrant with its best variant."""
@@ -84,9 +84,9 @@ class Contest:
         return {name: [next(found) for _ in self.rates] for name in names}
 
     def rate(self, name: str) -> float:
-        """The learning rate of an entrant: the one with the best trial."""
+        """The learning rate of an entrant: the one with the lowest loss in its trial."""
         trials = self.rate_trials([name])[name]
-        return self.rates[min(range(len(trials)), key=lambda i: trials[i].score)]
+        return self.rates[min(range(len(trials)), key=lambda i: trials[i].loss)]
 
     def train(self) -> None:
         """All trials, all entrants with all seeds, then the forks."""
@@ -123,12 +123,13 @@ class Contest:
             run = f"trial-{label}-{rate:g}"
             words = [*self._arguments(name, variant, 0), "--optim.lr", rate, "--optim.steps", count,
                      "--optim.cooldown", count // COOLDOWN, "--run.name", run, "--run.validate_every", count,
+                     "--validation.reference", "null", "--validation.iterations", TRIED,
                      "--run.checkpoint_every", count]  # fmt: skip
             tasks.append(self._task(run, count, words))
             steps.append(count)
             names.append(run)
         self._run(tasks)
-        found = (last_validation(find_run(self.out / "runs", name)) for name in names)
+        found = (validations(find_run(self.out / "runs", name))[-1]["val_loss"] for name in names)
         return [Trial(*facts) for facts in zip(names, found, steps, strict=True)]
 
     def _arguments(self, name: str, variant: str, seed: int) -> list:
@@ -160,16 +161,10 @@ def find_run(results: Path, name: str) -> Path:
     return found[-1]
 
 
-def last_validation(run: Path) -> float:
-    """The Fréchet distance in the last line of a run's log; infinity if it is not finite."""
-    value = validations(run)[-1]["val_fd"]
-    return value if math.isfinite(value) else math.inf
-
-
 def validations(run: Path) -> list[dict]:
     """The lines of a run's log with a validation."""
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [line for line in lines if "val_fd" in line]
+    return [line for line in lines if "val_loss" in line]
 
 
 def _run_name(name: str, seed: int, third: int) -> str:
