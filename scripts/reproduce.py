@@ -16,15 +16,16 @@ from fpdm.config import check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
 from fpdm.precision import PRECISIONS
-from fpdm.reproduction import cifar10, cifar10_small_report, targets
-from fpdm.reproduction.cifar10_small import Bench
+from fpdm.reproduction import cifar10, targets
+from fpdm.reproduction.bench import Bench
+from fpdm.reproduction.bench_report import SECTIONS
 from fpdm.reproduction.digits import digits
 from fpdm.reproduction.experiments import Laboratory
 
 logger = logging.getLogger("fpdm")
-DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS, "cifar10-small": cifar10_small_report.TARGETS}
-SECONDS = {"digits": 75, "cifar10": 75, "cifar10-small": 2400}
-SAMPLES = {"digits": 1000, "cifar10": 1000, "cifar10-small": 5000}
+DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS, "cifar10-small": SECTIONS}
+SECONDS = {"digits": 75, "cifar10": 240, "cifar10-small": 2400}
+SAMPLES = {"digits": 1000, "cifar10": 5000, "cifar10-small": 5000}
 
 
 @dataclass
@@ -32,16 +33,16 @@ class Settings:
     """What is reproduced, and how long it may take.
 
     Args:
-        data: digits (no download, two cores), cifar10 (for a GPU), or cifar10-small (16x16 pixels, two cores, hours).
+        data: digits (no download, two cores), cifar10 (for a GPU), or cifar10-small (for two cores, hours).
         images: for both kinds of cifar10, the training images in class folders; a folder or a zip.
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
-            length; for cifar10 scores, samples, release; for cifar10-small yardstick, trials, convergence, quality,
-            training, claims, final, grids; all if not given.
-        seconds: training time of each model, on this machine (75; for cifar10-small 2400).
+            length; for both kinds of cifar10 yardstick, trials, convergence, quality, training, claims, final, grids,
+            and for cifar10 release; all if not given.
+        seconds: training time of each model, on this machine (75; for cifar10 240, for cifar10-small 2400).
         trial_seconds: for cifar10-small, training time of each trial.
-        seeds: number of training seeds of each model; cifar10-small has its own numbers.
-        samples: number of sampled images for each score (1000; for cifar10-small 5000).
+        seeds: for digits, number of training seeds of each model.
+        samples: number of sampled images for each score (1000; for both kinds of cifar10 5000).
         precision: precision of sampling: no, bf16 or fp16.
         batch_size: images per sampling batch.
         jobs: for cifar10-small, trainings and scores at a time; they share the threads.
@@ -77,7 +78,7 @@ class Settings:
         check_range(0.1, limits.SECONDS, seconds=self.seconds, trial_seconds=self.trial_seconds)
         check_range(1, limits.WORKERS, jobs=self.jobs)
         check_range(1, limits.REPEATS, seeds=self.seeds)
-        check_range(65, limits.SAMPLES, samples=self.samples)  # the features have 64 dimensions
+        check_range(129, limits.SAMPLES, samples=self.samples)  # the features have up to 128 dimensions
         check_range(1, limits.BATCH, batch_size=self.batch_size)
         check_range(0, limits.MINUTES, minutes=self.minutes)
         check_range(1, limits.STEPS, vae_steps=self.vae_steps)
@@ -112,12 +113,12 @@ def main() -> None:
 def open_bench(settings: Settings, out: Path, deadline: float | None) -> Laboratory | Bench:
     """What trains and scores the models of this data set."""
     train = tuple(settings.train.split())
-    if settings.data == "cifar10-small":
-        return Bench(settings.images, out, settings.seconds, settings.trial_seconds, settings.samples,
+    if settings.data != "digits":
+        subject = cifar10.SMALL if settings.data == "cifar10-small" else cifar10.FULL
+        return Bench(subject, settings.images, out, settings.seconds, settings.trial_seconds, settings.samples,
                      settings.batch_size, settings.jobs, deadline, train, settings.precision)  # fmt: skip
-    data = cifar10.cifar10(settings.images) if settings.data == "cifar10" else digits(settings.vae_steps)
-    return Laboratory(data, out, settings.seconds, settings.seeds, settings.samples, settings.batch_size, deadline,
-                      train, settings.precision)  # fmt: skip
+    return Laboratory(digits(settings.vae_steps), out, settings.seconds, settings.seeds, settings.samples,
+                      settings.batch_size, deadline, train, settings.precision)  # fmt: skip
 
 
 def write_report(settings: Settings, out: Path) -> None:

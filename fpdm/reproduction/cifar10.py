@@ -1,80 +1,67 @@
-"""CIFAR-10 in pixels, for a GPU: trains FPDM-S/2 and DiT-S/2 for equal time, scores them, and collects the results."""
+"""CIFAR-10: small networks on the latents of a small VAE for two CPU cores, and size S on pixels for a GPU."""
 
 import shutil
-from pathlib import Path
 
 from fpdm.chain import run_script
-from fpdm.evaluation.figures import plot_strips
-from fpdm.evaluation.metrics import noise_floor, score_name
-from fpdm.evaluation.seeds import spread
-from fpdm.evaluation.tables import markdown_table
-from fpdm.reproduction.experiments import Data, Experiment, Laboratory, Section, reference_of
-from fpdm.sampling.generate import sample
+from fpdm.reproduction.bench import Bench, Subject
+from fpdm.reproduction.bench_report import SECTIONS
+from fpdm.reproduction.contest import Entrant
+from fpdm.reproduction.experiments import Section
 
-BUDGETS = (140, 280, 560)  # the paper's; 11, 23 and 46 timesteps of DiT-S/2
-ITERATIONS = (2, 4)
-SAMPLERS = ("ddim", "ab2")
-RESOLUTION = 32
-CLASSES = list(range(10))
 RELEASE_LIMIT = 60_000_000  # bytes
-EXPERIMENTS = {"fpdm": Experiment("fpdm-s-2"), "dit": Experiment("dit-s-2")}
 
 
-def cifar10(images: str) -> Data:
-    """images: the training images in class folders; a folder or a zip."""
-
-    def prepare(out: Path) -> None:
-        if not (out / "latents" / "manifest.json").exists():
-            run_script("encode_latents.py", "--images", images, "--vae", "pixels", "--resolution", RESOLUTION,
-                       "--out", out / "latents")  # fmt: skip
-
-    return Data("cifar10", EXPERIMENTS, prepare, lambda cache: reference_of(images, RESOLUTION, cache))
+def _sjfb(variant: str, no_grad: int, grad: int) -> tuple:
+    return ("--sjfb.variant", variant, "--sjfb.no_grad", no_grad, "--sjfb.grad", grad)
 
 
-def scores(lab: Laboratory) -> Section:
-    """Both models at three budgets, with DDIM and a second-order solver."""
-    ways = [("DiT-S/2", "dit", {})] + [(f"FPDM-S/2, {k} it.", "fpdm", {"iterations": k}) for k in ITERATIONS]
-    rows = []
-    for label, name, settings in ways:
-        for sampler in SAMPLERS:
-            results = [lab.score(name, budget=budget, sampler=sampler, **settings) for budget in BUDGETS]
-            cells = [f"{spread(r.distances)} ({r.gflops:.0f} GFLOPs, {r.ms_per_image:.1f} ms)" for r in results]
-            rows.append([label, sampler, *cells])
-    table = markdown_table(["model", "sampler", *(f"{budget} passes" for budget in BUDGETS)], rows, 2)
-    trained = [[name, f"{t.parameters:,d}", str(t.steps), f"{t.seconds:.0f}"]
-               for name in ("fpdm", "dit") for t in lab.models(name)]  # fmt: skip
-    costs = markdown_table(["model", "parameters", "training steps", "training, s"], trained)
-    name = score_name("cnn", lab.book.images)
-    floor = noise_floor(lab.real.features)
-    return Section("Scores", f"{name}, lower is better; noise floor {floor:.2f}.\n\n{table}\n\n{costs}")
+# N and M of Tab. 4, and the other ways of Tab. 5.
+VARIANTS = {
+    "n2-m3": _sjfb("stochastic", 2, 3),
+    "n3-m3": _sjfb("stochastic", 3, 3),
+    "n6-m6": _sjfb("stochastic", 6, 6),
+    "n12-m12": _sjfb("stochastic", 12, 12),
+    "multi-step-6": _sjfb("multi-step", 6, 6),
+    "jfb-6": _sjfb("jfb", 6, 1),
+}
+SMALL = Subject(
+    configs="cifar10-small",
+    vae="assets/cifar10-vae",
+    entrants={
+        "dit-12": Entrant("DiT, 12 blocks", "dit", seeds=2),
+        "fpdm": Entrant("FPDM", "fpdm", seeds=2, variants=VARIANTS),
+        "dit-3": Entrant("DiT, 3 blocks", "dit", ("--model.depth", 3), seeds=2),
+        # Width 52 gives as many parameters as the FPDM has.
+        "dit-narrow": Entrant("DiT, 12 narrow blocks", "dit", ("--model.hidden_size", 52)),
+        "dit-6": Entrant("DiT, 6 blocks", "dit", ("--model.depth", 6)),
+    },
+    rates=(5e-4, 1e-3, 2e-3),
+    budgets=(30, 60, 120, 240),
+    middle=120,  # 10 timesteps of the DiT with 12 blocks
+)
+FULL = Subject(
+    configs="cifar10",
+    vae="pixels",
+    entrants={
+        "dit-12": Entrant("DiT-S/2", "dit-s-2"),
+        "fpdm": Entrant("FPDM-S/2", "fpdm-s-2"),
+        "dit-3": Entrant("DiT-S/2, 3 blocks", "dit-s-2", ("--model.depth", 3)),
+    },
+    rates=(5e-4,),
+    budgets=(140, 280, 560),  # the paper's; 11, 23 and 46 timesteps of DiT-S/2
+    middle=280,
+)
 
 
-def samples(lab: Laboratory) -> Section:
-    """Samples of both models from the same noise and labels, and the training curves."""
-    strips = []
-    for label, name, settings in (("FPDM-S/2, 2 it.", "fpdm", {"iterations": 2}), ("DiT-S/2", "dit", {})):
-        for budget in BUDGETS:
-            source = lab.models(name)[0].contender.source
-            images = sample(source, 40, budget=budget, sampler="ab2", classes=CLASSES, **settings)
-            strips.append((f"{label}, {budget} block passes", images))
-    plot_strips(strips, 20, lab.out / "samples.png")
-    runs = ",".join(str(path.parent) for path in sorted((lab.out / "runs").glob("*-seed0/log.jsonl")))
-    run_script("plot_run.py", "--runs", runs, "--x", "hours", "--out", lab.out / "curves.png")
-    pictures = "![samples of both models from the same seeds](samples.png)\n\n![loss against training time](curves.png)"
-    return Section("Samples and training", pictures)
-
-
-def release(lab: Laboratory) -> Section:
+def release(bench: Bench) -> Section:
     """Collect the files to keep in out/release: FPDM's weights in half precision, tables, pictures, logs."""
-    folder = lab.out / "release"
+    folder = bench.out / "release"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    run = next((lab.out / "runs").glob("*-fpdm-seed0"))
-    run_script("export.py", "--ckpt", run, "--out", folder / "fpdm-s-2", "--half")
-    for name in ("scores.json", "settings.json", "samples.png", "curves.png", "scores.md", "samples.md"):
-        if (lab.out / name).is_file():
-            shutil.copy(lab.out / name, folder / name)
-    for path in (lab.out / "runs").glob("*/"):
+    run_script("export.py", "--ckpt", bench.runs("fpdm")[0], "--out", folder / "fpdm-s-2", "--half")
+    for path in [*bench.out.glob("*.json"), *bench.out.glob("*.png"), *bench.out.glob("*.md")]:
+        shutil.copy(path, folder / path.name)
+    for path in (bench.out / "runs").glob("*/"):
         for name in ("config.yaml", "log.jsonl"):
             shutil.copy(path / name, folder / f"{path.name}-{name}")
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
@@ -87,4 +74,4 @@ def release(lab: Laboratory) -> Section:
     return Section("Release", f"{len(sizes)} files, {total / 1e6:.1f} MB, in release/.")
 
 
-TARGETS = {"scores": scores, "samples": samples, "release": release}
+TARGETS = SECTIONS | {"release": release}

@@ -78,13 +78,17 @@ class Contest:
         return list(self.entrants[name].variants)[min(range(len(trials)), key=lambda i: trials[i].loss)]
 
     def rate_trials(self, names: Iterable[str]) -> dict[str, list[Trial]]:
-        """Of each rate, for each entrant with its best variant."""
+        """Of each rate, for each entrant with its best variant; none if there is only one rate."""
+        if len(self.rates) == 1:
+            return {}
         wanted = [(name, self.variant(name), rate) for name in names for rate in self.rates]
         found = iter(self._trials(wanted))
         return {name: [next(found) for _ in self.rates] for name in names}
 
     def rate(self, name: str) -> float:
-        """The learning rate of an entrant: the one with the lowest loss in its trial."""
+        """The learning rate of an entrant: the one with the lowest loss in its trial, or the only one."""
+        if len(self.rates) == 1:
+            return self.rates[0]
         trials = self.rate_trials([name])[name]
         return self.rates[min(range(len(trials)), key=lambda i: trials[i].loss)]
 

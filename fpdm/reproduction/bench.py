@@ -1,11 +1,13 @@
-"""CIFAR-10 on a few CPU cores: 16x16 pixels, small networks, trained for equal time until they hardly improve.
+"""Networks on natural images, trained for equal time, with what scores them.
 
-`Bench` holds what all sections of the report share. Each section of fpdm.reproduction.cifar10_small_report reads it.
+`Bench` holds what all sections of the report share; fpdm.reproduction.bench_report has the sections.
 """
 
+import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from fpdm.chain import ROOT, run_script
 from fpdm.config import ScoringConfig
+from fpdm.data.codec import PIXELS
 from fpdm.data.images import HELD_OUT, TRAINING
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import Score
@@ -25,37 +28,26 @@ from fpdm.reproduction.contest import Contest, Entrant
 from fpdm.reproduction.scoring import Scored, Scores, Setting
 from fpdm.sampling.settings import SamplingConfig
 
-CONFIGS = "cifar10-small"
-RESOLUTION = 16
 CLASSIFIER = ROOT / "assets" / "cifar10-classifier"
+RESOLUTION = 32
 SAMPLERS = ("ddim", "ab2", "dpm++")
-BUDGETS = (30, 60, 120, 240)
 ITERATIONS = (1, 2, 4)
-MIDDLE = 120  # block passes: 10 timesteps of the DiT with 12 blocks
-RATES = (5e-4, 1e-3, 2e-3)
 
 
-def _sjfb(variant: str, no_grad: int, grad: int) -> tuple:
-    return ("--sjfb.variant", variant, "--sjfb.no_grad", no_grad, "--sjfb.grad", grad)
+class Subject(NamedTuple):
+    """A data set with its contest.
 
+    configs: folder in configs/. vae: its folder in the repository, or pixels. entrants: by name, among them dit-12, dit-3 and fpdm.
+    rates: learning rates that are tried. budgets: block passes at which the entrants are scored; middle: the one at
+    which single questions are asked.
+    """
 
-# N and M of Tab. 4 and 5; the first, few updates, was best on digits.
-VARIANTS = {
-    "n2-m3": _sjfb("stochastic", 2, 3),
-    "n3-m3": _sjfb("stochastic", 3, 3),
-    "n6-m6": _sjfb("stochastic", 6, 6),
-    "n12-m12": _sjfb("stochastic", 12, 12),
-    "multi-step-6": _sjfb("multi-step", 6, 6),
-    "jfb-6": _sjfb("jfb", 6, 1),
-}
-NARROW = ("--model.hidden_size", 52)  # 12 blocks with as many parameters as the FPDM
-ENTRANTS = {
-    "dit-12": Entrant("DiT, 12 blocks", "dit", seeds=2),
-    "fpdm": Entrant("FPDM", "fpdm", seeds=2, variants=VARIANTS),
-    "dit-3": Entrant("DiT, 3 blocks", "dit", ("--model.depth", 3), seeds=2),
-    "dit-narrow": Entrant("DiT, 12 narrow blocks", "dit", NARROW),
-    "dit-6": Entrant("DiT, 6 blocks", "dit", ("--model.depth", 6)),
-}
+    configs: str
+    vae: str
+    entrants: dict[str, Entrant]
+    rates: tuple[float, ...]
+    budgets: tuple[int, ...]
+    middle: int
 
 
 class Bench:
@@ -66,18 +58,22 @@ class Bench:
     """
 
     def __init__(
-        self, images: str, out: Path, seconds: float, trial_seconds: float, samples: int, batch_size: int,
-        at_once: int, deadline: float | None, arguments: tuple = (), precision: str = "no",
+        self, subject: Subject, images: str, out: Path, seconds: float, trial_seconds: float, samples: int,
+        batch_size: int, at_once: int, deadline: float | None, arguments: tuple = (), precision: str = "no",
     ):  # fmt: skip
-        self.images, self.out, self.samples, self.at_once, self.deadline = images, out, samples, at_once, deadline
+        self.subject, self.images, self.out, self.samples = subject, images, out, samples
+        self.at_once, self.deadline = at_once, deadline
+        vae = subject.vae if subject.vae == PIXELS else os.path.relpath(ROOT / subject.vae)
         for part, folder in ((TRAINING, "latents"), (HELD_OUT, "held-out")):
             if not (out / folder / "manifest.json").exists():
-                run_script("encode_latents.py", "--images", f"{images}@{part}", "--vae", "pixels", "--resolution",
+                run_script("encode_latents.py", "--images", f"{images}@{part}", "--vae", vae, "--resolution",
                            RESOLUTION, "--out", out / folder)  # fmt: skip
-        common = ("--data.latents", out / "latents", "--validation.latents", out / "held-out",
+        common = ("--data.latents", out / "latents", "--data.vae", vae, "--validation.latents", out / "held-out",
                   "--validation.reference", f"{images}@{TRAINING}", "--validation.weights", CLASSIFIER,
                   *arguments)  # fmt: skip
-        self.contest = Contest(ENTRANTS, CONFIGS, common, out, seconds, trial_seconds, RATES, at_once, deadline)
+        self.contest = Contest(
+            subject.entrants, subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline
+        )
         self.batch_size, self.precision = batch_size, precision
         self._trained: dict[Path, Trained] = {}
         self._complete = False
@@ -118,7 +114,7 @@ class Bench:
         if not self._complete:
             self.contest.train()
             self._complete = True
-        return [self.contest.run(name, seed, third) for seed in range(ENTRANTS[name].seeds)]
+        return [self.contest.run(name, seed, third) for seed in range(self.subject.entrants[name].seeds)]
 
     def trained(self, run: Path) -> Trained:
         if run not in self._trained:

@@ -1,4 +1,4 @@
-"""The sections of the report on CIFAR-10 at small size: the yardstick, the trials, and what the scores say."""
+"""The sections of the report on natural images: the yardstick, the trials, and what the scores say."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.scores import score
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
-from fpdm.reproduction.cifar10_small import BUDGETS, ENTRANTS, MIDDLE, RATES, RESOLUTION, SAMPLERS, Bench
+from fpdm.reproduction.bench import RESOLUTION, SAMPLERS, Bench
 from fpdm.reproduction.contest import THIRDS, TRIED, validations
 from fpdm.reproduction.experiments import Section, step_flops
 from fpdm.reproduction.scoring import gathered
@@ -70,10 +70,10 @@ def trials(bench: Bench) -> Section:
     rows = [[trial.name.removeprefix("trial-fpdm-").rsplit("-", 1)[0], str(trial.steps), f"{trial.loss:.4f}"]
             for trial in contest.variant_trials("fpdm")]  # fmt: skip
     variants = markdown_table(["FPDM, updates in training", "steps", "held-out loss"], rows)
-    tried = contest.rate_trials(ENTRANTS)
-    rows = [[ENTRANTS[name].label, *(f"{trial.loss:.4f}" for trial in found), f"{contest.rate(name):g}"]
+    tried = contest.rate_trials(bench.subject.entrants)
+    rows = [[bench.subject.entrants[name].label, *(f"{trial.loss:.4f}" for trial in found), f"{contest.rate(name):g}"]
             for name, found in tried.items()]  # fmt: skip
-    rates = markdown_table(["", *(f"rate {rate:g}" for rate in RATES), "chosen"], rows)
+    rates = markdown_table(["", *(f"rate {rate:g}" for rate in bench.subject.rates), "chosen"], rows)
     rows = [[name, str(count)] for name, count in steps.items()]
     lengths = markdown_table(["", f"steps in {contest.seconds:g} s"], rows)
     caption = (
@@ -86,17 +86,17 @@ def trials(bench: Bench) -> Section:
 def convergence(bench: Bench) -> Section:
     """Scores at a third, two thirds and the whole of the training, and at several numbers of timesteps."""
     for third in THIRDS:
-        bench.fill([(name, {"steps": t, "sampler": "ab2", **way}) for name in ENTRANTS for way in bench.ways(name)
-                    for t in TIMESTEPS], third)  # fmt: skip
+        bench.fill([(name, {"steps": t, "sampler": "ab2", **way}) for name in bench.subject.entrants
+                    for way in bench.ways(name) for t in TIMESTEPS], third)  # fmt: skip
     rows = []
-    for name, entrant in ENTRANTS.items():
+    for name, entrant in bench.subject.entrants.items():
         for way in bench.ways(name):
             for third in THIRDS:
                 cells = [spread(bench.distances(name, third, steps=t, sampler="ab2", **way)) for t in TIMESTEPS]
                 rows.append([entrant.label + with_iterations(way), f"{third}/3", *cells])
     table = markdown_table(["", "training", *(f"{t} timesteps" for t in TIMESTEPS)], rows, 2)
     gains = []
-    for name, entrant in ENTRANTS.items():
+    for name, entrant in bench.subject.entrants.items():
         before, after = (
             min(bench.distances(name, third, steps=t, sampler="ab2", **way).mean()
                 for way in bench.ways(name) for t in TIMESTEPS) for third in (2, 3)
@@ -108,14 +108,14 @@ def convergence(bench: Bench) -> Section:
 
 def quality(bench: Bench) -> Section:
     """The best of the solvers over block passes, GFLOPs and milliseconds per image."""
-    wanted = [(name, {"budget": budget, "sampler": sampler, **way}) for name in ENTRANTS for way in bench.ways(name)
-              for budget in BUDGETS for sampler in SAMPLERS]  # fmt: skip
+    wanted = [(name, {"budget": budget, "sampler": sampler, **way}) for name in bench.subject.entrants
+              for way in bench.ways(name) for budget in bench.subject.budgets for sampler in SAMPLERS]  # fmt: skip
     bench.fill(wanted)
     rows, curves = [], []
-    for name, entrant in ENTRANTS.items():
+    for name, entrant in bench.subject.entrants.items():
         for way in bench.ways(name):
             best = []
-            for budget in BUDGETS:
+            for budget in bench.subject.budgets:
                 scored = {s: bench.score(name, budget=budget, sampler=s, **way) for s in SAMPLERS}
                 means = {s: sum(r.distance for r in found) / len(found) for s, found in scored.items()}
                 sampler = min(means, key=means.get)
@@ -137,7 +137,7 @@ def quality(bench: Bench) -> Section:
 def training(bench: Bench) -> Section:
     """The runs' own validations over training seconds, with the cooled-down ends of the forks."""
     curves, rows = [], []
-    for name, entrant in ENTRANTS.items():
+    for name, entrant in bench.subject.entrants.items():
         for seed, run in enumerate(bench.runs(name)):
             trained, lines = bench.trained(run), validations(run)
             seconds = [line["step"] / trained.steps * bench.contest.seconds for line in lines]
@@ -160,24 +160,29 @@ def claims(bench: Bench) -> Section:
     parts = []
     counts = (1, 2, 3, 4, 6, 10)
     for sampler in ("ddim", "ab2"):
-        bench.fill([("fpdm", {"budget": MIDDLE, "iterations": k, "reuse": reuse, "sampler": sampler})
+        bench.fill([("fpdm", {"budget": bench.subject.middle, "iterations": k, "reuse": reuse, "sampler": sampler})
                     for k in counts for reuse in (True, False)])  # fmt: skip
         rows = []
         for reuse, label in ((True, "reuse"), (False, "no reuse")):
-            cells = [bench.distances("fpdm", budget=MIDDLE, iterations=k, reuse=reuse, sampler=sampler) for k in counts]
+            cells = [
+                bench.distances("fpdm", budget=bench.subject.middle, iterations=k, reuse=reuse, sampler=sampler)
+                for k in counts
+            ]
             rows.append([f"FPDM, {label}", *map(spread, cells)])
         for name in ("dit-12", "dit-3"):
-            found = bench.distances(name, budget=MIDDLE, sampler=sampler)
-            rows.append([ENTRANTS[name].label, spread(found), *[""] * (len(counts) - 1)])
-        parts.append(markdown_table([f"{MIDDLE} block passes, {sampler}", *(f"{k} it." for k in counts)], rows))
+            found = bench.distances(name, budget=bench.subject.middle, sampler=sampler)
+            rows.append([bench.subject.entrants[name].label, spread(found), *[""] * (len(counts) - 1)])
+        parts.append(
+            markdown_table([f"{bench.subject.middle} block passes, {sampler}", *(f"{k} it." for k in counts)], rows)
+        )
     cost = bench.trained(bench.runs("fpdm")[0]).contender.source.cost
     rows = []
     for sampler in ("ddim", "ab2"):
         for k in (2, 4):
-            calls = MIDDLE // cost.blocks(k)
+            calls = bench.subject.middle // cost.blocks(k)
             for way in WAYS_TO_ALLOCATE:
                 common = {"sampler": sampler, "reuse": True}
-                found = bench.score("fpdm", budget=MIDDLE, iterations=k, **way, **common)
+                found = bench.score("fpdm", budget=bench.subject.middle, iterations=k, **way, **common)
                 passes = sum(r.block_passes for r in found) / len(found)
                 equal = spread_evenly(round(cost.updates(passes, calls)), calls)
                 distances = torch.tensor([r.distance for r in found]).numpy()
@@ -193,8 +198,8 @@ def claims(bench: Bench) -> Section:
 def final(bench: Bench) -> Section:
     """All metrics of each entrant at its best settings at the middle and the large budget."""
     rows = []
-    for budget in (MIDDLE, BUDGETS[-1]):
-        for name, entrant in ENTRANTS.items():
+    for budget in (bench.subject.middle, bench.subject.budgets[-1]):
+        for name, entrant in bench.subject.entrants.items():
             options = [{"budget": budget, "sampler": s, **way} for way in bench.ways(name) for s in SAMPLERS]
             best = min(options, key=lambda options: bench.distances(name, **options).mean())
             for seed, run in enumerate(bench.runs(name)):
@@ -213,8 +218,8 @@ def grids(bench: Bench) -> Section:
     strips = []
     real, _, _ = load_labelled(f"{bench.images}@held-out", RESOLUTION)
     strips.append(("real, held out", enlarged(real[:: len(real) // 20][:20])))
-    for budget in (BUDGETS[1], BUDGETS[-1]):
-        for name, entrant in ENTRANTS.items():
+    for budget in (bench.subject.budgets[1], bench.subject.budgets[-1]):
+        for name, entrant in bench.subject.entrants.items():
             way = min(
                 bench.ways(name), key=lambda way: bench.distances(name, budget=budget, sampler="ab2", **way).mean()
             )
@@ -225,7 +230,7 @@ def grids(bench: Bench) -> Section:
     return Section("Samples", "The same noise and labels in every strip, `ab2`, seed 0.\n\n![samples](grids.png)")
 
 
-TARGETS: dict[str, Callable[[Bench], Section]] = {
+SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "yardstick": yardstick, "trials": trials, "convergence": convergence, "quality": quality, "training": training,
     "claims": claims, "final": final, "grids": grids,
 }  # fmt: skip
