@@ -37,7 +37,8 @@ ITERATIONS = (1, 2, 4)
 class Subject(NamedTuple):
     """A data set with its contest.
 
-    configs: folder in configs/. vae: its folder in the repository, or pixels. entrants: by name, among them dit-12, dit-3 and fpdm.
+    configs: folder in configs/. vae: its folder in the repository, or pixels. entrants: by name; among them are dit-12,
+    dit-3 and fpdm.
     rates: learning rates that are tried. budgets: block passes at which the entrants are scored; middle: the one at
     which single questions are asked.
     """

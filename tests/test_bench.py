@@ -1,0 +1,176 @@
+"""The comparison on natural images at tiny size: every section, with trainings and scores of a few steps and images."""
+
+import json
+import math
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fpdm.chain import OutOfTime, Task
+from fpdm.loading import load_source
+from fpdm.reproduction import bench_report, cifar10, contest
+from fpdm.reproduction.bench import Bench, Subject
+from fpdm.reproduction.contest import PARTS, Contest, Entrant, find_run, validations
+from fpdm.reproduction.scoring import Scored, gathered
+from fpdm.sampling.settings import SamplingConfig
+from fpdm.training.checkpoint import find_checkpoint
+
+ROOT = Path(__file__).parents[1]
+TINY = ("--model.hidden_size 16 --model.num_heads 2 --optim.batch_size 4 --optim.warmup 1 --run.log_every 5 "
+        "--run.mixed_precision no --validation.samples 4 --validation.budget 12 --validation.count 6")  # fmt: skip
+SUBJECT = Subject(
+    configs="cifar10-small",
+    vae="assets/cifar10-vae",
+    entrants={
+        "dit-12": Entrant("DiT", "dit", ("--model.depth", 2), seeds=2),
+        "fpdm": Entrant("FPDM", "fpdm", variants={k: cifar10.VARIANTS[k] for k in ("n2-m3", "jfb-6")}),
+        "dit-3": Entrant("DiT, 1 block", "dit", ("--model.depth", 1)),
+    },
+    rates=(1e-3, 2e-3),
+    budgets=(12, 24),
+    middle=24,
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """300 coloured 32x32 images of ten classes."""
+    root, rng = tmp_path_factory.mktemp("ten"), np.random.default_rng(0)
+    for label in range(10):
+        (root / str(label)).mkdir()
+        for i in range(30):
+            pixels = np.full((32, 32, 3), 20 * label) + rng.integers(0, 60, (32, 32, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / str(label) / f"{i:02d}.png")
+    return root
+
+
+def run_here(tasks: list[Task], at_once: int, deadline: float | None) -> None:
+    for task in tasks:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [task.script, *map(str, task.arguments)])
+            runpy.run_path(str(ROOT / "scripts" / task.script), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, images):
+    """Everything trained for 15 steps or fewer."""
+    out = tmp_path_factory.mktemp("bench")
+    steps = dict.fromkeys(("dit-12", "dit-3", "fpdm-n2-m3", "fpdm-jfb-6"), PARTS + 3)
+    (out / "steps.json").write_text(json.dumps(steps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contest, "run_scripts", run_here)
+        patch.setattr(bench_report, "TIMESTEPS", (2, 3))
+        patch.setattr("fpdm.reproduction.bench.ITERATIONS", (1, 2))
+        yield Bench(SUBJECT, str(images), out, 1, 0.5, 8, 8, 1, None, tuple(TINY.split()))
+
+
+FIGURES = {"quality": 1, "training": 1, "grids": 1}
+
+
+@pytest.mark.parametrize("target", bench_report.SECTIONS)
+def test_every_section(bench, target):
+    section = bench_report.SECTIONS[target](bench)
+    (bench.out / f"{target}.md").write_text(section.text)
+    assert section.text.count("](") == FIGURES.get(target, 0)
+    rows = [line for line in section.text.splitlines() if line.startswith("|")]
+    assert (len(rows) >= 4) == (target != "grids") and "nan" not in section.text
+
+
+def test_lengths_of_one_run(bench):
+    """The forks continue the run from its checkpoints, and the rate falls over the last fifth of each length."""
+    trunk, third, two = (bench.contest.run("dit-12", 1, length) for length in (3, 1, 2))
+    for run, steps in ((third, 5), (two, 10), (trunk, 15)):
+        lines = validations(run)
+        assert find_checkpoint(run).name == f"{steps:07d}" and [line["step"] for line in lines] == [
+            *range(1, steps + 1)
+        ]
+        rates, start = [line["lr"] for line in lines], steps - steps // 5
+        assert len(set(rates[1 : start + 1])) == 1  # constant after the warm-up; the cool-down begins at the full rate
+        assert rates[start:] == pytest.approx([rates[1] * (1 - math.sqrt(i * 5 / steps)) for i in range(steps // 5)])
+    shared = [(line["step"], line["loss"], line["val_loss"]) for line in validations(two)][:8]
+    assert shared == [(line["step"], line["loss"], line["val_loss"]) for line in validations(trunk)][:8]
+
+
+def test_what_the_trials_choose(bench):
+    trials = bench.contest.variant_trials("fpdm")
+    assert (
+        bench.contest.variant("fpdm")
+        == min(trials, key=lambda trial: trial.loss).name.split("-", 2)[2].rsplit("-", 1)[0]
+    )
+    for name, found in bench.contest.rate_trials(["dit-12", "dit-3"]).items():
+        best = min(found, key=lambda trial: trial.loss)
+        assert f"{bench.contest.rate(name):g}" == best.name.rsplit("-", 1)[1] and best.steps == 8
+        assert (
+            bench.contest.run(name).joinpath("config.yaml").read_text().count(f"lr: {bench.contest.rate(name):g}") == 1
+        )
+
+
+def test_nothing_is_trained_or_scored_twice(bench, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("again")
+
+    before = bench.score("fpdm", budget=24, iterations=1, sampler="ab2")
+    monkeypatch.setattr(contest, "run_scripts", lambda tasks, *rest: fail() if tasks else None)
+    monkeypatch.setattr(bench.scores.book, "compute", fail)
+    bench.contest.train()
+    assert bench.score("fpdm", budget=24, iterations=1, sampler="ab2") == before
+
+
+def test_scores_of_two_processes_are_those_of_one(bench, monkeypatch):
+    """Each in a fresh book: on their own, and in a pool."""
+    wanted = [
+        Scored(run, SamplingConfig(steps=2, sampler="ddim", seed=s)) for s, run in enumerate(bench.runs("dit-12"))
+    ]
+    monkeypatch.setattr(bench.scores.book, "_known", {})
+    bench.scores.fill(wanted)
+    alone = [bench.scores.at(w.run, steps=2, sampler="ddim", seed=w.config.seed).distance for w in wanted]
+    monkeypatch.setattr(bench.scores.book, "_known", {})
+    monkeypatch.setattr(bench.scores, "at_once", 2)
+    bench.scores.fill(wanted)
+    monkeypatch.setattr(bench.scores.book, "compute", None)
+    pooled = [bench.scores.at(w.run, steps=2, sampler="ddim", seed=w.config.seed).distance for w in wanted]
+    assert pooled == pytest.approx(alone, rel=1e-4) and alone[0] != alone[1]
+    monkeypatch.setattr(bench.scores, "deadline", time.monotonic())
+    monkeypatch.setattr(bench.scores.book, "_known", {})
+    with pytest.raises(OutOfTime, match="the same command resumes"):
+        bench.scores.fill(wanted)
+    assert len(bench.scores.book._known) == 1  # what was done is kept
+
+
+def test_release(bench, monkeypatch):
+    section = cifar10.release(bench)
+    released = {path.name for path in (bench.out / "release").rglob("*")}
+    assert "files" in section.text
+    assert {"quality.md", "grids.png", "fpdm-s-2", "model.safetensors", "scores.json", "steps.json"} <= released
+    assert load_source(bench.out / "release" / "fpdm-s-2", device="cpu").num_classes == 10
+    monkeypatch.setattr(cifar10, "RELEASE_LIMIT", 1000)
+    with pytest.raises(ValueError, match="at most 1,000 and 15 MB"):
+        cifar10.release(bench)
+
+
+def test_the_subjects_have_what_the_sections_need():
+    for subject in (cifar10.SMALL, cifar10.FULL):
+        assert {"dit-12", "dit-3", "fpdm"} <= subject.entrants.keys() and subject.middle in subject.budgets
+        for entrant in subject.entrants.values():
+            assert (ROOT / "configs" / subject.configs / f"{entrant.config}.yaml").is_file()
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    made = Contest({}, "cifar10", (), tmp_path, 1, 1, (1e-3,), 1, None)
+    with pytest.raises(FileNotFoundError, match="no run named x-seed0 with a checkpoint"):
+        made.run("x")
+    assert made.rate("x") == 1e-3 and made.rate_trials(["x"]) == {}
+    with pytest.raises(FileNotFoundError):
+        find_run(tmp_path, "x")
+
+
+def test_gathered_features_have_their_own_statistics():
+    import torch
+
+    found = gathered(torch.eye(3))
+    assert found.pool.count == 3 and found.kept.shape == (3, 3) and found.pool.mean == pytest.approx([1 / 3] * 3)
