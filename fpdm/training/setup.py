@@ -167,7 +167,9 @@ def _find_or_create(
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
         if fork is not None and run == find_checkpoint(fork).parent.parent:
-            raise ValueError(f"--resume auto with --fork {fork}: {name} is the run to fork; set run.name to another name")
+            raise ValueError(
+                f"--resume auto with --fork {fork}: {name} is the run to fork; set run.name to another name"
+            )
         _check_resumable(f"--resume {resume}", config, store, checkpoint)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)
