@@ -45,7 +45,7 @@ class SampledDistance:
             for iterations in self._counts(model):
                 plan_for(make_source(model, self.diffusion, self.codec), self._sampling(iterations))
         except ValueError as error:
-            raise ValueError(f"validation.budget={self.settings.budget}: {error}") from error
+            raise ValueError(f"validation: {error}") from error
 
     def __call__(self, model: Denoiser) -> dict[str, float]:
         """val_fd; for an FPDM the lowest over the numbers of iterations, and val_fd_2it, ... at each."""

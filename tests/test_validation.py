@@ -114,12 +114,12 @@ def test_two_processes_measure_what_one_measures(experiment, tiny_store, tiny_ru
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--validation.budget", 4], r"validation\.budget=4: .*does not hold one timestep of 5 block passes"),
+        (["--validation.budget", 4], "validation: budget=4 does not hold one timestep of 5 block passes"),
         (["--validation.features", "inceptoin"], r"validation\.features='inceptoin': choose one of inception"),
         (["--validation.features", "cnn"], r"validation\.weights=.* with validation\.features=cnn, which has no file"),
         (["--validation.weights", "absent"], r"classifier absent: no config\.json in it"),
         (["--validation.reference", "absent"], "absent does not exist"),
-        (["--validation.sampler", "euler"], "sampler='euler': choose one of"),
+        (["--validation.sampler", "euler"], "validation: sampler='euler': choose one of"),
     ],
 )
 def test_mistakes_are_told_before_training(experiment, words, says, monkeypatch, tmp_path):
