@@ -153,12 +153,12 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 def draw_panel(axes: Axes, panel: Panel, runs: list[Run], x: str) -> None:
     """One colour per run, one line style per column; logged values are light, with their running mean on top."""
-    logged = [column for column in panel.columns if any(has(run, column) for run in runs)]
+    logged = [column for column in panel.columns if any(column in columns_of(run, panel) for run in runs)]
     styles = dict(zip(logged, itertools.cycle(STYLES), strict=False))
     low, high = math.inf, -math.inf
     for run, colour in zip(runs, COLOURS, strict=False):
         where = positions(run, x)
-        for column in (column for column in logged if has(run, column)):
+        for column in columns_of(run, panel):
             values = run.columns[column]
             low, high = min(low, np.nanmin(values)), max(high, np.nanmax(values))
             shown = np.isfinite(values) if panel.sparse else slice(None)
@@ -193,10 +193,16 @@ def has(run: Run, column: str) -> bool:
 def with_iterations(panel: Panel, runs: list[Run]) -> Panel:
     """The panel with a line for each number of iterations at which an FPDM was validated, as in val_fd_2it."""
     (first, *_) = panel.columns
-    found = {name: re.fullmatch(rf"{first}_(\d+)it", name) for run in runs for name in run.columns}
-    counts = sorted(int(match[1]) for match in found.values() if match)
+    names = {name for run in runs for name in run.columns}
+    counts = sorted(int(match[1]) for name in names if (match := re.fullmatch(rf"{first}_(\d+)it", name)))
     each = {f"{first}_{k}it": f"{k} iteration{'s' if k > 1 else ''}" for k in counts}
-    return panel._replace(columns={first: "lowest"} | each) if each else panel
+    return panel._replace(columns={first: "explicit model"} | each) if each else panel
+
+
+def columns_of(run: Run, panel: Panel) -> list[str]:
+    """What the run has of a panel; val_fd, the lowest of val_fd_1it, val_fd_2it, ..., is not shown beside them."""
+    found = [column for column in panel.columns if has(run, column)]
+    return [name for name in found if not any(re.fullmatch(rf"{name}_\d+it", other) for other in found)]
 
 
 def plot_runs(runs: list[Run], x: str, path: Path) -> None:

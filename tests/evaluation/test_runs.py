@@ -142,8 +142,11 @@ def test_numbers_of_iterations_are_found_in_the_log(make_run, tmp_path):
     dit = make_run("001-DiT", validated_rows(()))
     for title, first in (("held-out loss", 1 / 30), ("Fréchet distance of samples", 10)):
         lines, legend = drawn_lines(title, [fpdm, dit])
-        assert legend == ["lowest", *(f"{k} iteration{'s' if k > 1 else ''}" for k in (1, 2, 4, 10, 20))]
-        assert [line.get_ydata()[0] / first for line in lines] == pytest.approx([1, 1, 2, 4, 10, 20, 1])
+        names = [f"{k} iteration{'s' if k > 1 else ''}" for k in (1, 2, 4, 10, 20)]
+        assert legend == ["explicit model", *names]
+        assert [line.get_ydata()[0] / first for line in lines] == pytest.approx([1, 2, 4, 10, 20, 1])
+        alone, legend = drawn_lines(title, [fpdm])
+        assert legend == names and [line.get_linestyle() for line in alone] == ["-", "--", "-.", ":", "-"]
     assert len(drawn_panels([fpdm, dit], "images", tmp_path / "both.png")) == 4
 
 
