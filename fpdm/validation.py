@@ -41,8 +41,11 @@ class SampledDistance:
         self.extractor, self.reference = features.extractor, features.reference(self.settings.reference).pool
         with torch.device("meta"):
             model = build_network(config, store.manifest.shape, len(store.manifest.class_names))
-        for iterations in self._counts(model):
-            plan_for(make_source(model, self.diffusion, self.codec), self._sampling(iterations))
+        try:
+            for iterations in self._counts(model):
+                plan_for(make_source(model, self.diffusion, self.codec), self._sampling(iterations))
+        except ValueError as error:
+            raise ValueError(f"validation: {error}") from error
 
     def __call__(self, model: Denoiser) -> dict[str, float]:
         """val_fd; for an FPDM the lowest over the numbers of iterations, and val_fd_2it, ... at each."""

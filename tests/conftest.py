@@ -148,6 +148,19 @@ def tiny_store(tmp_path_factory, image_folder, tiny_vae):
 
 
 @pytest.fixture(scope="session")
+def held_out_store(tmp_path_factory, image_folder, tiny_vae):
+    """A store like `tiny_store`, of other images of the same classes: 11 records, no mirror images."""
+    root, rng = tmp_path_factory.mktemp("held-out"), np.random.default_rng(1)
+    for i in range(11):
+        folder = root / "images" / ("ant", "bee", "cow")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    config, codec = EncodeConfig(resolution=16, mirror=False), open_codec(str(tiny_vae))
+    encode(open_images(root / "images"), codec, root / "latents", config, torch.device("cpu"))
+    return root / "latents"
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_store):
     """The folder of an FPDM trained on `tiny_store` for some steps, so that its solves are not all alike."""
     from fpdm.training.loop import train

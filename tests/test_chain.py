@@ -1,5 +1,6 @@
 """Scripts that run others: what they say in a file, and what becomes of them when the time is over."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fpdm import chain
-from fpdm.chain import OutOfTime, last_line, run_python, run_script
+from fpdm.chain import OutOfTime, Task, equal_time, last_line, run_python, run_script, run_scripts
+from fpdm.chain.equal_time import ROUNDS, WARM, steps_for_equal_time
 
 
 @pytest.fixture
@@ -86,3 +89,102 @@ def test_a_background_job_can_interrupt_what_it_runs():
         assert time.monotonic() - started < 30  # interrupted, not killed after its patience
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_scripts_run_in_their_order(scripts, tmp_path):
+    """One at a time, with all threads; what each says goes to its own file."""
+    name = scripts("adds.py", "import os, sys; open(sys.argv[1], 'a').write(sys.argv[2]); print('said', sys.argv[2])")
+    record = tmp_path / "record"
+    run_scripts([Task(name, (record, i), tmp_path / f"{i}.log") for i in range(3)], at_once=1)
+    assert record.read_text() == "012"
+    assert (tmp_path / "1.log").read_text().splitlines()[1:] == [f"$ python scripts/adds.py {record} 1", "said 1"]
+
+
+MEETS = """
+import os, pathlib, sys, time
+mine, other = (pathlib.Path(name) for name in sys.argv[1:])
+mine.write_text(os.environ["OMP_NUM_THREADS"])
+until = time.monotonic() + 60
+while not other.is_file():
+    assert time.monotonic() < until, f"{other} was never there"
+    time.sleep(0.02)
+"""
+
+
+def test_two_scripts_at_a_time(scripts, tmp_path):
+    """The first two wait for each other; the third needs nobody, and they share the threads."""
+    name = scripts("meets.py", MEETS)
+    one, two, three = (tmp_path / word for word in ("one", "two", "three"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        run_scripts([Task(name, pair, tmp_path / "said.log") for pair in ((one, two), (two, one), (three, one))], 2)
+    finally:
+        torch.set_num_threads(before)
+    assert [path.read_text() for path in (one, two, three)] == ["2", "2", "2"]
+
+
+WAITS = (
+    "import os, pathlib, sys, time\nstarted = pathlib.Path(sys.argv[1])\npartial = started.with_suffix('.partial')\n"
+)
+WAITS += "partial.write_text(str(os.getpid()))\npartial.rename(started)\ntime.sleep(60)\n"
+
+
+def test_a_script_that_fails_ends_the_others(scripts, tmp_path):
+    pid, log = tmp_path / "pid", tmp_path / "fails.log"
+    waits = scripts("waits.py", WAITS)
+    fails = scripts("fails.py", (
+        "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).is_file():\n    time.sleep(0.02)\n"
+        "sys.exit('the reason')\n"
+    ))  # fmt: skip
+    begun = time.monotonic()
+    never = Task(waits, (tmp_path / "never",), tmp_path / "never.log")
+    with pytest.raises(ValueError, match=r"scripts/fails\.py failed with exit status 1; the reason \(full output in"):
+        run_scripts([Task(waits, (pid,), tmp_path / "waits.log"), Task(fails, (pid,), log), never], at_once=2)
+    assert time.monotonic() - begun < 40 and not (tmp_path / "never").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_scripts_end_at_the_deadline(scripts, tmp_path):
+    waits = scripts("waits.py", WAITS)
+    begun = time.monotonic()
+    tasks = [Task(waits, (tmp_path / f"{i}",), tmp_path / f"{i}.log") for i in range(3)]
+    with pytest.raises(OutOfTime, match="the time limit is reached; the same command resumes"):
+        run_scripts(tasks, at_once=2, deadline=begun + 5)
+    assert time.monotonic() - begun < 40
+    for i in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"{i}").read_text()), 0)
+    assert not (tmp_path / "2").exists()
+
+
+def test_steps_of_equal_time_are_from_the_median_rate(tmp_path, monkeypatch):
+    """Images per second of three rounds, one of them on a machine that is busy; a batch of 4."""
+    rates = {"fast": [400, 40, 480], "slow": [100, 110, 10]}
+    calls = []
+
+    def run(tasks, at_once, deadline):
+        calls.append((at_once, deadline))
+        for task, name in zip(tasks, ("fast", "slow"), strict=True):
+            words = [str(word) for word in task.arguments]
+            assert task.script == "train.py" and words[:2] == ["--model.name", name]
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            folder = Path(options["--run.results"], f"000-{options['--run.name']}")
+            folder.mkdir()
+            (folder / "config.yaml").write_text("optim: {batch_size: 4}\n")
+            rate = rates[name][len(calls) - 1]
+            lines = [(WARM, 1e-3), (2 * WARM, rate / 0.5), (3 * WARM, rate / 1.5)]  # their mean time is that of `rate`
+            text = [json.dumps({"step": step, "images_per_s": value}) for step, value in lines]
+            (folder / "log.jsonl").write_text("\n".join(text) + "\n")
+
+    monkeypatch.setattr(equal_time, "run_scripts", run)
+    path, arguments = tmp_path / "steps.json", {name: ["--model.name", name] for name in rates}
+    steps = steps_for_equal_time(path, 10.05, arguments, deadline=7.0, at_once=2)
+    assert steps == {"fast": 1005, "slow": 251} and calls == [(2, 7.0)] * ROUNDS
+    kept = json.loads((tmp_path / "steps-rates.json").read_text())
+    assert kept["slow"] == pytest.approx([25, 27.5, 2.5])
+    assert steps_for_equal_time(path, 99.0, arguments) == steps and len(calls) == ROUNDS  # measured once
+    path.unlink()
+    calls.clear()
+    assert steps_for_equal_time(path, 0.001, arguments) == {"fast": 1, "slow": 1}

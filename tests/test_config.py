@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fpdm import cli
-from fpdm.config import DiffusionConfig, ExperimentConfig, OptimConfig, RunConfig
+from fpdm.config import DiffusionConfig, ExperimentConfig, OptimConfig, RunConfig, ValidationConfig
 from fpdm.models import build_model
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.settings import SamplingConfig
@@ -28,6 +28,19 @@ from fpdm.sampling.solvers import SOLVERS
         (lambda: RunConfig(seed=2**31), r"run\.seed=2147483648: at least 0, at most 2,147,483,647"),
         (lambda: RunConfig(keep_every=10), r"keep_every=10: not a multiple of run\.checkpoint_every=50000"),
         (lambda: RunConfig(keep_every=100_000), r"keep_every=100000 without run\.keep_last"),
+        (lambda: OptimConfig(cooldown=3, lr_schedule="cosine"), r"cooldown=3 with optim\.lr_schedule=cosine, which"),
+        (lambda: OptimConfig(steps=10, cooldown=11), r"optim\.cooldown=11: more than optim\.steps=10"),
+        (lambda: ValidationConfig(iterations=[]), r"validation\.iterations=\[\]: give at least one"),
+        (lambda: ValidationConfig(iterations=[2, 0]), r"validation\.iterations=0: at least 1"),
+        (lambda: ValidationConfig(samples=1), r"validation\.samples=1: at least 2"),
+        (
+            lambda: ExperimentConfig(run=RunConfig(validate_every=10)),
+            r"validate_every=10: there is nothing to measure; set validation\.latents .*, validation\.reference",
+        ),
+        (
+            lambda: ExperimentConfig(run=RunConfig(keep_best=True), validation=ValidationConfig(latents="x")),
+            r"keep_best=true without run\.validate_every",
+        ),
         (lambda: SamplingConfig(), "give one of the two"),
         (lambda: SamplingConfig(budget=10, steps=2), "give one of the two"),
         (lambda: SamplingConfig(budget=0), "budget=0: at least 1"),

@@ -52,13 +52,17 @@ class ClassifierConfig:
     def __post_init__(self):
         check_range(4, limits.RESOLUTION, resolution=self.resolution, coarse=self.coarse)
         check_range(1, limits.CHANNELS, widths=self.widths)
-        check_range(5, limits.STEPS, steps=self.steps)
+        check_range(10, limits.STEPS, steps=self.steps)  # the rate rises in a fifth of them
         check_range(2, limits.BATCH, batch_size=self.batch_size)
         check_positive(limits.FACTOR, lr=self.lr)
         check_range(0, limits.FACTOR, weight_decay=self.weight_decay)
         check_range(0, self.resolution - 1, shift=self.shift)
         check_range(0, limits.SEED, seed=self.seed)
         check_range(0, limits.WORKERS, workers=self.workers)
+        if self.coarse is not None and self.coarse >= self.resolution:
+            raise ValueError(
+                f"coarse={self.coarse}: not below resolution={self.resolution}; give fewer pixels, or null"
+            )
         if len(self.widths) != 3:
             raise ValueError(f"widths={list(self.widths)}: three stages, as in [32,64,128]")
 
@@ -75,7 +79,8 @@ def train_classifier(images: ImageSet, config: ClassifierConfig, device: torch.d
     pixels, labels = _decoded(training, config)
     torch.manual_seed(config.seed)
     facts = ClassifierFacts(config.name, config.resolution, list(config.widths), images.class_names)
-    facts.training = {f.name: getattr(config, f.name) for f in fields(ClassifierConfig)} | {"images": len(training)}
+    settings = {f.name: getattr(config, f.name) for f in fields(ClassifierConfig)}
+    facts.training = settings | {"widths": facts.widths, "images": len(training)}
     model = ResidualClassifier(facts).to(device).train()
     sgd = {"momentum": MOMENTUM, "nesterov": True, "weight_decay": config.weight_decay}
     optimizer = torch.optim.SGD(model.parameters(), config.lr, **sgd)

@@ -71,7 +71,8 @@ def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]
 
 def nearest(features: Tensor, reference: Tensor) -> Tensor:
     """Distance of each of features (N, F) to the nearest of reference (M, F): (N,)."""
-    return torch.cat([torch.cdist(rows, reference).min(1).values for rows in features.split(500)])
+    found = torch.cat([torch.cdist(rows, reference).argmin(1) for rows in features.split(500)])
+    return (features - reference[found]).norm(dim=1)  # cdist rounds: an image would have a distance to itself
 
 
 class Memorisation(NamedTuple):

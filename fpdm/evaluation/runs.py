@@ -1,7 +1,9 @@
 """Training curves: read the log.jsonl of one or several runs and plot them in one picture."""
 
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +43,7 @@ class Panel(NamedTuple):
     logarithmic: bool = False  # if the values spread widely
     from_zero: bool = False
     noisy: bool = True  # a running mean is shown over the values
+    sparse: bool = False  # only some lines of the log have values: they are points, joined by lines
 
 
 PANELS = (
@@ -51,6 +54,15 @@ PANELS = (
         {"loss_t1": "least noise", "loss_t2": "second", "loss_t3": "third", "loss_t4": "most noise"},
         logarithmic=True,
     ),
+    Panel("held-out loss", {"val_loss": ""}, logarithmic=True, noisy=False, sparse=True),
+    Panel(
+        "held-out loss by quarter of the timesteps",
+        {"val_loss_t1": "least noise", "val_loss_t2": "second", "val_loss_t3": "third", "val_loss_t4": "most noise"},
+        logarithmic=True,
+        noisy=False,
+        sparse=True,
+    ),
+    Panel("Fréchet distance of samples", {"val_fd": ""}, logarithmic=True, noisy=False, sparse=True),
     Panel("gradient norm", {"grad_norm": "mean", "grad_norm_max": "largest"}, logarithmic=True),
     Panel("residual at the last update", {"residual": ""}, logarithmic=True),
     Panel("learning rate", {"lr": ""}, from_zero=True, noisy=False),
@@ -141,19 +153,21 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 def draw_panel(axes: Axes, panel: Panel, runs: list[Run], x: str) -> None:
     """One colour per run, one line style per column; logged values are light, with their running mean on top."""
-    logged = [column for column in panel.columns if any(has(run, column) for run in runs)]
-    styles = dict(zip(logged, STYLES, strict=False))
+    logged = [column for column in panel.columns if any(column in columns_of(run, panel) for run in runs)]
+    styles = dict(zip(logged, itertools.cycle(STYLES), strict=False))
     low, high = math.inf, -math.inf
     for run, colour in zip(runs, COLOURS, strict=False):
         where = positions(run, x)
-        for column in (column for column in logged if has(run, column)):
+        for column in columns_of(run, panel):
             values = run.columns[column]
             low, high = min(low, np.nanmin(values)), max(high, np.nanmax(values))
+            shown = np.isfinite(values) if panel.sparse else slice(None)
             if panel.noisy:
                 axes.plot(where, values, color=colour, alpha=RAW_ALPHA, linewidth=0.8, zorder=2)
                 values = running_mean(values)
-            marker = "." if np.isfinite(values).sum() == 1 else ""
-            axes.plot(where, values, color=colour, linestyle=styles[column], linewidth=1.4, marker=marker, zorder=3)
+            marker = "." if panel.sparse or np.isfinite(values).sum() == 1 else ""
+            axes.plot(where[shown], values[shown], color=colour, linestyle=styles[column], linewidth=1.4, marker=marker,
+                      zorder=3)  # fmt: skip
     if panel.logarithmic and low > 0 and high > WIDE * low:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY * low else (1,)))
@@ -176,11 +190,27 @@ def has(run: Run, column: str) -> bool:
     return column in run.columns and bool(np.isfinite(run.columns[column]).any())
 
 
+def with_iterations(panel: Panel, runs: list[Run]) -> Panel:
+    """The panel with a line for each number of iterations at which an FPDM was validated, as in val_fd_2it."""
+    (first, *_) = panel.columns
+    names = {name for run in runs for name in run.columns}
+    counts = sorted(int(match[1]) for name in names if (match := re.fullmatch(rf"{first}_(\d+)it", name)))
+    each = {f"{first}_{k}it": f"{k} iteration{'s' if k > 1 else ''}" for k in counts}
+    return panel._replace(columns={first: "explicit model"} | each) if each else panel
+
+
+def columns_of(run: Run, panel: Panel) -> list[str]:
+    """What the run has of a panel; val_fd, the lowest of val_fd_1it, val_fd_2it, ..., is not shown beside them."""
+    found = [column for column in panel.columns if has(run, column)]
+    return [name for name in found if not any(re.fullmatch(rf"{name}_\d+it", other) for other in found)]
+
+
 def plot_runs(runs: list[Run], x: str, path: Path) -> None:
     """Write the picture, with a panel for everything that at least one run has logged."""
     if len(runs) > len(COLOURS):
         raise ValueError(f"{len(runs)} runs: at most {len(COLOURS)} in a picture, one colour each")
-    panels = [panel for panel in PANELS if any(has(run, column) for run in runs for column in panel.columns)]
+    panels = [with_iterations(panel, runs) for panel in PANELS]
+    panels = [panel for panel in panels if any(has(run, column) for run in runs for column in panel.columns)]
     if not panels:
         raise ValueError(f"{', '.join(run.name for run in runs)}: nothing logged that can be plotted")
     columns = min(len(panels), 3)

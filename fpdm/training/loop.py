@@ -117,11 +117,11 @@ def train(
     if ranks > 1 and micro < share:
         settle_gradients(accelerator, model, store.manifest.shape, implicit)
 
+    held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, diffusion, accelerator)
     run, checkpoint = open_run(config, store, resume, fork, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
     best = {"step": 0, "score": math.inf}  # of the validations
-    held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, diffusion, accelerator)
     if checkpoint is not None:
         trainer = load_trainer(checkpoint)
         load_weights(network, checkpoint / "model")
@@ -210,6 +210,8 @@ def train(
                     f"checkpoint in {run} is from before that. Lower optim.lr or increase optim.warmup"
                 )
 
+            # Weights with non-finite gradients are not saved (with a scaler, it was the scale that was too high).
+            trusted = known.in_a_row == 0 or accelerator.scaler is not None
             if logged:
                 values = meter.finish(accelerator) | {"lr": rate, "skipped": known.skipped}
                 if implicit:
@@ -225,13 +227,11 @@ def train(
                         found = held_out.loss(ema.model) if held_out is not None else {}
                         found |= measure(ema.model) if measure is not None else {}
                     line, values = f"{line}\n{validation_line(done, found)}", values | found
-                    if score_of(found) < best["score"]:
+                    if trusted and score_of(found) < best["score"]:
                         best = {"step": done, "score": score_of(found)}
                         due = due or config.run.keep_best
                 log.record(done, values, line)
                 accelerator.log(values, step=done)
-            # Weights with non-finite gradients are not saved (with a scaler, it was the scale that was too high).
-            trusted = known.in_a_row == 0 or accelerator.scaler is not None
             if due and trusted:
                 due = False
                 states, interval = random_states(), meter.state(accelerator)

@@ -154,6 +154,11 @@ def _find_or_create(
         if fork is not None:
             checkpoint = find_checkpoint(fork)
             _check_resumable(f"--fork {fork}", config, store, checkpoint)
+            if config.optim.steps <= step_of(checkpoint):
+                raise ValueError(
+                    f"--fork {fork}: already at step {step_of(checkpoint)} of optim.steps={config.optim.steps}; "
+                    "optim.steps counts the steps of the other run too, so set it higher"
+                )
         run = new_run(config.run.results, name)
         if fork is not None:
             copy_log(checkpoint.parent.parent, run, step_of(checkpoint))
@@ -161,6 +166,10 @@ def _find_or_create(
         source = latest_run(config.run.results, name) if resume in ("latest", "auto") else resume
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
+        if fork is not None and run == find_checkpoint(fork).parent.parent:
+            raise ValueError(
+                f"--resume auto with --fork {fork}: {name} is the run to fork; set run.name to another name"
+            )
         _check_resumable(f"--resume {resume}", config, store, checkpoint)
         forget_after(run, step_of(checkpoint))
         point_latest(checkpoint)

@@ -1,7 +1,7 @@
 """The loss on held-out latents, of the averaged weights.
 
-Noise and timesteps depend on the latent's number alone: they are the same each time, in every run, and on any number of
-processes, so that two values differ only by the weights.
+Noise depends on the latent's number alone, and the timestep on its place among those that are measured: they are the
+same each time, in every run, and on any number of processes, so that two values differ only by the weights.
 """
 
 import math
@@ -28,7 +28,7 @@ Measure = Callable[[nn.Module], dict[str, float]]
 
 
 class HeldOut:
-    """Held-out latents with their noise and timesteps, of which this process takes every `num_processes`th batch."""
+    """Held-out latents with their noise and timesteps. Process i of n takes the batches i, i + n, i + 2 n, ..."""
 
     def __init__(self, config: ExperimentConfig, training: Manifest, diffusion: Diffusion, state: PartialState):
         """ValueError if the held-out store does not fit the training store."""
@@ -62,8 +62,9 @@ class HeldOut:
         numbers = self.indices[first : first + size]
         batch = self.store.read(numbers).to(device)
         noise, again = (self._noise(numbers, kind, device) for kind in ("noise", "latent"))
-        # The golden ratio spreads the timesteps evenly over any stretch of the store, so over each class.
-        t = send(torch.from_numpy((numbers * GOLDEN % 1 * self.diffusion.timesteps).astype(int)), device)
+        # The golden ratio spreads the timesteps evenly over any stretch of the places, so over each class.
+        places = np.arange(first, first + len(numbers))
+        t = send(torch.from_numpy((places * GOLDEN % 1 * self.diffusion.timesteps).astype(int)), device)
         mean, std = batch.moments()
         x0 = mean if std is None else mean + std * again
         forward = {} if iterations is None else {"iterations": iterations}

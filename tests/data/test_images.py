@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpdm.data.images import open_images
+from fpdm.data.images import is_held_out, open_images, source_and_part
 
 
 def pixels(images):
@@ -157,3 +157,63 @@ def test_suffixes_in_capitals_and_nested_class_folders(tmp_path):
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"x")
     images = open_images(tmp_path)
     assert len(images) == 2 and images.class_names == ["cat"]
+
+
+def test_which_images_are_held_out_is_recorded():
+    """By another program: printf %s cat/0001.png | sha256sum. A change would mix the parts of sources in use."""
+    digests = {"cat/0001.png": 0xD8EF4D6D, "ant/4.png": 0x15CD6927, "ant/6.png": 0x0CE2E71E}
+    assert {name: is_held_out(name) for name in digests} == {
+        name: digest / 2**32 < 0.1 for name, digest in digests.items()
+    }
+    kept = open_images("digits@held-out").keys
+    assert len(kept) == 165 and kept[:4] == ["digits/0034", "digits/0059", "digits/0064", "digits/0075"]
+
+
+def test_parts_are_disjoint_and_complete():
+    whole, training, held_out = (open_images(f"digits{part}") for part in ("", "@training", "@held-out"))
+    assert set(training.keys).isdisjoint(held_out.keys)
+    assert sorted(training.keys + held_out.keys) == sorted(whole.keys)
+    assert training.class_names == held_out.class_names == whole.class_names
+    labels = dict(zip(whole.keys, whole.labels, strict=True))
+    assert held_out.labels == [labels[key] for key in held_out.keys] and set(held_out.labels) == set(range(10))
+    assert not any(training.held_out()) and all(held_out.held_out())
+
+
+def test_parts_do_not_depend_on_where_the_images_lie(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "moved" / "elsewhere")
+    sources = [image_folder, tmp_path / "moved" / "elsewhere", zipped(image_folder, tmp_path / "a.zip"),
+               zipped(image_folder, tmp_path / "b.zip", "data/train/")]  # fmt: skip
+    for source in sources:
+        held_out, training = (open_images(f"{source}@{part}") for part in ("held-out", "training"))
+        assert held_out.keys == ["ant/4.png", "ant/6.png"] and len(training) == 22
+        whole = pixels(open_images(source))
+        assert all(np.array_equal(a, b) for a, b in zip(pixels(held_out), [whole[4], whole[6]], strict=True))
+
+
+def test_parts_of_an_edm_zip(image_folder, tmp_path):
+    """Names count from the folder of dataset.json."""
+    names = [f"00000/img{i:08d}.png" for i in range(60)]
+    for path, prefix in ((tmp_path / "a.zip", ""), (tmp_path / "b.zip", "set/")):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.write(image_folder / "ant" / "0.png", prefix + name)
+            archive.writestr(f"{prefix}dataset.json", json.dumps({"labels": [[name, 0] for name in names]}))
+        images = open_images(path)
+        assert images.keys == names
+        assert 0 < sum(images.held_out()) < 30 and len(open_images(f"{path}@held-out")) == sum(images.held_out())
+
+
+def test_sources_with_an_at_sign(image_folder, tmp_path):
+    assert source_and_part("cifar10.zip@training") == ("cifar10.zip", "training")
+    assert source_and_part("digits") == ("digits", None)
+    assert source_and_part("user@host/images") == ("user@host/images", None)
+    folder = tmp_path / "images@held-out"  # a folder of this very name is a whole source
+    shutil.copytree(image_folder, folder)
+    assert len(open_images(folder)) == 24 and len(open_images(f"{folder}@held-out")) == 2
+    with pytest.raises(ValueError, match=r"digits has no part 'test'; use @training or @held-out"):
+        open_images("digits@test")
+    shutil.copytree(image_folder / "cow", tmp_path / "few" / "cow")
+    with pytest.raises(ValueError, match=r"none of the 8 images is in this part; use the whole source"):
+        open_images(f"{tmp_path / 'few'}@held-out")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_images(tmp_path / "absent@training")

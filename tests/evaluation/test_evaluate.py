@@ -13,6 +13,7 @@ import torch
 import fpdm
 from fpdm.commands.evaluate import Settings, main
 from fpdm.config import ScoringConfig
+from fpdm.data.images import open_images
 from fpdm.evaluation.evaluate import make_reference, self_test
 from fpdm.evaluation.features import EXTRACTORS, Features
 from fpdm.evaluation.scores import METRICS
@@ -49,6 +50,17 @@ def sets(tmp_path):
     return tmp_path / "samples.npz", tmp_path / "reference.npz"
 
 
+@pytest.fixture(scope="module")
+def digits():
+    """A part of the digits as an array (N, 8, 8, 3)."""
+
+    def part(name: str) -> np.ndarray:
+        images = open_images(f"digits@{name}")
+        return np.stack([np.array(images.load(i)) for i in range(len(images))])
+
+    return part
+
+
 def mean_gap(samples, reference, scoring):
     return {"mean_gap": float(abs(samples.pool.mean - reference.pool.mean).mean())}
 
@@ -77,6 +89,37 @@ def test_python_and_the_script_give_the_same(sets, averages, tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
     main()
     assert json.loads((tmp_path / "score-averages.json").read_text()) == result
+
+
+def test_samples_beside_held_out_images(averages, tmp_path, digits):
+    """Copies of what was trained on are found out; held-out images, taken for samples, are not."""
+    for part in ("training", "held-out"):
+        np.savez(tmp_path / f"{part}.npz", digits(part))
+    settings = {"features": averages, "cache": tmp_path / "cache", "held_out": "digits@held-out"}
+    copies = fpdm.evaluate(tmp_path / "training.npz", "digits@training", **settings)
+    assert (copies["images"], copies["reference_images"]) == (1632, 1632)
+    assert copies["nearest"] == 0 and copies["memorised"] == 1 and copies["nearest_held_out"] > 0
+    honest = fpdm.evaluate(tmp_path / "held-out.npz", "digits@training", **settings)
+    assert honest["nearest"] == honest["nearest_held_out"] == copies["nearest_held_out"]
+    assert honest["memorised"] == pytest.approx(0.01, abs=0.005)  # 2 of 165 images are below the quantile
+    assert honest["settings"]["held_out"] == "digits@held-out"
+    without = fpdm.evaluate(tmp_path / "training.npz", "digits@training", **{**settings, "held_out": None})
+    assert not {"nearest", "nearest_held_out", "memorised"} & without.keys()
+    with pytest.raises(FileNotFoundError, match="held_out absent does not exist"):
+        fpdm.evaluate(tmp_path / "training.npz", "digits@training", **{**settings, "held_out": "absent"})
+    with pytest.raises(ValueError, match="digits has no part 'test'"):
+        fpdm.evaluate(tmp_path / "training.npz", "digits@test", features=averages, cache=tmp_path / "cache")
+
+
+def test_parts_of_a_source_are_not_taken_for_each_other(averages, tmp_path, digits):
+    """They have the same path; the features that are kept must not be those of another part."""
+    np.savez(tmp_path / "samples.npz", digits("held-out"))
+    counts = {}
+    for source in ("digits", "digits@training", "digits@held-out"):
+        scores = fpdm.evaluate(tmp_path / "samples.npz", source, features=averages, cache=tmp_path / "cache")
+        counts[source] = (scores["reference_images"], scores["FD-averages@165"])
+    assert [count for count, _ in counts.values()] == [1797, 1632, 165]
+    assert abs(counts["digits@held-out"][1]) < 1e-6 < counts["digits"][1] < counts["digits@training"][1]
 
 
 WORKER = """

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from scipy.spatial import cKDTree
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from fpdm.evaluation.metrics import (
     Statistics,
     frechet_distance,
     halves,
+    memorisation,
+    nearest,
     precision_recall,
     score_name,
     statistics,
@@ -82,3 +85,23 @@ def test_names():
     assert score_name("inception", 50_000) == "FID-50K"
     assert score_name("inception", 1000) == "FID@1000"
     assert score_name("cnn", 50_000) == "FD-cnn@50000"
+
+
+def test_nearest_against_a_tree():
+    found = nearest(A, B)
+    np.testing.assert_allclose(found, cKDTree(B.double()).query(A.double())[0], rtol=1e-5)
+    assert nearest(1000 + B, 1000 + B).max() == 0  # far from 0, where a distance by way of products is rounded
+
+
+def test_memorisation_of_copies_and_of_fresh_samples():
+    """Copies of training images are all nearer than held-out ones; fresh samples are as the held-out ones are."""
+    draw = lambda count: torch.randn(count, 8, generator=GENERATOR)  # noqa: E731
+    training, held_out = draw(2000), draw(3000)
+    copies = memorisation(training[:500], training, held_out)
+    assert copies == (0, pytest.approx(float(nearest(held_out, training).median())), 1)
+    fresh = memorisation(draw(3000), training, held_out)
+    assert fresh.nearest == pytest.approx(fresh.nearest_held_out, rel=0.05)
+    assert fresh.memorised == pytest.approx(0.01, abs=0.006)  # three standard deviations of such shares
+    half = memorisation(torch.cat([training[:1000], draw(1000)]), training, held_out)
+    assert half.memorised == pytest.approx(0.505, abs=0.01)
+    assert memorisation(training[:500] + 1e-3, training, held_out).memorised == 1

@@ -4,11 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fpdm import cli
 from fpdm.evaluation import runs
-from fpdm.evaluation.runs import PANELS, plot_runs, positions, read_run, read_runs, running_mean
+from fpdm.evaluation.runs import (
+    PANELS,
+    draw_panel,
+    plot_runs,
+    positions,
+    read_run,
+    read_runs,
+    running_mean,
+    with_iterations,
+)
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_run.py"
 FULL = {name: 0.5 for panel in PANELS for name in panel.columns} | {"images_per_s": 100.0}
@@ -89,6 +99,55 @@ def test_panels_are_those_with_data(make_run, tmp_path, x):
     full = make_run("002-full", [{"step": s} | FULL for s in (1, 2, 3)])
     assert len(drawn_panels([old, full], x, tmp_path / "all.png")) == len(PANELS)
     assert Image.open(tmp_path / "all.png").size > Image.open(tmp_path / "old.png").size
+
+
+def validated_rows(counts: tuple[int, ...]) -> list[dict]:
+    """Ninety lines of a log, of which every thirtieth has a validation."""
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 91)]
+    for row in rows[29::30]:
+        row |= {"val_loss": 1 / row["step"], "val_fd": 300 / row["step"]}
+        row |= {f"val_loss_t{q}": q / row["step"] for q in (1, 2, 3, 4)}
+        row |= {f"{name}_{k}it": k * row[name] for name in ("val_loss", "val_fd") for k in counts}
+        row |= {f"val_loss_{k}it_t1": 1.0 for k in counts}
+    return rows
+
+
+def drawn_lines(title: str, paths: list[Path]) -> tuple[list, list[str]]:
+    """The lines of one panel and the texts of its legend."""
+    found = read_runs(paths)
+    (panel,) = (with_iterations(panel, found) for panel in PANELS if panel.title == title)
+    axes = Figure().add_subplot()
+    draw_panel(axes, panel, found, "steps")
+    legend = axes.get_legend()
+    return list(axes.lines), [text.get_text() for text in legend.get_texts()] if legend else []
+
+
+def test_validations_are_points_joined_by_lines(make_run, tmp_path):
+    """The lines of the log between them have none."""
+    folder = make_run("000-DiT", validated_rows(()))
+    titles = drawn_panels([folder], "steps", tmp_path / "validated.png")
+    assert titles == ["loss", "held-out loss", "held-out loss by quarter of the timesteps",
+                      "Fréchet distance of samples"]  # fmt: skip
+    (line,), legend = drawn_lines("Fréchet distance of samples", [folder])
+    assert line.get_xdata().tolist() == [30, 60, 90] and line.get_ydata() == pytest.approx([10, 5, 300 / 90])
+    assert line.get_marker() == "." and line.get_linestyle() == "-" and legend == []
+    lines, legend = drawn_lines("held-out loss by quarter of the timesteps", [folder])
+    assert [line.get_ydata()[0] for line in lines] == pytest.approx([q / 30 for q in (1, 2, 3, 4)])
+    assert legend == ["least noise", "second", "third", "most noise"]
+
+
+def test_numbers_of_iterations_are_found_in_the_log(make_run, tmp_path):
+    """In the order of the numbers; a DiT beside it has one line, and more numbers than styles are no hindrance."""
+    fpdm = make_run("000-FPDM", validated_rows((1, 2, 4, 10, 20)))
+    dit = make_run("001-DiT", validated_rows(()))
+    for title, first in (("held-out loss", 1 / 30), ("Fréchet distance of samples", 10)):
+        lines, legend = drawn_lines(title, [fpdm, dit])
+        names = [f"{k} iteration{'s' if k > 1 else ''}" for k in (1, 2, 4, 10, 20)]
+        assert legend == ["explicit model", *names]
+        assert [line.get_ydata()[0] / first for line in lines] == pytest.approx([1, 2, 4, 10, 20, 1])
+        alone, legend = drawn_lines(title, [fpdm])
+        assert legend == names and [line.get_linestyle() for line in alone] == ["-", "--", "-.", ":", "-"]
+    assert len(drawn_panels([fpdm, dit], "images", tmp_path / "both.png")) == 4
 
 
 def test_what_cannot_be_drawn_is_said(make_run, tmp_path):

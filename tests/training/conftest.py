@@ -11,6 +11,7 @@ from fpdm.config import (
     OptimConfig,
     RunConfig,
     SJFBConfig,
+    ValidationConfig,
 )
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
@@ -36,7 +37,7 @@ def unmirrored_store(image_folder, tmp_path):
 def experiment(tiny_store, tmp_path):
     """A small FPDM experiment; keyword arguments replace settings by section."""
 
-    def make(model=None, optim=None, run=None, data=None, sjfb=None, diffusion=None):
+    def make(model=None, optim=None, run=None, data=None, sjfb=None, diffusion=None, validation=None):
         return ExperimentConfig(
             model=ModelConfig(**{"name": "FPDM-XS/4", "hidden_size": 32, "num_heads": 2, **(model or {})}),
             diffusion=DiffusionConfig(**(diffusion or {})),
@@ -44,6 +45,7 @@ def experiment(tiny_store, tmp_path):
             data=DataConfig(**{"latents": str(tiny_store), **(data or {})}),
             optim=OptimConfig(**{"steps": 4, "batch_size": 8, "lr": 1e-3, "warmup": 2, **(optim or {})}),
             run=RunConfig(**{"results": str(tmp_path / "runs"), "log_every": 2, **(run or {})}),
+            validation=ValidationConfig(**{"iterations": [1, 3], **(validation or {})}),
         )
 
     return make

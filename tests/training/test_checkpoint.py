@@ -13,6 +13,7 @@ from fpdm.models import build_model, load_pretrained
 from fpdm.training.checkpoint import (
     find_checkpoint,
     load_trainer,
+    point_best,
     prune_checkpoints,
     random_states,
     restore_random_states,
@@ -116,6 +117,18 @@ def test_which_checkpoints_are_kept(tmp_path, last, every, kept):
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [*(f"{step:07d}" for step in kept), "latest"]
     assert find_checkpoint(tmp_path).name == "0000050"
+
+
+def test_the_best_one_stays(tmp_path):
+    for step in (10, 20, 30, 40):
+        written = save(tmp_path, step)
+        if step in (10, 20):
+            point_best(written)
+        prune_checkpoints(tmp_path, step, keep_last=1, keep_every=None)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"0000020", "0000040", "best", "latest"}
+    assert find_checkpoint(tmp_path).name == "0000040"
+    assert find_checkpoint(tmp_path / "checkpoints" / "best").name == "0000020"
 
 
 def test_pruning_after_going_back(tmp_path):

@@ -12,6 +12,8 @@ from fpdm.models import load_pretrained
 from fpdm.training.checkpoint import find_checkpoint, load_trainer
 from fpdm.training.loop import TrainingDiverged, learning_rate, train
 
+RATES = ("images_per_s", "block_passes_per_s", "tflops", "peak_memory_gib")
+
 
 def state(checkpoint):
     """Everything a checkpoint holds, as nested containers of tensors."""
@@ -53,8 +55,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_pa
     resumed = train(config, resume="latest")
     assert resumed == cut
     assert_same(state(whole / "checkpoints" / "0000020"), state(cut / "checkpoints" / "0000020"))
-    rates = ("images_per_s", "block_passes_per_s", "tflops", "peak_memory_gib")
-    strip = lambda lines: [{k: v for k, v in line.items() if k not in rates} for line in lines]  # noqa: E731
+    strip = lambda lines: [{k: v for k, v in line.items() if k not in RATES} for line in lines]  # noqa: E731
     assert strip(log(whole)) == strip(log(cut))
 
 
@@ -401,6 +402,67 @@ def test_learning_rate_is_a_function_of_the_step():
     assert learning_rate(optim, 60) == pytest.approx(0.5)
     optim.lr_schedule = "constant"
     assert learning_rate(optim, 109) == 1
+
+
+def test_cooldown_ends_a_constant_rate():
+    """1 - sqrt over the last 16 of 116 steps: the first of them still has the full rate, the last 1 - sqrt(15/16)."""
+    optim = OptimConfig(steps=116, warmup=10, lr=1.0, cooldown=16)
+    rates = [learning_rate(optim, step) for step in (0, 9, 10, 99, 100, 101, 104, 109, 115)]
+    assert rates == pytest.approx([0.1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 1 - math.sqrt(15 / 16)])
+    whole = OptimConfig(steps=4, lr=2.0, cooldown=4)  # nothing but a cool-down
+    assert [learning_rate(whole, step) for step in (0, 1)] == pytest.approx([2, 1])
+
+
+def test_fork_that_cools_down_equals_a_run_with_that_cooldown(experiment, tmp_path):
+    """Bit for bit: a long run, cooled down from its middle, is the short run; and the long one is as it was."""
+    optim = {"steps": 12, "warmup": 2}
+    whole = train(experiment(optim={**optim, "cooldown": 4}, run={"log_every": 3, "name": "whole"}))
+    trunk = train(
+        experiment(optim={**optim, "steps": 16}, run={"log_every": 3, "checkpoint_every": 8, "name": "trunk"})
+    )
+    before = {path: path.read_bytes() for path in trunk.rglob("*") if path.is_file()}
+    config = experiment(optim={**optim, "cooldown": 4}, run={"log_every": 3, "name": "fork"})
+    fork = train(config, fork=str(trunk / "checkpoints" / "0000008"))
+    assert fork.name == "002-fork" and sorted(path.name for path in (fork / "checkpoints").glob("0*")) == ["0000012"]
+    ours, theirs = (state(find_checkpoint(run)) for run in (fork, whole))
+    assert_same(ours, theirs)
+    strip = lambda run: [{k: v for k, v in line.items() if k not in RATES} for line in log(run)]  # noqa: E731
+    assert strip(fork) == strip(whole) and [line["step"] for line in log(fork)] == [3, 6, 9, 12]
+    assert {path: path.read_bytes() for path in trunk.rglob("*") if path.is_file()} == before
+    assert "resumed at step 8 of 12" in (fork / "log.txt").read_text()
+
+
+def test_fork_in_a_job_script_begins_once(experiment):
+    """--fork with --resume auto: the first job forks, the next one resumes the fork."""
+    trunk = train(experiment(run={"name": "trunk"}))
+    fork = train(experiment(optim={"steps": 6}, run={"name": "fork"}), resume="auto", fork=str(trunk))
+    again = train(experiment(optim={"steps": 8}, run={"name": "fork"}), resume="auto", fork=str(trunk))
+    assert again == fork != trunk and find_checkpoint(fork).name == "0000008"
+    assert find_checkpoint(trunk).name == "0000004"
+    assert train(experiment(optim={"steps": 6}, run={"name": "fork"}), fork=str(trunk)).name == "002-fork"
+
+
+def test_forks_that_cannot_be_are_refused(experiment, pixel_store, tmp_path):
+    trunk = train(experiment(run={"name": "trunk"}))
+    more = {"optim": {"steps": 6}, "run": {"name": "fork"}}
+    shutil.copytree(find_checkpoint(trunk), tmp_path / "alone" / "0000004")
+    refused = [
+        ({**more, "model": {"pre_depth": 2}}, {}, r"--fork .*trunk: this is another experiment \(model\.pre_depth was"),
+        ({**more, "run": {"name": "fork", "seed": 1}}, {}, r"another experiment \(run\.seed was 0, is 1"),
+        ({**more, "data": {"latents": str(pixel_store)}}, {}, "--fork: the latents in .* are not those the run was"),
+        (more, {"fork": str(tmp_path / "absent")}, "absent does not exist"),
+        (more, {"fork": str(tmp_path / "alone" / "0000004")}, "--fork .*: not inside a run's folder"),
+        (more, {"resume": "latest"}, "--resume latest with --fork .*: a fork is a new run"),
+        (more, {"resume": str(trunk)}, "--resume .*trunk with --fork .*: a fork is a new run"),
+        ({"run": {"name": "fork"}}, {}, r"already at step 4 of optim\.steps=4; .* set it higher"),
+        ({**more, "run": {"name": "trunk"}}, {"resume": "auto"}, r"trunk is the run to fork; set run\.name"),
+    ]
+    before = (trunk / "config.yaml").read_text()
+    for settings, options, says in refused:
+        with pytest.raises((ValueError, FileNotFoundError), match=says):
+            train(experiment(**settings), **{"fork": str(trunk), **options})
+    assert [path.name for path in trunk.parent.iterdir()] == ["000-trunk"]  # a refusal leaves no trace
+    assert (trunk / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize("model", [{}, {"name": "DiT-XS/4", "depth": 2}], ids=["FPDM", "DiT"])
