@@ -33,7 +33,7 @@ class Settings:
         images: for cifar10, the training images in class folders; a folder or a zip.
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
-            length; for cifar10 scores, samples, release; all if not given.
+            length, longer; for cifar10 scores, samples, release; all if not given.
         seconds: training time of each model, on this machine.
         seeds: number of training seeds of each model.
         samples: number of sampled images for each score.
@@ -41,6 +41,7 @@ class Settings:
         batch_size: images per sampling batch.
         minutes: time limit; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
+        jobs: trainings at a time, which share the processor's cores; for `seconds` of training each.
         train: further arguments of train.py for all models, as one string, for example for a small rehearsal.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     batch_size: int = 250
     minutes: float | None = None
     vae_steps: int = 800
+    jobs: int = 1
     train: str = ""
 
     def __post_init__(self):
@@ -71,6 +73,7 @@ class Settings:
         check_range(1, limits.BATCH, batch_size=self.batch_size)
         check_range(0, limits.MINUTES, minutes=self.minutes)
         check_range(1, limits.STEPS, vae_steps=self.vae_steps)
+        check_range(1, limits.REPEATS, jobs=self.jobs)
 
 
 def parser():
@@ -84,12 +87,13 @@ def main() -> None:
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
     out.mkdir(parents=True, exist_ok=True)
     allow_tf32(True)  # as train.py and sample.py do
-    decisive = ("data", "seconds", "seeds", "samples", "precision", "vae_steps", "train")
+    decisive = ("data", "seconds", "seeds", "samples", "precision", "vae_steps", "jobs", "train")
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
     data = cifar10.cifar10(settings.images) if settings.data == "cifar10" else digits(settings.vae_steps)
     try:
         laboratory = Laboratory(data, out, settings.seconds, settings.seeds, settings.samples, settings.batch_size,
-                                deadline, tuple(settings.train.split()), settings.precision)  # fmt: skip
+                                deadline, tuple(settings.train.split()), settings.precision,
+                                settings.jobs)  # fmt: skip
         for position, target in enumerate(settings.targets, 1):
             section = DATA[settings.data][target](laboratory)
             write_atomically(out / f"{target}.md", f"## {section.title}\n\n{section.text}\n")

@@ -1,5 +1,6 @@
 """Scripts that run others: what they say in a file, and what becomes of them when the time is over."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fpdm import chain
-from fpdm.chain import OutOfTime, last_line, run_python, run_script
+from fpdm.chain import OutOfTime, equal_time, last_line, run_python, run_script
+from fpdm.chain.equal_time import steps_for_equal_time
 
 
 @pytest.fixture
@@ -86,3 +88,30 @@ def test_a_background_job_can_interrupt_what_it_runs():
         assert time.monotonic() - started < 30  # interrupted, not killed after its patience
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """In place of training: logs of two models that make 10 and 20 steps a second, times the machine's speed."""
+    speeds = []
+
+    def run_scripts(tasks, at_once, deadline):
+        speed = speeds.pop(0)
+        for rate, task in zip((10, 20), tasks, strict=True):
+            words = list(map(str, task.arguments))
+            run = Path(words[words.index("--run.results") + 1], f"000-{words[words.index('--run.name') + 1]}")
+            run.mkdir()
+            (run / "config.yaml").write_text("optim: {batch_size: 4}")
+            lines = [{"step": 30, "images_per_s": 1}, {"step": 60, "images_per_s": 4 * rate * speed}]
+            (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    monkeypatch.setattr(equal_time, "run_scripts", run_scripts)
+    return speeds
+
+
+def test_a_slow_moment_does_not_change_the_steps(machine, tmp_path):
+    machine += [1, 0.1, 1]
+    steps = steps_for_equal_time(tmp_path / "a.json", 6, {"a": [], "b": []})
+    assert steps == {"a": 60, "b": 120} == steps_for_equal_time(tmp_path / "a.json", 6, {"a": [], "b": []})
+    machine += [0.5, 0.5, 0.5]
+    assert steps_for_equal_time(tmp_path / "b.json", 6, {"a": [], "b": []}, known=("a", 60))["b"] == 120

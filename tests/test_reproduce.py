@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fpdm.loading import load_source
-from fpdm.reproduction import cifar10, digits, experiments, targets
+from fpdm.reproduction import cifar10, digits, experiments, longer, targets
+from fpdm.reproduction.contenders import load_trained
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
 ROOT = Path(__file__).parents[1]
@@ -28,21 +29,32 @@ def laboratory(tmp_path_factory, tiny):
             patch.setattr(sys, "argv", [script, *map(str, words)])
             runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
+    def run_all_here(tasks, at_once, deadline):
+        for task in tasks:
+            run_here(task.script, *task.arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in (digits, experiments, cifar10):
+        for module in (digits, cifar10):
             patch.setattr(module, "run_script", run_here)
+        patch.setattr(experiments, "run_scripts", run_all_here)
+        for name, value in (("LENGTHS", (1, 2)), ("RATES", (1e-3, 2e-3)), ("BUDGETS", (24, 36)),
+                            ("ITERATIONS", (1, 2)), ("TRIAL", {"budget": 24, "sampler": "ab2"}),
+                            ("NEAR", {"budget": 24, "sampler": "ab2"}),
+                            ("CONTENDERS", {"dit": "DiT", "fpdm": "FPDM"})):  # fmt: skip
+            patch.setattr(longer, name, value)
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
         patch.setattr(targets, "ITERATIONS", (1, 4))
         (out / "steps").mkdir()
         for name in digits.EXPERIMENTS:
             (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
+        (out / "steps" / "longer.json").write_text(json.dumps({"dit": 5, "fpdm": 9}))
         yield Laboratory(
             digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split())
         )
 
 
-FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1}
+FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1, "longer": 1}
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)
@@ -62,18 +74,28 @@ def test_equal_flops_are_equal(laboratory):
     assert laboratory.steps_of("fpdm-equal-flops") == round(2 * step_flops(dit) / step_flops(ours)) == ours.steps > 2
 
 
+def test_a_length_is_what_one_run_would_be(laboratory):
+    """The fork of a run with a constant rate ends with the weights of a run that was never interrupted."""
+    longer.longer(laboratory)
+    keys = {path.name.split("-", 1)[1]: load_trained(path).contender.key
+            for path in (laboratory.out / "runs").glob("*-longer-dit-*")}  # fmt: skip
+    assert set(keys) == {"longer-dit-trial-0.001", "longer-dit-trial-0.002", "longer-dit-seed0",
+                         "longer-dit-seed0-1x", "longer-dit-seed0-2x"}  # fmt: skip
+    assert keys["longer-dit-seed0-1x"] in (keys["longer-dit-trial-0.001"], keys["longer-dit-trial-0.002"])
+
+
 def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
     before = laboratory.score("fpdm", budget=24, iterations=1)
 
     def fail(*args, **kwargs):
         raise AssertionError("again")
 
-    monkeypatch.setattr(experiments, "run_script", fail)
+    monkeypatch.setattr(experiments, "run_scripts", lambda tasks, *rest: [fail() for _ in tasks])
     monkeypatch.setattr(laboratory.book, "_compute", fail)
     monkeypatch.setattr(laboratory, "_opened", {})
     assert laboratory.score("fpdm", budget=24, iterations=1) == before
     real = laboratory.real
-    assert real.features.shape == (1797, 64) and real.images.dtype == torch.uint8
+    assert real.features.shape == (1632, 64) and real.held_out.shape == (165, 64) and real.images.dtype == torch.uint8
 
 
 def test_the_script_stops_in_time_and_resumes(tmp_path, tiny):

@@ -12,6 +12,8 @@ from fpdm.evaluation.comparison import Contender
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import Denoiser
 from fpdm.models.pretrained import weight_files
+from fpdm.training.checkpoint import find_checkpoint, step_of
+from fpdm.training.runlog import has_run, latest_run
 
 
 class Trained(NamedTuple):
@@ -41,6 +43,14 @@ def _contender(
         digest.update(path.read_bytes())
     source = open_source(model, facts, device=device, precision=precision)
     return Contender(model.family, digest.hexdigest(), source)
+
+
+def finished_run(runs: Path, name: str, steps: int) -> Path | None:
+    """The folder in `runs` of the newest run of this name, if it was trained for so many steps."""
+    if not has_run(str(runs), name):
+        return None
+    run = latest_run(str(runs), name)
+    return run if step_of(find_checkpoint(run)) == steps else None
 
 
 def load_trained(run: Path, device: torch.device | str = "cpu", precision: str = "no") -> Trained:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpdm.data.images import open_images
+from fpdm.data.images import open_images, open_parts
 
 
 def pixels(images):
@@ -157,3 +157,14 @@ def test_suffixes_in_capitals_and_nested_class_folders(tmp_path):
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"x")
     images = open_images(tmp_path)
     assert len(images) == 2 and images.class_names == ["cat"]
+
+
+def test_parts_have_no_image_in_common(tmp_path):
+    whole, (training, held_out) = open_images("digits"), open_parts("digits")
+    assert (len(training), len(held_out)) == (1632, 165) and sorted(training.keys + held_out.keys) == whole.keys
+    assert training.keys == open_images("digits@training").keys == open_parts("digits@training")[0].keys
+    with pytest.raises(ValueError, match="held-out images are not trained on; use digits@training"):
+        open_parts("digits@held-out")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="none of the 1 images is in this part; use more images"):
+        open_parts(tmp_path)
