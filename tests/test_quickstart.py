@@ -1,5 +1,6 @@
 """The quickstart from end to end at a tiny size: every phase, every file, and going on after a stop."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ def quickstart(out: Path, words: list[str]) -> str:
 
 def test_quickstart(tmp_path, tiny):
     out = tmp_path / "quickstart"
+    out.mkdir()
+    (out / "steps.json").write_text(json.dumps({"fpdm": 9, "dit": 5}))  # test_reproduce.py has the script measure them
     said = quickstart(out, tiny["quickstart.py"])
     for phase in ("train_vae.py", "encode_latents.py", "train.py", "8 timesteps (999..0), 2 explicit blocks + 1 iter"):
         assert phase in said
