@@ -41,7 +41,7 @@ class Settings:
         batch_size: images per sampling batch.
         minutes: time limit; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
-        jobs: trainings at a time, which share the processor's cores; for `seconds` of training each.
+        jobs: trainings at a time. They share the cores evenly, and the numbers of steps are measured in this way.
         train: further arguments of train.py for all models, as one string, for example for a small rehearsal.
     """
 
@@ -73,7 +73,7 @@ class Settings:
         check_range(1, limits.BATCH, batch_size=self.batch_size)
         check_range(0, limits.MINUTES, minutes=self.minutes)
         check_range(1, limits.STEPS, vae_steps=self.vae_steps)
-        check_range(1, limits.REPEATS, jobs=self.jobs)
+        check_range(1, limits.WORKERS, jobs=self.jobs)
 
 
 def parser():
