@@ -3,7 +3,6 @@ with equal budgets of block passes, scores, and writes results/quickstart/report
 interrupted run."""
 
 import logging
-import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -13,28 +12,30 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import ROOT, keep_settings, run_script
+from fpdm.chain import keep_settings, run_script
 from fpdm.chain.equal_time import steps_for_equal_time
 from fpdm.config import ExperimentConfig, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
-from fpdm.evaluation.metrics import noise_floor, score_name, statistics
+from fpdm.evaluation.metrics import memorisation, score_name
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import block_cost, build_model
 from fpdm.reproduction.contenders import Trained, load_trained
 from fpdm.reproduction.digits import prepare, reference
+from fpdm.reproduction.experiments import Reference
+from fpdm.reproduction.trainings import config_path, finished_run
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import make_plan
 from fpdm.sampling.settings import SamplingConfig
-from fpdm.training.checkpoint import step_of
 from fpdm.training.runlog import latest_run
 
 logger = logging.getLogger("fpdm")
 MODELS = ("fpdm", "dit")
 GRID_COLUMNS = 20  # each digit twice in a row
+EQUAL = 1.1  # training times that differ by more are pointed out
 
 
 @dataclass
@@ -107,25 +108,21 @@ def check_plans(settings: Settings) -> None:
 def model_cost(name: str) -> ForwardCost:
     """The cost of one call of a config's model."""
     parser = cli.make_parser(ExperimentConfig, "")
-    model = cli.parse(ExperimentConfig, parser, ["--config", str(config_path(name))]).model
+    model = cli.parse(ExperimentConfig, parser, ["--config", str(config_path("digits", name))]).model
     with torch.device("meta"):
         return block_cost(build_model(model.name, **model.overrides()))
 
 
-def config_path(name: str) -> Path:
-    return Path(os.path.relpath(ROOT / "configs" / "digits" / f"{name}.yaml"))
-
-
 def train_arguments(name: str, settings: Settings, out: Path) -> list:
-    return ["--config", config_path(name), "--data.latents", out / "latents", "--run.results", out / "runs",
+    return ["--config", config_path("digits", name), "--data.latents", out / "latents", "--run.results", out / "runs",
             "--run.name", name, "--run.seed", settings.seed]  # fmt: skip
 
 
 def train(name: str, steps: int, settings: Settings, out: Path) -> Path:
     """The run's folder. The model is trained now, unless an earlier quickstart did it."""
-    found = sorted((out / "runs").glob(f"*-{name}/checkpoints/latest"))
-    if found and step_of(found[-1].resolve()) == steps:
-        return found[-1].parent.parent
+    found = finished_run(out / "runs", name, steps)
+    if found is not None:
+        return found
     run_script(
         "train.py",
         *train_arguments(name, settings, out),
@@ -141,9 +138,9 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
     """Sample, score, plot, and write the report."""
     real = reference(out / "features")
     device = process_state().device
-    predicted = torch.cat([real.classifier.logits(b.to(device)).argmax(1).cpu() for b in real.images.split(256)])
-    floor, expected = noise_floor(real.features), statistics(real.features)
-    book = ScoreBook(out / "scores.json", real.classifier, real.key, expected, settings.images, settings.batch_size)
+    predicted = real.classifier.logits(real.held_out_images.to(device)).argmax(1).cpu()
+    book = ScoreBook(out / "scores.json", real.classifier, real.key, real.features, settings.images,
+                     settings.batch_size, real.held_out)  # fmt: skip
 
     small = SamplingConfig(budget=settings.budget, seed=settings.seed)
     large = replace(small, budget=settings.large_budget)
@@ -166,7 +163,8 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
             for label, reuse in (("FPDM, solutions reused", True), ("FPDM, no reuse", False))
         ],
         baseline=rows[0][2].distance,
-        floor=floor,
+        held_out=real.held_out_score,
+        held_out_name=f"{len(real.held_out)} held-out digits",
         score=score_name("cnn", settings.images),
         title=f"{settings.budget} block passes per image, DDIM",
     )
@@ -175,8 +173,8 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
     plot_overview([(label, images) for label, _, images in strips], GRID_COLUMNS, smoothing, out / "overview.png")
     for _, file, strip in strips:
         save_grid(strip, out / file, GRID_COLUMNS)
-    accuracy = (predicted == real.labels).float().mean().item()
-    report = write_report(settings, out, models, rows, smoothing, best, accuracy)
+    accuracy = (predicted == real.held_out_labels).float().mean().item()
+    report = write_report(settings, out, models, rows, smoothing, best, real, accuracy)
     logger.info("\n" + report)
 
 
@@ -194,43 +192,60 @@ def sample_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingC
     return strips
 
 
-def write_report(settings, out, models, rows, smoothing: Smoothing, best: int, accuracy: float) -> str:
+def write_report(
+    settings: Settings, out: Path, models: dict[str, Trained], rows: list[tuple], smoothing: Smoothing, best: int,
+    real: Reference, accuracy: float,
+) -> str:  # fmt: skip
     """Write report.md; returns the part of it that is shown in the terminal."""
     trained = [
         [m.config["model"]["name"], f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for m in models.values()
     ]
+    others = memorisation(real.held_out, real.features, real.held_out)
     scored = []
     for name, config, result in rows:
         contender = models[name].contender
         label = contender.name + (f", {best} it. per timestep, reuse" if contender.source.iterative else "")
-        numbers = [f"{result.gflops:.2f}", f"{result.ms_per_image:.1f}", f"{result.distance:.1f}"]
+        numbers = [f"{result.gflops:.2f}", f"{result.ms_per_image:.1f}", f"{result.distance:.1f}",
+                   f"{result.nearest:.2f}", f"{result.memorised:.1%}"]  # fmt: skip
         scored.append([label, config.sampler.upper(), str(config.budget), str(result.timesteps), *numbers])
     curves = [[c.label, *(f"{s:.1f}" for s in c.scores)] for c in smoothing.curves]
     text = "\n\n".join(
         [
             markdown_table(["model", "parameters", "training steps", "training time"], trained),
-            markdown_table(
-                ["model", "sampler", "budget", "timesteps", "GFLOPs/image", "ms/image", smoothing.score], scored, 2
-            ),
+            training_times(models),
+            markdown_table(["model", "sampler", "budget", "timesteps", "GFLOPs/image", "ms/image", smoothing.score,
+                            "nearest", "memorised"], scored, 2),
             markdown_table(
                 [f"{settings.budget} block passes, DDIM", *(f"{k} it." for k in settings.iterations)], curves
             ),
-            f"Noise floor (two halves of the real digits): {smoothing.floor:.1f}",
+            f"Held-out digits, of which no model has seen any: {score_name('cnn', len(real.held_out))} "
+            f"{smoothing.held_out:.1f}, nearest {others.nearest_held_out:.2f}, memorised {others.memorised:.1%}.",
         ]
-    )
+    )  # fmt: skip
     (out / "report.md").write_text(
         "# FPDM and DiT on handwritten digits\n\n"
         "Both models have the same data, batch size, learning rate and training time, and are sampled from the same "
-        f"noise and labels. {smoothing.score} is the Fréchet distance between {settings.images} samples and the 1,797 "
-        "real digits in the features of a classifier trained on the real digits (training accuracy: "
-        f"{accuracy:.1%}). It is comparable only with scores computed in the same way. In the tables, FPDM has {best} "
-        "iterations per timestep, the best number on the curve with reuse.\n\n"
+        f"noise and labels. {smoothing.score} is the Fréchet distance between {settings.images} samples and the "
+        f"{len(real.features):,d} training digits in the features of a classifier trained on them (accuracy on the "
+        f"{len(real.held_out)} held-out digits: {accuracy:.1%}). It is comparable only with scores computed in the "
+        "same way, of as many images: it is larger for fewer. Nearest is the median distance to the nearest training "
+        "digit in these features; memorised is the share of samples as near to one as only 1 % of the held-out digits "
+        f"are. In the tables, FPDM has {best} iterations per timestep, the best number on the curve with reuse.\n\n"
         f"![samples, and score against iterations](overview.png)\n\n{text}\n\n"
         f"One training seed ({settings.seed}). fpdm {fpdm.__version__}, torch {torch.__version__}, "
         f"{process_state().device}, {torch.get_num_threads()} threads, {platform.machine()}, "
         f"Python {platform.python_version()}. Command: `bash scripts/quickstart.sh`.\n"
     )
     return text
+
+
+def training_times(models: dict[str, Trained]) -> str:
+    """Whether the trainings really took equally long."""
+    took = ", ".join(f"{m.contender.name} {m.seconds:.0f} s" for m in models.values())
+    seconds = [m.seconds for m in models.values()]
+    if max(seconds) <= EQUAL * min(seconds):
+        return f"The trainings took equally long ({took})."
+    return f"The training times differ by more than a tenth ({took}): other programs slowed the machine down."
 
 
 if __name__ == "__main__":

@@ -37,17 +37,18 @@ class Settings:
         images: for both kinds of cifar10, the training images in class folders; a folder or a zip.
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
-            length; for both kinds of cifar10 yardstick, trials, convergence, quality, training, claims, final, grids,
-            and for cifar10 release; all if not given.
+            length, longer; for both kinds of cifar10 yardstick, trials, convergence, quality, training, claims, final,
+            grids, and for cifar10 release; all if not given.
         seconds: training time of each model, on this machine (75; for cifar10 240, for cifar10-small 2400).
         trial_seconds: for cifar10-small, training time of each trial.
         seeds: for digits, number of training seeds of each model.
         samples: number of sampled images for each score (1000; for both kinds of cifar10 5000).
         precision: precision of sampling: no, bf16 or fp16.
         batch_size: images per sampling batch.
-        jobs: for cifar10-small, trainings and scores at a time; they share the threads.
         minutes: time limit; the same command resumes (null for no limit).
         vae_steps: training steps of the VAE.
+        jobs: trainings at a time, and scores where the data is cifar10. They share the threads evenly, and the numbers
+            of steps are measured in this way.
         train: further arguments of train.py for all models, as one string, for example for a small rehearsal.
     """
 
@@ -61,9 +62,9 @@ class Settings:
     samples: int | None = None
     precision: str = "no"
     batch_size: int = 250
-    jobs: int = 1
     minutes: float | None = None
     vae_steps: int = 800
+    jobs: int = 1
     train: str = ""
 
     def __post_init__(self):
@@ -76,12 +77,12 @@ class Settings:
         for target in self.targets:
             check_choice("targets", target, tuple(DATA[self.data]))
         check_range(0.1, limits.SECONDS, seconds=self.seconds, trial_seconds=self.trial_seconds)
-        check_range(1, limits.WORKERS, jobs=self.jobs)
         check_range(1, limits.REPEATS, seeds=self.seeds)
         check_range(129, limits.SAMPLES, samples=self.samples)  # the features have up to 128 dimensions
         check_range(1, limits.BATCH, batch_size=self.batch_size)
         check_range(0, limits.MINUTES, minutes=self.minutes)
         check_range(1, limits.STEPS, vae_steps=self.vae_steps)
+        check_range(1, limits.WORKERS, jobs=self.jobs)
 
 
 def parser():
@@ -95,7 +96,7 @@ def main() -> None:
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
     out.mkdir(parents=True, exist_ok=True)
     allow_tf32(True)  # as train.py and sample.py do
-    decisive = ("data", "seconds", "trial_seconds", "seeds", "samples", "precision", "vae_steps", "train")
+    decisive = ("data", "seconds", "trial_seconds", "seeds", "samples", "precision", "vae_steps", "jobs", "train")
     keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
     try:
         bench = open_bench(settings, out, deadline)
@@ -118,7 +119,7 @@ def open_bench(settings: Settings, out: Path, deadline: float | None) -> Laborat
         return Bench(subject, settings.images, out, settings.seconds, settings.trial_seconds, settings.samples,
                      settings.batch_size, settings.jobs, deadline, train, settings.precision)  # fmt: skip
     return Laboratory(digits(settings.vae_steps), out, settings.seconds, settings.seeds, settings.samples,
-                      settings.batch_size, deadline, train, settings.precision)  # fmt: skip
+                      settings.batch_size, deadline, train, settings.precision, settings.jobs)  # fmt: skip
 
 
 def write_report(settings: Settings, out: Path) -> None:

@@ -18,7 +18,7 @@ from fpdm.devices import allow_tf32, process_state
 from fpdm.evaluation.comparison import Contender, ScoreBook
 from fpdm.evaluation.convergence import solve_residuals
 from fpdm.evaluation.features import cached_classifier
-from fpdm.evaluation.metrics import noise_floor, score_name, statistics
+from fpdm.evaluation.metrics import noise_floor, score_name
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import difference, over_seeds, spread
 from fpdm.evaluation.tables import markdown_table
@@ -104,7 +104,7 @@ def main() -> None:
     classifier, key = cached_classifier(images, labels, classes, out / "features")
     reference = torch.cat([classifier(batch) for batch in images.split(256)])
     classifier.to(process_state().device)
-    book = ScoreBook(out / "scores.json", classifier, key, statistics(reference), settings.images, settings.batch_size)
+    book = ScoreBook(out / "scores.json", classifier, key, reference, settings.images, settings.batch_size)
 
     name = score_name("cnn", settings.images)
     sections = []

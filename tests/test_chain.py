@@ -188,3 +188,30 @@ def test_steps_of_equal_time_are_from_the_median_rate(tmp_path, monkeypatch):
     path.unlink()
     calls.clear()
     assert steps_for_equal_time(path, 0.001, arguments) == {"fast": 1, "slow": 1}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """In place of training: logs of two models that make 10 and 20 steps a second, times the machine's speed."""
+    speeds = []
+
+    def run_scripts(tasks, at_once, deadline):
+        speed = speeds.pop(0)
+        for rate, task in zip((10, 20), tasks, strict=True):
+            words = list(map(str, task.arguments))
+            run = Path(words[words.index("--run.results") + 1], f"000-{words[words.index('--run.name') + 1]}")
+            run.mkdir()
+            (run / "config.yaml").write_text("optim: {batch_size: 4}")
+            lines = [{"step": 30, "images_per_s": 1}, {"step": 60, "images_per_s": 4 * rate * speed}]
+            (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    monkeypatch.setattr(equal_time, "run_scripts", run_scripts)
+    return speeds
+
+
+def test_a_slow_moment_does_not_change_the_steps(machine, tmp_path):
+    machine += [1, 0.1, 1]
+    steps = steps_for_equal_time(tmp_path / "a.json", 6, {"a": [], "b": []})
+    assert steps == {"a": 60, "b": 120} == steps_for_equal_time(tmp_path / "a.json", 6, {"a": [], "b": []})
+    machine += [0.5, 0.5, 0.5]
+    assert steps_for_equal_time(tmp_path / "b.json", 6, {"a": [], "b": []}, known=("a", 60))["b"] == 120

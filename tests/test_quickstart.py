@@ -1,5 +1,6 @@
 """The quickstart from end to end at a tiny size: every phase, every file, and going on after a stop."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,12 +21,15 @@ def quickstart(out: Path, words: list[str]) -> str:
 
 def test_quickstart(tmp_path, tiny):
     out = tmp_path / "quickstart"
+    out.mkdir()
+    (out / "steps.json").write_text(json.dumps({"fpdm": 9, "dit": 5}))  # test_reproduce.py has the script measure them
     said = quickstart(out, tiny["quickstart.py"])
     for phase in ("train_vae.py", "encode_latents.py", "train.py", "8 timesteps (999..0), 2 explicit blocks + 1 iter"):
         assert phase in said
-    assert "| DiT | DDIM | 24 | 2 |" in said and "Noise floor" in said and "FPDM, no reuse" in said
+    assert "| DiT | DDIM | 24 | 2 |" in said and "Held-out digits" in said and "FPDM, no reuse" in said
     report = (out / "report.md").read_text()
-    assert "FD-cnn@70" in report and "1,797 real digits" in report
+    assert "FD-cnn@70" in report and "1,632 training digits" in report and "| memorised |" in report
+    assert "The training" in report
     for picture in ("overview.png", "smoothing.png", "dit-24-block-passes.png", "fpdm-36-block-passes.png"):
         assert min(Image.open(out / picture).size) > 50
 

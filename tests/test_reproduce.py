@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpdm.loading import load_source
-from fpdm.reproduction import cifar10, digits, experiments, targets
+from fpdm.reproduction import cifar10, digits, longer, targets, trainings
+from fpdm.reproduction.contenders import load_trained
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
 ROOT = Path(__file__).parents[1]
@@ -28,21 +28,31 @@ def laboratory(tmp_path_factory, tiny):
             patch.setattr(sys, "argv", [script, *map(str, words)])
             runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
+    def run_all_here(tasks, at_once, deadline):
+        for task in tasks:
+            run_here(task.script, *task.arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in (digits, experiments, cifar10):
-            patch.setattr(module, "run_script", run_here)
+        patch.setattr(digits, "run_script", run_here)
+        patch.setattr(trainings, "run_scripts", run_all_here)
+        for name, value in (("LENGTHS", (1, 2)), ("RATES", (1e-3, 2e-3)), ("BUDGETS", (24, 36)),
+                            ("ITERATIONS", (1, 2)), ("TRIAL", {"budget": 24, "sampler": "ab2"}),
+                            ("NEAR", {"budget": 24, "sampler": "ab2"}),
+                            ("CONTENDERS", {"dit": "DiT", "fpdm": "FPDM"})):  # fmt: skip
+            patch.setattr(longer, name, value)
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
         patch.setattr(targets, "ITERATIONS", (1, 4))
         (out / "steps").mkdir()
         for name in digits.EXPERIMENTS:
             (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
+        (out / "steps" / "longer.json").write_text(json.dumps({"dit": 5, "fpdm": 9}))
         yield Laboratory(
             digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split())
         )
 
 
-FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1}
+FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1, "longer": 1}
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)
@@ -62,18 +72,28 @@ def test_equal_flops_are_equal(laboratory):
     assert laboratory.steps_of("fpdm-equal-flops") == round(2 * step_flops(dit) / step_flops(ours)) == ours.steps > 2
 
 
+def test_a_length_is_what_one_run_would_be(laboratory):
+    """The fork of a run with a constant rate ends with the weights of a run that was never interrupted."""
+    longer.longer(laboratory)
+    keys = {path.name.split("-", 1)[1]: load_trained(path).contender.key
+            for path in (laboratory.out / "runs").glob("*-longer-dit-*")}  # fmt: skip
+    assert set(keys) == {"longer-dit-trial-0.001", "longer-dit-trial-0.002", "longer-dit-seed0",
+                         "longer-dit-seed0-1x", "longer-dit-seed0-2x"}  # fmt: skip
+    assert keys["longer-dit-seed0-1x"] in (keys["longer-dit-trial-0.001"], keys["longer-dit-trial-0.002"])
+
+
 def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
     before = laboratory.score("fpdm", budget=24, iterations=1)
 
     def fail(*args, **kwargs):
         raise AssertionError("again")
 
-    monkeypatch.setattr(experiments, "run_script", fail)
+    monkeypatch.setattr(trainings, "run_scripts", lambda tasks, *rest: [fail() for _ in tasks])
     monkeypatch.setattr(laboratory.book, "compute", fail)
     monkeypatch.setattr(laboratory, "_opened", {})
     assert laboratory.score("fpdm", budget=24, iterations=1) == before
     real = laboratory.real
-    assert real.features.shape == (1797, 64) and real.images.dtype == torch.uint8
+    assert real.features.shape == (1632, 64) and real.held_out.shape == (165, 64) and real.images.dtype == torch.uint8
 
 
 def test_the_script_stops_in_time_and_resumes(tmp_path, tiny):
@@ -98,8 +118,8 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     for words, says in (
         (["--targets", "tab2"], "targets='tab2': choose one of tab1"),
         (["--data", "cifar10"], "cifar10 needs images"),
-        (["--data", "cifar10", "--images", "x", "--targets", "tab1"], "targets='tab1': choose one of scores"),
-        (["--samples", 10], "samples=10: at least 65"),
+        (["--data", "cifar10", "--images", "x", "--targets", "tab1"], "targets='tab1': choose one of yardstick"),
+        (["--samples", 10], "samples=10: at least 129"),
         (["--seconds", 7, "--out", tmp_path], "seconds 8 (now 7"),
     ):
         (tmp_path / "settings.json").write_text(json.dumps({"seconds": 8}))
@@ -113,27 +133,3 @@ def test_help_names_every_target():
     settings = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))["Settings"]
     for target in (*targets.TARGETS, *cifar10.TARGETS):
         assert target in settings.__doc__
-
-
-def test_cifar10_is_rehearsed(tmp_path, image_folder, laboratory, monkeypatch):
-    """Every part of the GPU's run, on 24 images of three classes: slices, scores, samples, and what is released."""
-    monkeypatch.setattr(cifar10, "BUDGETS", (24, 36))
-    monkeypatch.setattr(cifar10, "CLASSES", [0, 1, 2])
-    (tmp_path / "steps").mkdir()
-    for name in cifar10.EXPERIMENTS:
-        (tmp_path / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
-    tiny = "--model.hidden_size 16 --model.num_heads 2 --optim.batch_size 4 --run.log_every 1 --data.classes 3 "
-    tiny += "--run.mixed_precision no"  # the digits' runs in this process were so
-    lab = Laboratory(cifar10.cifar10(str(image_folder)), tmp_path, 1, 1, 65, 65, arguments=tuple(tiny.split()),
-                     precision="bf16")  # fmt: skip
-    for name, target in cifar10.TARGETS.items():
-        section = target(lab)
-        (tmp_path / f"{name}.md").write_text(section.text)
-    assert (tmp_path / "scores.md").read_text().count("FPDM-S/2, ") == 4
-    released = {path.name for path in (tmp_path / "release").rglob("*")}
-    assert {"scores.md", "samples.png", "fpdm-s-2", "model.safetensors", "README.md"} <= released
-    assert sum(name.endswith("log.jsonl") for name in released) == 2
-    monkeypatch.setattr(cifar10, "RELEASE_LIMIT", 1000)
-    with pytest.raises(ValueError, match="at most 1,000 and 15 MB"):
-        cifar10.release(lab)
-    assert load_source(tmp_path / "release" / "fpdm-s-2", device="cpu").num_classes == 3

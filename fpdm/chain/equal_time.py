@@ -15,13 +15,16 @@ ROUNDS = 3
 
 
 def steps_for_equal_time(
-    path: Path, seconds: float, arguments: dict[str, list], deadline: float | None = None, at_once: int = 1
-) -> dict[str, int]:
+    path: Path, seconds: float, arguments: dict[str, list], deadline: float | None = None, at_once: int = 1,
+    known: tuple[str, int] | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Training steps of each model in `seconds` on this machine; measured once and kept in `path`.
 
     The number of steps must be known before training, because the learning rate is a function of the step. The models
     are measured in turn, in several rounds, and each has the median of its rates: a machine that is slower for a while
     is slower for all of them. arguments: of train.py, for each model. at_once: trainings at a time, as later.
+    known: one of the models and its steps, measured earlier; the others then make more or fewer in proportion to their
+    rates, so that it does not matter whether the machine is slower now.
     """
     if not path.exists():
         rates = {name: [] for name in arguments}
@@ -38,7 +41,10 @@ def steps_for_equal_time(
                 for name in arguments:
                     (run,) = Path(folder).glob(f"*-rate-{name}")
                     rates[name].append(_steps_per_second(run))
-        steps = {name: max(int(seconds * statistics.median(found)), 1) for name, found in rates.items()}
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        if known is not None:
+            seconds = known[1] / medians[known[0]]
+        steps = {name: max(int(seconds * rate), 1) for name, rate in medians.items()}
         path.with_name(f"{path.stem}-rates.json").write_text(json.dumps(rates, indent=1))
         write_atomically(path, json.dumps(steps))
     return read_json(path)

@@ -1,4 +1,5 @@
-"""Train a small AutoencoderKL on a folder, a zip or the digits, and measure its reconstruction."""
+"""Train a small AutoencoderKL on a folder, a zip or the digits. A tenth of the images, chosen by a hash of their names,
+is held out to measure its reconstruction."""
 
 import json
 import logging
@@ -9,10 +10,10 @@ import torch
 
 from fpdm import cli
 from fpdm.config import VAEConfig
-from fpdm.data.images import open_images
+from fpdm.data.images import open_parts
 from fpdm.devices import process_state
 from fpdm.sampling.images import save_grid
-from fpdm.training.vae import pixel_batches, reconstruction, restore, split_indices, train_vae
+from fpdm.training.vae import pixel_batches, reconstruction, restore, train_vae
 
 logger = logging.getLogger("fpdm")
 STRIP_IMAGES = 16
@@ -22,7 +23,7 @@ STRIP_IMAGES = 16
 class Settings(VAEConfig):
     __doc__ = (
         VAEConfig.__doc__
-        + """    images: folder or zip of images, or digits.
+        + """    images: folder or zip of images, or digits; SOURCE@training is the same as SOURCE.
         out: folder for the VAE, reconstruction.json and reconstruction.png (images over their reconstructions).
     """
     )
@@ -40,16 +41,15 @@ def main() -> None:
     out = Path(settings.out)
     if (out / "config.json").exists():
         raise ValueError(f"out={out} already holds a VAE; choose another folder")
-    images = open_images(settings.images)
+    training, held_out = open_parts(settings.images)
     device = process_state().device
-    vae = train_vae(images, settings, device)
-    _, held_out = split_indices(len(images), settings)
-    result = reconstruction(vae, images, held_out, settings, device)
+    vae = train_vae(training, settings, device)
+    result = reconstruction(vae, held_out, settings, device)
     vae.save_pretrained(out)
     facts = result._asdict() | {"held_out_images": len(held_out), "scaling_factor": vae.config.scaling_factor}
     (out / "reconstruction.json").write_text(json.dumps(facts | {"settings": asdict(settings)}, indent=1))
 
-    pixels = next(pixel_batches(images, held_out[:STRIP_IMAGES], settings))
+    pixels = next(pixel_batches(held_out.subset(list(range(min(STRIP_IMAGES, len(held_out))))), settings))
     save_grid(torch.cat([pixels, restore(vae, pixels, device)]), out / "reconstruction.png", columns=len(pixels))
     logger.info(
         f"{out}: reconstruction MSE {result.mse:.2e} (pixel values 0..1), PSNR {result.psnr:.1f} dB "

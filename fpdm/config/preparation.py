@@ -22,7 +22,6 @@ class VAEConfig:
         kl_weight: weight of the KL term, per latent value, relative to the squared error per pixel value.
         ema_decay: decay of the averaged weights (EMA), which are saved.
         mirror: also train on mirror images.
-        held_out: share of the images that is not trained on but used to measure the reconstruction.
         seed: seed of weights, order and latent samples.
         workers: number of processes that decode images.
         skip_broken: skip files that cannot be decoded, instead of stopping.
@@ -38,7 +37,6 @@ class VAEConfig:
     kl_weight: float = 1e-6
     ema_decay: float = 0.99
     mirror: bool = False
-    held_out: float = 0.1
     seed: int = 0
     workers: int = 0
     skip_broken: bool = False
@@ -58,8 +56,6 @@ class VAEConfig:
         factor = 2 ** (len(self.widths) - 1)
         if not self.widths or self.resolution % factor:
             raise ValueError(f"resolution={self.resolution}: not a multiple of {factor} ({len(self.widths)} levels)")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: a share, 0 < held_out < 1")
 
 
 @dataclass

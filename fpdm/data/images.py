@@ -89,7 +89,10 @@ def open_images(source: str | Path) -> ImageSet:
         images = open_images(whole)
         chosen = [i for i, held_out in enumerate(images.held_out()) if held_out == (part == HELD_OUT)]
         if not chosen:
-            raise ValueError(f"images {source}: none of the {len(images)} images is in this part; use the whole source")
+            raise ValueError(
+                f"images {source}: none of the {len(images)} images is in this part; use more images, or the whole "
+                "source"
+            )
         return images.subset(chosen)
     if str(source) == DIGITS:
         return _digits()
@@ -100,6 +103,17 @@ def open_images(source: str | Path) -> ImageSet:
         return _zip(path)
     kind = "is neither a folder nor a zip file" if path.exists() else "does not exist"
     raise FileNotFoundError(f"images {source} {kind}; give a folder, a zip file or '{DIGITS}'")
+
+
+def open_parts(source: str | Path) -> tuple[ImageSet, ImageSet]:
+    """The training part and the held-out part of a source: the same for SOURCE and SOURCE@training.
+
+    ValueError for SOURCE@held-out, and for a source without images in one of the parts.
+    """
+    whole, part = source_and_part(source)
+    if part == HELD_OUT:
+        raise ValueError(f"images {source}: held-out images are not trained on; use {whole}@{TRAINING}")
+    return open_images(f"{whole}@{TRAINING}"), open_images(f"{whole}@{HELD_OUT}")
 
 
 def source_and_part(source: str | Path) -> tuple[str, str | None]:

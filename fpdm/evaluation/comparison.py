@@ -3,14 +3,15 @@
 import json
 import logging
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpdm.evaluation.metrics import Statistics, frechet_distance, statistics
+from fpdm.evaluation.metrics import Memorisation, frechet_distance, nearest, statistics
 from fpdm.files import read_json, write_atomically
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
@@ -31,13 +32,18 @@ class Contender(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Fréchet distance of `images` samples, and the cost of one image (the mean, with adaptive allocation)."""
+    """Fréchet distance of `images` samples, and the cost of one image (the mean, with adaptive allocation).
+
+    nearest, memorised: see `Memorisation`; None without held-out images.
+    """
 
     distance: float
     timesteps: int
     block_passes: float
     gflops: float
     ms_per_image: float
+    nearest: float | None = None
+    memorised: float | None = None
 
 
 class ScoreBook:
@@ -45,14 +51,22 @@ class ScoreBook:
 
     path: JSON file for the scores, so that an interrupted comparison can resume.
     extractor: uint8 images (B, 3, R, R) -> features (B, F); extractor_key: identifies it.
+    real: features (N, F) of the real images that the models are trained on. held_out: of others, if there are any, to
+    measure memorisation.
     """
 
     def __init__(
-        self, path: Path, extractor: nn.Module, extractor_key: str, reference: Statistics, images: int, batch_size: int
-    ):
+        self, path: Path, extractor: nn.Module, extractor_key: str, real: Tensor, images: int, batch_size: int,
+        held_out: Tensor | None = None,
+    ):  # fmt: skip
         self.path, self.extractor, self.extractor_key = path, extractor, extractor_key
-        self.reference, self.images, self.batch_size = reference, images, batch_size
+        self.real, self.held_out, self.images, self.batch_size = real, held_out, images, batch_size
+        self.reference = statistics(real)
         self._known = read_json(path) if path.exists() else {}
+
+    @cached_property
+    def _near(self) -> Tensor:
+        return nearest(self.held_out, self.real)
 
     def score(self, contender: Contender, config: SamplingConfig) -> Score:
         """The score, computed now if it is not in the book."""
@@ -88,10 +102,15 @@ class ScoreBook:
                 progress.update(len(indices))
         seconds = time.perf_counter() - started
         updates = plan.iterations if spent is None else spent.mean()
+        features, near = torch.cat(features), {}
+        if self.held_out is not None:
+            found = Memorisation.of(nearest(features, self.real), self._near)
+            near = {"nearest": found.nearest, "memorised": found.memorised}
         return Score(
-            distance=frechet_distance(statistics(torch.cat(features)), self.reference),
+            distance=frechet_distance(statistics(features), self.reference),
             timesteps=len(plan.steps),
             block_passes=plan.cost.total_blocks(updates),
             gflops=total_flops(config, plan, updates) / 1e9,
             ms_per_image=1000 * seconds / self.images,
+            **near,
         )

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -17,31 +17,32 @@ DPI = 130
 
 
 class Curve(NamedTuple):
-    """Scores at some iterations per timestep (or, in `plot_curves`, budgets). deviations: over seeds, if any."""
+    """Scores at some iterations per timestep (or another quantity x, such as the budget). deviations: over seeds."""
 
     label: str
-    iterations: list[int]
+    x: list[float]
     scores: list[float]
     deviations: list[float] | None = None
 
 
 class Smoothing(NamedTuple):
-    """Data of the paper's Fig. 4 and 6a: FPDM's curves, the baseline's score, the noise floor and the axis names."""
+    """Data of the paper's Fig. 4 and 6a: FPDM's curves, scores of the baseline and of held-out images, and names."""
 
     curves: list[Curve]
     baseline: float
-    floor: float
+    held_out: float
+    held_out_name: str
     score: str
     title: str
 
 
 def draw_smoothing(axes: Axes, data: Smoothing) -> None:
-    """Score over iterations per timestep; the baseline dashed, the noise floor dotted."""
+    """Score over iterations per timestep; the baseline dashed, held-out images dotted."""
     for curve, colour in zip(data.curves, FPDM_COLOURS, strict=False):
-        axes.errorbar(curve.iterations, curve.scores, curve.deviations, marker="o", capsize=3, color=colour,
+        axes.errorbar(curve.x, curve.scores, curve.deviations, marker="o", capsize=3, color=colour,
                       label=curve.label)  # fmt: skip
     axes.axhline(data.baseline, linestyle="--", color=DIT_COLOUR, label="DiT")
-    axes.axhline(data.floor, linestyle=":", color=DIT_COLOUR, label="noise floor: halves of the real images")
+    axes.axhline(data.held_out, linestyle=":", color=DIT_COLOUR, label=data.held_out_name)
     axes.set(
         xlabel="iterations per timestep (fewer iterations = more timesteps)",
         ylabel=f"{data.score} (lower is better)",
@@ -49,7 +50,7 @@ def draw_smoothing(axes: Axes, data: Smoothing) -> None:
         xscale="log",
         ylim=(0, None),
     )
-    ticks = sorted({k for curve in data.curves for k in curve.iterations})
+    ticks = sorted({k for curve in data.curves for k in curve.x})
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -69,14 +70,34 @@ def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> Non
     axes = figure.add_subplot()
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
     for curve, shade in zip(curves, shades, strict=True):
-        axes.errorbar(curve.iterations, curve.scores, curve.deviations, marker="o", capsize=3, color=shade,
+        axes.errorbar(curve.x, curve.scores, curve.deviations, marker="o", capsize=3, color=shade,
                       label=curve.label)  # fmt: skip
-    ticks = sorted({x for curve in curves for x in curve.iterations})
+    ticks = sorted({x for curve in curves for x in curve.x})
     axes.set(xlabel=xlabel, ylabel=f"{score} (lower is better)", xscale="log", ylim=(0, None))
     axes.set_xticks(ticks, [str(x) for x in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_panels(panels: dict[str, list[Curve]], xlabel: str, score: str, path: Path) -> None:
+    """Scores over a quantity that doubles, on logarithmic axes; a panel for each title."""
+    figure = Figure(figsize=(4.4 * len(panels), 4.2), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+        for curve, shade in zip(curves, shades, strict=True):
+            axes.errorbar(curve.x, curve.scores, curve.deviations, marker="o", capsize=3, color=shade,
+                          label=curve.label)  # fmt: skip
+        ticks = sorted({x for curve in curves for x in curve.x})
+        axes.set(title=title, xlabel=xlabel, xscale="log", yscale="log")
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(f"{score} (lower is better)")
+    figure.axes[0].legend()
     figure.savefig(path, dpi=DPI)
 
 

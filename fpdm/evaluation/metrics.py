@@ -83,12 +83,16 @@ class Memorisation(NamedTuple):
     nearest_held_out: float
     memorised: float
 
+    @classmethod
+    def of(cls, ours: Tensor, theirs: Tensor) -> "Memorisation":
+        """From the distances (`nearest`) of samples (N,) and of held-out images (K,) to training images."""
+        near = theirs.quantile(NEAR)
+        return cls(float(ours.median()), float(theirs.median()), float((ours < near).float().mean()))
+
 
 def memorisation(features: Tensor, training: Tensor, held_out: Tensor) -> Memorisation:
-    """features (N, F) of samples, training (M, F) and held_out (K, F) of real images."""
-    ours, theirs = nearest(features, training), nearest(held_out, training)
-    near = theirs.quantile(NEAR)
-    return Memorisation(float(ours.median()), float(theirs.median()), float((ours < near).float().mean()))
+    """From features (N, F) of samples, (M, F) of the training images and (K, F) of held-out images."""
+    return Memorisation.of(nearest(features, training), nearest(held_out, training))
 
 
 def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

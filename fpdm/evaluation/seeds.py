@@ -24,6 +24,14 @@ class Results(NamedTuple):
         return float(np.mean([score.block_passes for score in self.scores]))
 
     @property
+    def nearest(self) -> np.ndarray:
+        return np.array([score.nearest for score in self.scores])
+
+    @property
+    def memorised(self) -> np.ndarray:
+        return np.array([score.memorised for score in self.scores])
+
+    @property
     def gflops(self) -> float:
         return float(np.mean([score.gflops for score in self.scores]))
 

@@ -98,8 +98,8 @@ class Bench:
     @cached_property
     def scores(self) -> Scores:
         threads = max(torch.get_num_threads() // self.at_once, 1)
-        setting = Setting(self.out / "scores.json", CLASSIFIER, self.training.pool, self.samples, self.batch_size,
-                          self.precision, threads)  # fmt: skip
+        setting = Setting(self.out / "scores.json", CLASSIFIER, self.training.kept, self.held_out.kept, self.samples,
+                          self.batch_size, self.precision, threads)  # fmt: skip
         return Scores(setting, self.at_once, self.deadline)
 
     @property

@@ -5,18 +5,15 @@ down over its last fifth. Forks of it cool down earlier, so one run gives a thir
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from fpdm.chain import ROOT, Task, run_scripts
 from fpdm.chain.equal_time import steps_for_equal_time
-from fpdm.training.checkpoint import find_checkpoint, has_checkpoint, step_of
+from fpdm.reproduction.trainings import SHARE, Training, Trainings, config_path
 
-PARTS = 15  # of a run's steps
+PARTS = 15  # of a run's steps; forks begin at 4 and 8 of them
 THIRDS = (1, 2, 3)  # lengths at which a network is scored
-COOLDOWN = 5  # a fifth of each length is the cool-down
 TRIED = "[1,2,4,8,12]"  # iterations at which the trials of an FPDM measure its loss
 
 
@@ -53,8 +50,7 @@ class Contest:
         self.entrants, self.configs, self.common, self.out = entrants, configs, common, out
         self.seconds, self.trial_seconds, self.rates = seconds, trial_seconds, rates
         self.at_once, self.deadline = at_once, deadline
-        for folder in (out / "logs", out / "runs"):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.trainings = Trainings(out, at_once, deadline)
 
     def steps(self) -> dict[str, int]:
         """Steps of each entrant, and of each variant (as entrant-variant), in `seconds`: multiples of PARTS."""
@@ -99,70 +95,40 @@ class Contest:
         self.rate_trials(self.entrants)
         pairs = sorted(((seed, name) for name, e in self.entrants.items() for seed in range(e.seeds)),
                        key=lambda pair: pair[0])  # fmt: skip
-        self._run([self._training(name, seed, 3) for seed, name in pairs])
-        self._run([self._training(name, seed, third) for seed, name in pairs for third in THIRDS[:-1]])
+        self.trainings.train(self._training(name, seed, 3) for seed, name in pairs)
+        self.trainings.train(self._training(name, seed, third) for seed, name in pairs for third in THIRDS[:-1])
 
     def run(self, name: str, seed: int = 0, third: int = 3) -> Path:
         """Folder of an entrant's run that has cooled down at this length. FileNotFoundError if it is not trained."""
-        return find_run(self.out / "runs", _run_name(name, seed, third))
+        return self.trainings.find(_run_name(name, seed, third))
 
-    def _training(self, name: str, seed: int, third: int) -> Task | None:
+    def _training(self, name: str, seed: int, third: int) -> Training:
         variant = self.variant(name)
         whole = self.steps()[f"{name}-{variant}".strip("-")]
-        part, steps = whole // PARTS, whole * third // 3
-        words = [*self._arguments(name, variant, seed), "--optim.lr", self.rate(name), "--optim.steps", steps,
-                 "--optim.cooldown", steps // COOLDOWN, "--run.name", _run_name(name, seed, third),
-                 "--run.validate_every", part, "--run.checkpoint_every", part, "--run.keep_last", 1,
-                 "--run.keep_every", 4 * part]  # fmt: skip
-        if third < 3:
-            start = steps - steps // COOLDOWN
-            words += ["--fork", self.run(name, seed) / "checkpoints" / f"{start:07d}"]
-        return self._task(_run_name(name, seed, third), steps, words)
+        part = whole // PARTS
+        words = (*self._arguments(name, variant, seed), "--optim.lr", self.rate(name), "--run.validate_every", part,
+                 "--run.checkpoint_every", part, "--run.keep_last", 1, "--run.keep_every", 4 * part)  # fmt: skip
+        training = Training(_run_name(name, seed, third), whole * third // 3, words)
+        return training.cooled() if third == 3 else training.forked(self.run(name, seed))
 
     def _trials(self, wanted: list[tuple[str, str, float]]) -> list[Trial]:
-        tasks, steps, names = [], [], []
+        trainings = []
         for name, variant, rate in wanted:
             label = f"{name}-{variant}".strip("-")
-            count = max(round(self.steps()[label] * self.trial_seconds / self.seconds), COOLDOWN)
-            run = f"trial-{label}-{rate:g}"
-            words = [*self._arguments(name, variant, 0), "--optim.lr", rate, "--optim.steps", count,
-                     "--optim.cooldown", count // COOLDOWN, "--run.name", run, "--run.validate_every", count,
-                     "--validation.reference", "null", "--validation.iterations", TRIED,
-                     "--run.checkpoint_every", count]  # fmt: skip
-            tasks.append(self._task(run, count, words))
-            steps.append(count)
-            names.append(run)
-        self._run(tasks)
-        found = (validations(find_run(self.out / "runs", name))[-1]["val_loss"] for name in names)
-        return [Trial(*facts) for facts in zip(names, found, steps, strict=True)]
+            steps = max(round(self.steps()[label] * self.trial_seconds / self.seconds), SHARE)
+            words = (*self._arguments(name, variant, 0), "--optim.lr", rate, "--run.validate_every", steps,
+                     "--validation.reference", "null", "--validation.iterations", TRIED, "--run.checkpoint_every",
+                     steps)  # fmt: skip
+            trainings.append(Training(f"trial-{label}-{rate:g}", steps, words).cooled())
+        runs = self.trainings.train(trainings)
+        return [Trial(training.name, validations(run)[-1]["val_loss"], training.steps)
+                for training, run in zip(trainings, runs, strict=True)]  # fmt: skip
 
-    def _arguments(self, name: str, variant: str, seed: int) -> list:
+    def _arguments(self, name: str, variant: str, seed: int) -> tuple:
         entrant = self.entrants[name]
-        config = Path(os.path.relpath(ROOT / "configs" / self.configs / f"{entrant.config}.yaml"))
         more = (entrant.variants or {}).get(variant, ())
-        return ["--config", config, *self.common, "--run.results", self.out / "runs", "--run.seed", seed,
-                *entrant.arguments, *more]  # fmt: skip
-
-    def _task(self, name: str, steps: int, words: list) -> Task | None:
-        """The training, or None if it is done."""
-        try:
-            if step_of(find_checkpoint(find_run(self.out / "runs", name))) == steps:
-                return None
-        except FileNotFoundError:
-            pass
-        return Task("train.py", (*words, "--resume", "auto"), self.out / "logs" / f"{name}.log")
-
-    def _run(self, tasks: list[Task | None]) -> None:
-        run_scripts([task for task in tasks if task is not None], self.at_once, self.deadline)
-
-
-def find_run(results: Path, name: str) -> Path:
-    """The run of this name that has a checkpoint; FileNotFoundError if there is none."""
-    found = [path for path in sorted(results.glob(f"*-{name}")) if path.name.split("-", 1)[1] == name]
-    found = [path for path in found if has_checkpoint(path)]
-    if not found:
-        raise FileNotFoundError(f"{results}: no run named {name} with a checkpoint")
-    return found[-1]
+        return ("--config", config_path(self.configs, entrant.config), *self.common, "--run.seed", seed,
+                *entrant.arguments, *more)  # fmt: skip
 
 
 def validations(run: Path) -> list[dict]:

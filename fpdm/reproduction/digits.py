@@ -5,25 +5,26 @@ from pathlib import Path
 from fpdm.chain import run_script
 from fpdm.reproduction.experiments import Data, Experiment, Reference, reference_of
 
+TRAINING_DIGITS, HELD_OUT_DIGITS = "digits@training", "digits@held-out"
 RESOLUTION = 32
 VAE_STEPS = 800
 
 
 def prepare(out: Path, vae_steps: int = VAE_STEPS) -> None:
-    """Create the VAE in out/vae and the latents in out/latents, unless they exist."""
+    """Create the VAE in out/vae and the latents in out/latents, unless they exist; both of the training digits."""
     vae, latents = out / "vae", out / "latents"
     if not (vae / "config.json").exists():
-        run_script("train_vae.py", "--images", "digits", "--resolution", RESOLUTION, "--widths", "[16,32,32]",
+        run_script("train_vae.py", "--images", TRAINING_DIGITS, "--resolution", RESOLUTION, "--widths", "[16,32,32]",
                    "--steps", vae_steps, "--batch-size", 16, "--lr", "3e-3", "--kl-weight", "1e-3",
                    "--out", vae)  # fmt: skip
     if not (latents / "manifest.json").exists():
-        run_script("encode_latents.py", "--images", "digits", "--resolution", RESOLUTION, "--vae", vae,
+        run_script("encode_latents.py", "--images", TRAINING_DIGITS, "--resolution", RESOLUTION, "--vae", vae,
                    "--mirror", "false", "--out", latents)  # fmt: skip
 
 
 def reference(cache: Path) -> Reference:
-    """The real digits, and the classifier trained on them."""
-    return reference_of("digits", RESOLUTION, cache)
+    """The training digits, the classifier trained on them, and the held-out digits."""
+    return reference_of(TRAINING_DIGITS, RESOLUTION, cache, HELD_OUT_DIGITS)
 
 
 def _sjfb(variant: str, no_grad: int, grad: int, steps_as: str | None = None) -> Experiment:

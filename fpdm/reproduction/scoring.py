@@ -16,7 +16,6 @@ from fpdm.evaluation.classifier import ResidualClassifier
 from fpdm.evaluation.comparison import Contender, Score, ScoreBook
 from fpdm.evaluation.extraction import Gathered
 from fpdm.evaluation.features import weights_key
-from fpdm.evaluation.metrics import Statistics
 from fpdm.reproduction.contenders import load_contender
 from fpdm.sampling.settings import SamplingConfig
 
@@ -29,12 +28,13 @@ class Scored(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all scores share, in a form that other processes can be given. classifier: its folder. precision: of
-    sampling. threads: of one process."""
+    """What all scores share, in a form that other processes can be given. classifier: its folder. real, held_out:
+    features of the images that are trained on, and of others. precision: of sampling. threads: of one process."""
 
     book: Path
     classifier: Path
-    reference: Statistics
+    real: torch.Tensor
+    held_out: torch.Tensor
     images: int
     batch_size: int
     precision: str
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
     def open(self) -> ScoreBook:
         extractor = ResidualClassifier.load(self.classifier).to(process_state().device)
         key = weights_key(str(self.classifier / "model.safetensors"), "")
-        return ScoreBook(self.book, extractor, key, self.reference, self.images, self.batch_size)
+        return ScoreBook(self.book, extractor, key, self.real, self.images, self.batch_size, self.held_out)
 
 
 class Scores:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fpdm.config import VAEConfig
 from fpdm.data.batches import ImageTensors, image_batches, image_loader, to_signed, to_uint8
 from fpdm.data.images import ImageSet
-from fpdm.data.order import batch_indices, permutation
+from fpdm.data.order import batch_indices
 from fpdm.seeding import key
 from fpdm.training.ema import EMA
 
@@ -42,15 +42,6 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
     )
 
 
-def split_indices(count: int, config: VAEConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and to measure on, at least one of each."""
-    if count < 2:
-        raise ValueError(f"{count} image: training a VAE needs at least 2, one of them to measure on")
-    order = permutation(key("held out", config.seed), 0, count)
-    kept = min(max(round(count * config.held_out), 1), count - 1)
-    return order[kept:], order[:kept]
-
-
 def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> AutoencoderKL:
     """Train on squared error + KL; the result's scaling_factor gives latents unit standard deviation."""
     torch.manual_seed(config.seed)
@@ -59,10 +50,7 @@ def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> Auto
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / config.steps))
     generator = torch.Generator(device).manual_seed(key("vae", config.seed))
-    training, _ = split_indices(len(images), config)
-    batches = [
-        training[batch_indices(config.seed, step, config.batch_size, len(training))] for step in range(config.steps)
-    ]
+    batches = [batch_indices(config.seed, step, config.batch_size, len(images)) for step in range(config.steps)]
     dataset = ImageTensors(images, config.resolution)
     loader = image_loader(dataset, config.workers, config.skip_broken, batch_sampler=batches)
     progress = tqdm(loader, total=config.steps, desc="train vae", unit="step")
@@ -88,7 +76,7 @@ def train_vae(images: ImageSet, config: VAEConfig, device: torch.device) -> Auto
         if step % 50 == 0:
             progress.set_postfix(mse=f"{error.item() / 4:.2e}", kl=f"{kl.item():.2f}")
     result = average.model
-    result.register_to_config(scaling_factor=1 / latent_std(result, images, training, config, device))
+    result.register_to_config(scaling_factor=1 / latent_std(result, images, config, device))
     return result
 
 
@@ -99,15 +87,14 @@ def rate_at(progress: float) -> float:
 
 @torch.no_grad()
 def latent_std(
-    vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device, most: int = 2048
+    vae: AutoencoderKL, images: ImageSet, config: VAEConfig, device: torch.device, most: int = 2048
 ) -> float:
-    """Standard deviation of sampled latents before scaling, over up to `most` of the images.
+    """Standard deviation of sampled latents before scaling, over up to `most` of the images, evenly spread.
 
     It includes the variation between images and within each posterior.
     """
-    posteriors = [
-        vae.encode(to_signed(pixels.to(device))).latent_dist for pixels in pixel_batches(images, indices[:most], config)
-    ]
+    chosen = images.subset([int(i) for i in np.linspace(0, len(images) - 1, min(most, len(images)))])
+    posteriors = [vae.encode(to_signed(pixels.to(device))).latent_dist for pixels in pixel_batches(chosen, config)]
     means = torch.cat([posterior.mean.cpu().double() for posterior in posteriors])
     variances = torch.cat([posterior.var.cpu().double() for posterior in posteriors])
     return float((means.var() + variances.mean()).sqrt())
@@ -120,12 +107,10 @@ def restore(vae: AutoencoderKL, pixels: Tensor, device: torch.device) -> Tensor:
     return to_uint8(vae.decode(latents).sample).cpu()
 
 
-def reconstruction(
-    vae: AutoencoderKL, images: ImageSet, indices: np.ndarray, config: VAEConfig, device: torch.device
-) -> Reconstruction:
-    """Error over the images `indices`, with reconstructions rounded to uint8."""
+def reconstruction(vae: AutoencoderKL, images: ImageSet, config: VAEConfig, device: torch.device) -> Reconstruction:
+    """Error over the images, with reconstructions rounded to uint8."""
     total = count = 0
-    for pixels in pixel_batches(images, indices, config):
+    for pixels in pixel_batches(images, config):
         error = (restore(vae, pixels, device).double() - pixels.double()) / 255
         total += error.square().sum().item()
         count += pixels.numel()
@@ -133,8 +118,7 @@ def reconstruction(
     return Reconstruction(mse, -10 * math.log10(max(mse, 1e-12)))
 
 
-def pixel_batches(images: ImageSet, indices: np.ndarray, config: VAEConfig) -> Iterator[Tensor]:
-    """The images `indices` as uint8 (B, 3, R, R)."""
-    chosen = images.subset(indices.tolist())
-    for batch in image_batches(chosen, config.resolution, config.batch_size, config.workers, config.skip_broken):
+def pixel_batches(images: ImageSet, config: VAEConfig) -> Iterator[Tensor]:
+    """The images as uint8 (B, 3, R, R)."""
+    for batch in image_batches(images, config.resolution, config.batch_size, config.workers, config.skip_broken):
         yield batch.pixels

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpdm.data.images import is_held_out, open_images, source_and_part
+from fpdm.data.images import is_held_out, open_images, open_parts, source_and_part
 
 
 def pixels(images):
@@ -217,3 +217,14 @@ def test_sources_with_an_at_sign(image_folder, tmp_path):
         open_images(f"{tmp_path / 'few'}@held-out")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_images(tmp_path / "absent@training")
+
+
+def test_parts_have_no_image_in_common(tmp_path):
+    whole, (training, held_out) = open_images("digits"), open_parts("digits")
+    assert (len(training), len(held_out)) == (1632, 165) and sorted(training.keys + held_out.keys) == whole.keys
+    assert training.keys == open_images("digits@training").keys == open_parts("digits@training")[0].keys
+    with pytest.raises(ValueError, match="held-out images are not trained on; use digits@training"):
+        open_parts("digits@held-out")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="none of the 1 images is in this part; use more images"):
+        open_parts(tmp_path)

@@ -63,8 +63,15 @@ def run_on_device(script: str, *words) -> str:
 def scripts_run_here(monkeypatch, tmp_path):
     """Scripts that run others run them in this process."""
     monkeypatch.chdir(ROOT)
-    for module in ("fpdm.chain", "fpdm.benchmarks.steps", "fpdm.reproduction.digits", "fpdm.reproduction.experiments"):
+    for module in ("fpdm.chain", "fpdm.benchmarks.steps", "fpdm.reproduction.digits"):
         monkeypatch.setattr(f"{module}.run_script", run)
+
+    def run_all(tasks, at_once, deadline):
+        for task in tasks:
+            run(task.script, *task.arguments)
+
+    for module in ("fpdm.chain.equal_time", "fpdm.reproduction.trainings"):
+        monkeypatch.setattr(f"{module}.run_scripts", run_all)
 
 
 @pytest.fixture(scope="module")

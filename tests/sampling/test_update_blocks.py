@@ -17,7 +17,6 @@ from fpdm.cost import ForwardCost
 from fpdm.data.codec import PixelCodec
 from fpdm.diffusion import Diffusion
 from fpdm.evaluation.comparison import Contender, ScoreBook
-from fpdm.evaluation.metrics import Statistics
 from fpdm.loading import make_source
 from fpdm.models import FixedPointDiT, block_cost, forward_cost
 from fpdm.models.blocks import DiTBlock
@@ -129,8 +128,7 @@ def test_a_setting_newer_than_a_folder_does_not_close_it(source, tmp_path):
 
 def test_scores_say_what_an_image_cost(source, tmp_path):
     features = lambda images: images.float().flatten(1)[:, :2] + torch.rand(len(images), 2)  # noqa: E731
-    expected = Statistics(torch.zeros(2).numpy(), torch.eye(2).numpy(), 10)
-    book = ScoreBook(tmp_path / "scores.json", features, "", expected, images=6, batch_size=3)
+    book = ScoreBook(tmp_path / "scores.json", features, "", torch.randn(10, 2), images=6, batch_size=3)
     score = book.score(Contender("stub", "", source), SamplingConfig(budget=100, iterations=4))
     assert (score.timesteps, score.block_passes) == (5, 95) and score.gflops == pytest.approx(5 * 202 / 1e9)
 
