@@ -70,7 +70,8 @@ class Bench:
                 run_script("encode_latents.py", "--images", f"{images}@{part}", "--vae", vae, "--resolution",
                            RESOLUTION, "--out", out / folder)  # fmt: skip
         common = ("--data.latents", out / "latents", "--data.vae", vae, "--validation.latents", out / "held-out",
-                  "--validation.reference", f"{images}@{TRAINING}", "--validation.weights", CLASSIFIER,
+                  "--validation.reference", f"{images}@{TRAINING}", "--validation.features", "classifier",
+                  "--validation.weights", CLASSIFIER, "--validation.budget", subject.middle,
                   *arguments)  # fmt: skip
         self.contest = Contest(
             subject.entrants, subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline

@@ -127,8 +127,8 @@ class Contest:
     def _arguments(self, name: str, variant: str, seed: int) -> tuple:
         entrant = self.entrants[name]
         more = (entrant.variants or {}).get(variant, ())
-        return ("--config", config_path(self.configs, entrant.config), *self.common, "--run.seed", seed,
-                *entrant.arguments, *more)  # fmt: skip
+        return ("--config", config_path(self.configs, entrant.config), "--optim.lr_schedule", "constant",
+                "--run.preview_every", 0, *self.common, "--run.seed", seed, *entrant.arguments, *more)  # fmt: skip
 
 
 def validations(run: Path) -> list[dict]:
