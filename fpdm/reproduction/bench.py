@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fpdm.chain import ROOT, run_script
 from fpdm.config import ScoringConfig
-from fpdm.data.codec import PIXELS
+from fpdm.data.batches import to_signed, to_uint8
+from fpdm.data.codec import PIXELS, open_codec
 from fpdm.data.images import HELD_OUT, TRAINING
 from fpdm.devices import process_state
 from fpdm.evaluation.comparison import Score
@@ -64,12 +65,12 @@ class Bench:
     ):  # fmt: skip
         self.subject, self.images, self.out, self.samples = subject, images, out, samples
         self.at_once, self.deadline = at_once, deadline
-        vae = subject.vae if subject.vae == PIXELS else os.path.relpath(ROOT / subject.vae)
+        self.vae = subject.vae if subject.vae == PIXELS else os.path.relpath(ROOT / subject.vae)
         for part, folder in ((TRAINING, "latents"), (HELD_OUT, "held-out")):
             if not (out / folder / "manifest.json").exists():
-                run_script("encode_latents.py", "--images", f"{images}@{part}", "--vae", vae, "--resolution",
+                run_script("encode_latents.py", "--images", f"{images}@{part}", "--vae", self.vae, "--resolution",
                            RESOLUTION, "--out", out / folder)  # fmt: skip
-        common = ("--data.latents", out / "latents", "--data.vae", vae, "--validation.latents", out / "held-out",
+        common = ("--data.latents", out / "latents", "--data.vae", self.vae, "--validation.latents", out / "held-out",
                   "--validation.reference", f"{images}@{TRAINING}", "--validation.features", "classifier",
                   "--validation.weights", CLASSIFIER, "--validation.budget", subject.middle,
                   *arguments)  # fmt: skip
@@ -141,6 +142,14 @@ class Bench:
     def ways(self, name: str) -> list[dict]:
         """How many updates a call may have: one way for a DiT."""
         return [{"iterations": k} for k in ITERATIONS] if name == "fpdm" else [{}]
+
+    @torch.inference_mode()
+    def reconstructed(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, R, R) encoded, and decoded from the mean, on the CPU."""
+        device = process_state().device
+        codec = open_codec(self.vae, device)
+        means = (codec.encode(to_signed(batch.to(device))).mean for batch in images.split(250))
+        return torch.cat([to_uint8(codec.decode(mean)).cpu() for mean in means])
 
     def extract(self, images: Tensor) -> Tensor:
         """Features (N, F) on the CPU of uint8 images (N, 3, R, R)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
+from fpdm.data.codec import PIXELS
 from fpdm.evaluation.figures import Series, plot_series, plot_strips
 from fpdm.evaluation.metrics import frechet_distance, kernel_distance, memorisation, precision_recall, statistics
 from fpdm.evaluation.samples import load_labelled
@@ -38,6 +39,8 @@ def yardstick(bench: Bench) -> Section:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images.shape, generator=generator)
     kinds = {"held-out images, as they are": images}
+    if bench.subject.vae != PIXELS:  # no model in its latents can do better
+        kinds["decoded from their latents"] = bench.reconstructed(images)
     for sigma in (0.5, 0.75, 1.0):
         kinds[f"blurred, sigma {sigma:g} pixels"] = transforms.gaussian_blur(images, [9, 9], [sigma, sigma])
     for level in (5, 10, 20):
