@@ -54,6 +54,11 @@ def evaluate(samples: str | Path, reference: str | Path, *, out: str | Path | No
     expected, found = measure.reference(reference), measure(images)
     held_out = None
     if config.held_out is not None:
+        if expected.kept is None:
+            raise ValueError(
+                f"held_out={config.held_out} with reference {reference}, which holds statistics alone: distances to "
+                "the nearest images need the images themselves"
+            )
         held_out = measure(Samples(_existing("held_out", config.held_out), measure.resolution))
 
     def result() -> dict:
@@ -210,6 +215,8 @@ def _existing(name: str, source: str | Path) -> str:
 
 
 def _given_resolution(config: ScoringConfig) -> int:
+    if config.held_out is not None:
+        raise ValueError(f"held_out={config.held_out} without samples: there is nothing to compare; leave it out")
     if config.resolution is None:
         raise ValueError("resolution is not set; without samples, it must say what size the reference is cropped to")
     return config.resolution

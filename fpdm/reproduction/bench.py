@@ -72,8 +72,7 @@ class Bench:
                            RESOLUTION, "--out", out / folder)  # fmt: skip
         common = ("--data.latents", out / "latents", "--data.vae", self.vae, "--validation.latents", out / "held-out",
                   "--validation.reference", f"{images}@{TRAINING}", "--validation.features", "classifier",
-                  "--validation.weights", CLASSIFIER, "--validation.budget", subject.middle,
-                  *arguments)  # fmt: skip
+                  "--validation.weights", CLASSIFIER, *arguments)  # fmt: skip
         self.contest = Contest(
             subject.entrants, subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline
         )
@@ -112,32 +111,35 @@ class Bench:
     def classifier_key(self) -> str:
         return weights_key(str(CLASSIFIER / "model.safetensors"), "")
 
-    def runs(self, name: str, third: int = 3) -> list[Path]:
-        """The runs of an entrant at a length, one for each seed. The first call trains all entrants."""
+    def runs(self, name: str, third: int = 3, seeds: int | None = None) -> list[Path]:
+        """The runs of an entrant at a length, one for each seed, or for the first `seeds` of them.
+
+        The first call trains all entrants.
+        """
         if not self._complete:
             self.contest.train()
             self._complete = True
-        return [self.contest.run(name, seed, third) for seed in range(self.subject.entrants[name].seeds)]
+        return [self.contest.run(name, seed, third) for seed in range(self.subject.entrants[name].seeds)][:seeds]
 
     def trained(self, run: Path) -> Trained:
         if run not in self._trained:
             self._trained[run] = load_trained(run, process_state().device, self.precision)
         return self._trained[run]
 
-    def fill(self, wanted: Iterable[tuple[str, dict]], third: int = 3) -> None:
-        """Compute scores, several at a time: (entrant, settings of a SamplingConfig), for all its seeds."""
+    def fill(self, wanted: Iterable[tuple[str, dict]], third: int = 3, seeds: int | None = None) -> None:
+        """Compute scores, several at a time: (entrant, settings of a SamplingConfig), for the seeds as in `runs`."""
         self.scores.fill(
             Scored(run, SamplingConfig(**settings, seed=seed))
             for name, settings in wanted
-            for seed, run in enumerate(self.runs(name, third))
+            for seed, run in enumerate(self.runs(name, third, seeds))
         )
 
-    def score(self, name: str, third: int = 3, **settings) -> list[Score]:
-        """Scores of an entrant, one for each seed; model i is sampled with seed i."""
-        return [self.scores.at(run, **settings, seed=seed) for seed, run in enumerate(self.runs(name, third))]
+    def score(self, name: str, third: int = 3, seeds: int | None = None, **settings) -> list[Score]:
+        """Scores of an entrant, one for each seed as in `runs`; model i is sampled with seed i."""
+        return [self.scores.at(run, **settings, seed=seed) for seed, run in enumerate(self.runs(name, third, seeds))]
 
-    def distances(self, name: str, third: int = 3, **settings) -> np.ndarray:
-        return np.array([score.distance for score in self.score(name, third, **settings)])
+    def distances(self, name: str, third: int = 3, seeds: int | None = None, **settings) -> np.ndarray:
+        return np.array([score.distance for score in self.score(name, third, seeds, **settings)])
 
     def ways(self, name: str) -> list[dict]:
         """How many updates a call may have: one way for a DiT."""

@@ -37,7 +37,7 @@ SMALL = Subject(
     },
     rates=(5e-4, 1e-3, 2e-3),
     budgets=(30, 60, 120, 240),
-    middle=120,  # 10 timesteps of the DiT with 12 blocks
+    middle=60,  # 5 timesteps of the DiT with 12 blocks
 )
 FULL = Subject(
     configs="cifar10",

@@ -209,6 +209,17 @@ def test_one_thing_at_a_time():
         make_reference("digits", "r.npz", features="cnn", resolution=16)
     with pytest.raises(ValueError, match="resolution is not set"):
         self_test("digits")
+    with pytest.raises(ValueError, match="held_out=digits@held-out without samples: there is nothing to compare"):
+        self_test("digits", held_out="digits@held-out", resolution=8)
+
+
+def test_held_out_images_beside_statistics_alone(sets, averages, tmp_path, monkeypatch):
+    """ADM's form without images, which has no nearest ones."""
+    monkeypatch.setattr(Averages, "name", "inception")  # whose statistics these files hold
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(12), sigma=np.eye(12))
+    settings = {"features": averages, "cache": tmp_path / "cache", "held_out": sets[1]}
+    with pytest.raises(ValueError, match="which holds statistics alone: distances to the nearest"):
+        fpdm.evaluate(sets[0], tmp_path / "statistics.npz", **settings)
 
 
 def test_an_extractor_of_a_fork_is_named_in_help_and_errors(monkeypatch):
