@@ -25,6 +25,7 @@ from fpdm.reproduction.experiments import Laboratory
 logger = logging.getLogger("fpdm")
 DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS, "cifar10-small": SECTIONS}
 SECONDS = {"digits": 75, "cifar10": 240, "cifar10-small": 2400}
+FEATURES = {"digits": 64, "cifar10": 128, "cifar10-small": 128}  # dimensions
 SAMPLES = {"digits": 1000, "cifar10": 5000, "cifar10-small": 5000}
 
 
@@ -78,7 +79,7 @@ class Settings:
             check_choice("targets", target, tuple(DATA[self.data]))
         check_range(0.1, limits.SECONDS, seconds=self.seconds, trial_seconds=self.trial_seconds)
         check_range(1, limits.REPEATS, seeds=self.seeds)
-        check_range(129, limits.SAMPLES, samples=self.samples)  # the features have up to 128 dimensions
+        check_range(FEATURES[self.data] + 1, limits.SAMPLES, samples=self.samples)
         check_range(1, limits.BATCH, batch_size=self.batch_size)
         check_range(0, limits.MINUTES, minutes=self.minutes)
         check_range(1, limits.STEPS, vae_steps=self.vae_steps)

@@ -213,7 +213,7 @@ def test_sources_with_an_at_sign(image_folder, tmp_path):
     with pytest.raises(ValueError, match=r"digits has no part 'test'; use @training or @held-out"):
         open_images("digits@test")
     shutil.copytree(image_folder / "cow", tmp_path / "few" / "cow")
-    with pytest.raises(ValueError, match=r"none of the 8 images is in this part; use the whole source"):
+    with pytest.raises(ValueError, match=r"none of the 8 images is in this part; use more images"):
         open_images(f"{tmp_path / 'few'}@held-out")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_images(tmp_path / "absent@training")
