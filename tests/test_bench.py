@@ -104,7 +104,9 @@ def test_what_the_trials_choose(bench):
         == min(trials, key=lambda trial: trial.loss).name.split("-", 2)[2].rsplit("-", 1)[0]
     )
     for name, found in bench.contest.rate_trials(["dit-12", "dit-3"]).items():
-        best = min(found, key=lambda trial: trial.loss)
+        best, rates = min(found, key=lambda trial: trial.loss), [trial.rate for trial in found]
+        assert rates == sorted(rates) and {1e-3, 2e-3} <= set(rates) and 3 <= len(rates) <= 4
+        assert len(rates) == 4 or best.rate not in (rates[0], rates[-1])  # at an edge, further ones were tried
         assert f"{bench.contest.rate(name):g}" == best.name.rsplit("-", 1)[1] and best.steps == 8
         assert (
             bench.contest.run(name).joinpath("config.yaml").read_text().count(f"lr: {bench.contest.rate(name):g}") == 1

@@ -75,9 +75,13 @@ def trials(bench: Bench) -> Section:
             for trial in contest.variant_trials("fpdm")]  # fmt: skip
     variants = markdown_table(["FPDM, updates in training", "steps", "held-out loss"], rows)
     tried = contest.rate_trials(bench.subject.entrants)
-    rows = [[bench.subject.entrants[name].label, *(f"{trial.loss:.4f}" for trial in found), f"{contest.rate(name):g}"]
-            for name, found in tried.items()]  # fmt: skip
-    rates = markdown_table(["", *(f"rate {rate:g}" for rate in bench.subject.rates), "chosen"], rows)
+    every = sorted({trial.rate for found in tried.values() for trial in found})
+    rows = []
+    for name, found in tried.items():
+        losses = {trial.rate: f"{trial.loss:.4f}" for trial in found}
+        rows.append([bench.subject.entrants[name].label, *(losses.get(rate, "") for rate in every),
+                     f"{contest.rate(name):g}"])  # fmt: skip
+    rates = markdown_table(["", *(f"rate {rate:g}" for rate in every), "chosen"], rows)
     rows = [[name, str(count)] for name, count in steps.items()]
     lengths = markdown_table(["", f"steps in {contest.seconds:g} s"], rows)
     caption = (

@@ -14,6 +14,7 @@ from fpdm.reproduction.trainings import SHARE, Training, Trainings, config_path
 
 PARTS = 15  # of a run's steps; forks begin at 4 and 8 of them
 THIRDS = (1, 2, 3)  # lengths at which a network is scored
+MORE = 2  # further learning rates that are tried beyond the given ones
 TRIED = "[1,2,4,8,12]"  # iterations at which the trials of an FPDM measure its loss
 
 
@@ -29,18 +30,19 @@ class Entrant(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A short training. loss: on held-out latents at its end, of the averaged weights; steps: all of them."""
+    """A short training. rate: its learning rate; loss: on held-out latents at its end, of the averaged weights."""
 
     name: str
-    loss: float
+    rate: float
     steps: int
+    loss: float
 
 
 class Contest:
     """Trains the entrants; every training is started once, and resumed where it was stopped.
 
     configs: folder in configs/. common: arguments of train.py for all. seconds: training time of each; trial_seconds:
-    of each trial. rates: learning rates that are tried. at_once: trainings at a time. All files are in `out`.
+    of each trial. rates: learning rates that are tried first. at_once: trainings at a time. All files are in `out`.
     """
 
     def __init__(
@@ -74,19 +76,28 @@ class Contest:
         return list(self.entrants[name].variants)[min(range(len(trials)), key=lambda i: trials[i].loss)]
 
     def rate_trials(self, names: Iterable[str]) -> dict[str, list[Trial]]:
-        """Of each rate, for each entrant with its best variant; none if there is only one rate."""
+        """Of each rate, for each entrant with its best variant, in the order of the rates; none if there is only one.
+
+        Where the best rate is the lowest or the highest, half or twice of it is tried too, at most MORE times.
+        """
         if len(self.rates) == 1:
             return {}
-        wanted = [(name, self.variant(name), rate) for name in names for rate in self.rates]
-        found = iter(self._trials(wanted))
-        return {name: [next(found) for _ in self.rates] for name in names}
+        tried = {name: sorted(self.rates) for name in names}
+        for left in reversed(range(MORE + 1)):
+            wanted = [(name, self.variant(name), rate) for name, rates in tried.items() for rate in rates]
+            trials = iter(self._trials(wanted))
+            found = {name: [next(trials) for _ in rates] for name, rates in tried.items()}
+            for name, rates in tried.items():
+                best = min(found[name], key=lambda trial: trial.loss).rate
+                beyond = [best / 2] if best == rates[0] else [2 * best] if best == rates[-1] else []
+                tried[name] = sorted([*rates, *beyond]) if left else rates
+        return found
 
     def rate(self, name: str) -> float:
         """The learning rate of an entrant: the one with the lowest loss in its trial, or the only one."""
         if len(self.rates) == 1:
             return self.rates[0]
-        trials = self.rate_trials([name])[name]
-        return self.rates[min(range(len(trials)), key=lambda i: trials[i].loss)]
+        return min(self.rate_trials([name])[name], key=lambda trial: trial.loss).rate
 
     def train(self) -> None:
         """All trials, all entrants with all seeds, then the forks."""
@@ -121,8 +132,8 @@ class Contest:
                      steps)  # fmt: skip
             trainings.append(Training(f"trial-{label}-{rate:g}", steps, words).cooled())
         runs = self.trainings.train(trainings)
-        return [Trial(training.name, validations(run)[-1]["val_loss"], training.steps)
-                for training, run in zip(trainings, runs, strict=True)]  # fmt: skip
+        return [Trial(training.name, rate, training.steps, validations(run)[-1]["val_loss"])
+                for training, run, (_, _, rate) in zip(trainings, runs, wanted, strict=True)]  # fmt: skip
 
     def _arguments(self, name: str, variant: str, seed: int) -> tuple:
         entrant = self.entrants[name]
