@@ -14,10 +14,10 @@ from fpdm.config.experiment import (
     OptimConfig,
     RunConfig,
     SJFBConfig,
-    ValidationConfig,
 )
 from fpdm.config.preparation import EncodeConfig, VAEConfig
 from fpdm.config.scoring import ScoringConfig
+from fpdm.config.validation import ValidationConfig
 
 __all__ = [
     "DataConfig",
