@@ -14,10 +14,10 @@ from diffusers import AutoencoderKL
 
 from fpdm.config import DiffusionConfig
 from fpdm.data.codec import VAECodec, fingerprint
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import build_model
 from fpdm.pipeline import FPDMPipeline
+from fpdm.processes import make_process
 from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.plan import Plan, Step
 from fpdm.sampling.solving import Solving
@@ -43,7 +43,7 @@ def make(tiny_vae):
             "class_names": list("abcd"),
             "latents": None,
         }
-        scheduler = default_scheduler(Diffusion(**facts["diffusion"]))
+        scheduler = default_scheduler(make_process(facts["diffusion"]))
         pipe = FPDMPipeline(model, scheduler, opened, facts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -58,7 +58,7 @@ def ours(run_sampler):
     def run(pipe, iterations, labels=(1, 2), **settings):
         times = [int(t) for t in pipe.scheduler.timesteps] + [-1]
         steps = tuple(Step(t, after, iterations) for t, after in pairwise(times))
-        source = make_source(pipe.model, pipe.diffusion, pipe._codec())
+        source = make_source(pipe.model, pipe.process, pipe._codec())
         return run_sampler(source, Plan(steps, source.cost), NOISE, torch.tensor(labels), **settings)
 
     return run
@@ -81,7 +81,7 @@ def test_diffusers_ddim_does_so_where_its_stride_is_right(make):
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     images = pipe([1, 2], num_inference_steps=8, iterations=4, latents=3 * NOISE, output_type="latent").images
     assert images.abs().max() > 1.5
-    pipe.scheduler = default_scheduler(pipe.diffusion)
+    pipe.scheduler = default_scheduler(pipe.process)
     expected = pipe([1, 2], num_inference_steps=8, iterations=4, latents=3 * NOISE, output_type="latent").images
     torch.testing.assert_close(images, expected, atol=1e-2, rtol=1e-2)
     assert not diffusers.DDPMScheduler.from_config(pipe.scheduler.config).config.clip_sample
@@ -92,7 +92,7 @@ def test_schedulers_of_another_diffusion_are_refused(make):
     for scheduler, says in (
         (diffusers.DDIMScheduler(), "other noise levels, this model needs v_prediction"),
         (diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon"), "epsilon, this model"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "not use the noise levels of discrete timesteps; choose another"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "not use the noise levels of discrete timesteps; make it"),
     ):
         pipe.scheduler = scheduler
         with pytest.raises(ValueError, match=says):
