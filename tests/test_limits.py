@@ -13,6 +13,8 @@ import fpdm.config
 import fpdm.sampling.settings
 from fpdm.diffusion import MOST_TIMESTEPS, Diffusion
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 ABSURD = 10**12
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your-own-idea.md").read_text()
 # The page's commands at the size of a test; options given twice take the last value.

@@ -20,6 +20,8 @@ from fpdm.training.checkpoint import (
     save_checkpoint,
 )
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 
 

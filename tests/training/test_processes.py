@@ -15,6 +15,8 @@ import yaml
 
 from fpdm.models import load_pretrained
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 
 
