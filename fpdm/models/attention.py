@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fpdm.block_options import BlockOptions
 from fpdm.models.norms import QKNorm
 
-LARGEST_PERIOD = 10_000.0  # of rotary positions, in units of 2 pi tokens
+ROTARY_BASE = 10_000.0  # RoPE's theta: frequencies go from 1 down towards 1 / ROTARY_BASE
 NO_VALUE = 1e-6  # a value much shorter than this has no direction
 
 
@@ -54,7 +54,7 @@ def rotary_angles(head: int, rows: int, columns: int) -> Tensor:
     The first half of the pairs turns by omega_i * row, the second by omega_i * column, with
     omega_i = 10,000^(-i / (d/4)), i = 0 .. d/4 - 1. head: d, a multiple of 4.
     """
-    omega = LARGEST_PERIOD ** -(torch.arange(head // 4, dtype=torch.float64) / (head // 4))
+    omega = ROTARY_BASE ** -(torch.arange(head // 4, dtype=torch.float64) / (head // 4))
     row, column = (torch.arange(length, dtype=torch.float64)[:, None] * omega for length in (rows, columns))
     both = torch.cat([row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], dim=-1)
     return both.flatten(0, 1)

@@ -148,7 +148,7 @@ class Denoiser(nn.Module):
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """(N, D) of the tokens, which all explicit blocks keep."""
+        """(N, D): number of tokens, and their width."""
         rows, columns = self.grid
         return rows * columns, self.hidden_size
 
