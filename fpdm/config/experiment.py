@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from fpdm.block_options import MLPS, NORMS, POSITIONS
 from fpdm.config import limits
 from fpdm.config.checks import check_choice, check_positive, check_range
 from fpdm.config.sjfb import SJFBConfig
@@ -36,6 +37,12 @@ class ModelConfig:
             otherwise (true if not given, unless the injection is none).
         early_head: give the exit with this number, after so many updates of an FPDM or blocks of a DiT, a final layer
             of its own (0 if not given, for none).
+        qk_norm: normalise the queries and keys of each attention head (false if not given; fpdm.block_options explains
+            this and the next four, for which DiT's and the paper's choice is the default).
+        norm: norm in the blocks and before the output, one of {", ".join(NORMS)} (layer if not given).
+        mlp: MLP of the blocks, one of {", ".join(MLPS)} (gelu if not given).
+        positions: positions of the tokens, one of {", ".join(POSITIONS)} (sincos if not given).
+        exclude_own_value: attention gives each token nothing along its own value (false if not given).
     """
 
     name: str = "FPDM-XL/2"
@@ -51,14 +58,21 @@ class ModelConfig:
     loop_embedding: int | None = None
     reuse: bool | None = None
     early_head: int | None = None
+    qk_norm: bool | None = None
+    norm: str | None = None
+    mlp: str | None = None
+    positions: str | None = None
+    exclude_own_value: bool | None = None
 
     def __post_init__(self):
         check_range(1, limits.WIDTH, **{"model.hidden_size": self.hidden_size, "model.num_heads": self.num_heads})
         for name in ("depth", "pre_depth", "post_depth", "loop_embedding", "early_head"):
             check_range(0, limits.DEPTH, **{f"model.{name}": getattr(self, name)})
         check_range(1, limits.DEPTH, **{"model.implicit_depth": self.implicit_depth})
-        if self.injection is not None:
-            check_choice("model.injection", self.injection, INJECTIONS)
+        choices = {"injection": INJECTIONS, "norm": NORMS, "mlp": MLPS, "positions": POSITIONS}
+        for name, known in choices.items():
+            if getattr(self, name) is not None:
+                check_choice(f"model.{name}", getattr(self, name), known)
         check_range(0, 1, **{"model.class_dropout": self.class_dropout})
 
     def overrides(self) -> dict:

@@ -224,10 +224,12 @@ def _check_resumable(option: str, config: ExperimentConfig, store: LatentStore, 
 
 def _check_same_experiment(option: str, config: ExperimentConfig, run: Path) -> None:
     before, now = yaml.safe_load((run / "config.yaml").read_text()), asdict(config)
+    # A setting that the run's program did not have yet was what its default is now.
+    defaults = asdict(ExperimentConfig())
     changed = [
         f"{section}.{name} was {old}, is {now[section].get(name)}"
-        for section, values in before.items()
-        for name, old in values.items()
+        for section in defaults | before
+        for name, old in (defaults.get(section, {}) | before.get(section, {})).items()
         if name not in RESUMABLE.get(section, ()) and now[section].get(name) != old
     ]
     if changed:
