@@ -150,7 +150,7 @@ def test_help_explains_every_option(parser, capsys):
 def test_the_number_of_settings_is_watched():
     """Every option is one more thing to know: there is room for a few more, raise the limits only with thought."""
     counts = {section.name: len(fields(section.default_factory)) for section in fields(ExperimentConfig)}
-    assert max(counts.values()) <= 16, counts
+    assert max(counts.values()) <= 20, counts
     assert len(fields(SamplingConfig)) <= 24
 
 

@@ -201,7 +201,7 @@ import sys, torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from fpdm.models import build_model
-from fpdm.training.loop import settle_gradients
+from fpdm.training.gradients import settle_gradients
 
 name = sys.argv[2]
 kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
