@@ -10,7 +10,7 @@ from fpdm.config.optim import LARGEST_STD
 from fpdm.export import export_model
 from fpdm.loading import load_checkpoint
 from fpdm.training.profiles import Profile
-from fpdm.training.snapshots import find_snapshots, make_average
+from fpdm.training.snapshots import make_average, snapshot_steps
 
 logger = logging.getLogger("fpdm")
 FAR = 0.05  # relative error of the averaged steps' shares from which on it is said
@@ -49,7 +49,7 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     model, facts, checkpoint = load_checkpoint(settings.ckpt)
     run = checkpoint.parent.parent
-    steps = sorted({profile.step for profile in find_snapshots(run)})
+    steps = snapshot_steps(run)
     if not steps:
         raise ValueError(
             f"ckpt={settings.ckpt}: {run} has no snapshots; train with optim.ema_profiles and optim.ema_snapshot_every"

@@ -26,7 +26,7 @@ class OptimConfig:
         warmup: steps over which the rate rises to lr.
         cooldown: the last steps, over which a constant rate falls to 0. It may start at any checkpoint of a longer run:
             train.py --fork CHECKPOINT with `steps` = the checkpoint's step + cooldown.
-        weight_decay: weight decay per step, as a share of the learning rate.
+        weight_decay: weight decay: each step multiplies weights by 1 - learning rate x weight_decay.
         clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
         ema_decay: decay of the averaged weights (EMA), which are used for sampling.
         max_skipped: number of non-finite steps in a row after which training stops.

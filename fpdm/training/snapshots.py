@@ -48,6 +48,11 @@ def find_snapshots(run: Path) -> dict[Profile, Path]:
     return found
 
 
+def snapshot_steps(run: Path) -> list[int]:
+    """The steps that have snapshots."""
+    return sorted({profile.step for profile in find_snapshots(run)})
+
+
 def forget_snapshots_after(run: Path, step: int) -> None:
     """Delete the snapshots of later steps: a resumed run makes them again."""
     for profile, path in find_snapshots(run).items():
@@ -74,8 +79,10 @@ def make_average(run: Path, wanted: Profile) -> tuple[dict[str, Tensor], float]:
     Also returns the relative error of its shares, see `combine`. ValueError for a step without snapshots.
     """
     found = {profile: path for profile, path in find_snapshots(run).items() if profile.step <= wanted.step}
-    if wanted.step not in {profile.step for profile in found}:
-        raise ValueError(f"step={wanted.step}: {run / FOLDER} has no snapshots of this step")
+    if wanted.step not in (steps := snapshot_steps(run)):
+        raise ValueError(
+            f"step={wanted.step}: {run / FOLDER} has no snapshots of this step; it has {', '.join(map(str, steps))}"
+        )
     coefficients, error = combine(list(found), wanted)
     total: dict[str, Tensor] = {}
     for path, coefficient in zip(found.values(), coefficients, strict=True):
