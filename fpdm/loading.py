@@ -31,8 +31,9 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser,
     """
     if (exported := _exported(source)) is not None:
         facts = json.loads((exported / SAMPLING).read_text())
-        if weights not in ("ema", facts.get("weights", "model")):
-            raise ValueError(f"weights={weights}: {source} is an export of the {facts['weights']} weights only")
+        kind = facts.get("weights", "model")
+        if weights not in ("ema", kind):
+            raise ValueError(f"weights={weights}: {source} is an export of the {kind} weights only")
         return load_pretrained(exported), locate_codec(exported, facts), exported
     checkpoint = find_checkpoint(source)
     kinds = sorted(path.parent.name for path in checkpoint.glob(f"*/{SAMPLING}"))

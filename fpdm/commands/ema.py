@@ -13,7 +13,7 @@ from fpdm.training.profiles import Profile
 from fpdm.training.snapshots import make_average, snapshot_steps
 
 logger = logging.getLogger("fpdm")
-FAR = 0.05  # relative error of the averaged steps' shares from which on it is said
+FAR = 0.05  # relative error of a profile, from which on a warning is given
 
 
 @dataclass
@@ -34,11 +34,11 @@ class Settings:
     step: int | None = None
 
     def __post_init__(self):
+        check_positive(LARGEST_STD, std=self.std)
+        check_range(1, limits.STEPS, step=self.step)
         for name in ("ckpt", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")
-        check_positive(LARGEST_STD, std=self.std)
-        check_range(1, limits.STEPS, step=self.step)
 
 
 def parser():
@@ -57,8 +57,10 @@ def main() -> None:
     wanted = Profile(settings.step or steps[-1], settings.std)
     weights, error = make_average(run, wanted)
     model.load_state_dict(weights)
-    told = {"weights": f"power-function average of relative standard deviation {wanted.std}"}
-    told["training steps"] = f"{wanted.step:,d}"
+    told = {
+        "weights": f"power-function average of relative standard deviation {wanted.std}",
+        "training steps": f"{wanted.step:,d}",
+    }
     export_model(settings.out, model, facts | {"weights": "ema"}, None, history(checkpoint, "ema") | told)
     logger.info(
         f"{run}: average of length {wanted.std} at step {wanted.step:,d}, from snapshots of "
@@ -66,8 +68,8 @@ def main() -> None:
     )
     if error > FAR:
         logger.warning(
-            f"warning: the snapshots make this length only to {error:.0%}; choose a length nearer to those of "
-            "optim.ema_profiles, or train with a smaller optim.ema_snapshot_every"
+            f"warning: these snapshots make this profile only up to an error of {error:.0%}; choose a length nearer to "
+            "those of optim.ema_profiles, or train with a smaller optim.ema_snapshot_every"
         )
 
 

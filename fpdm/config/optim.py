@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from fpdm.config import limits
-from fpdm.config.checks import check_choice, check_positive, check_range
+from fpdm.config.checks import check_choice, check_decay, check_positive, check_range
 from fpdm.lr_schedules import LR_SCHEDULES
 
 OPTIMIZERS = ("adamw", "muon")
@@ -26,7 +26,7 @@ class OptimConfig:
         warmup: steps over which the rate rises to lr.
         cooldown: the last steps, over which a constant rate falls to 0. It may start at any checkpoint of a longer run:
             train.py --fork CHECKPOINT with `steps` = the checkpoint's step + cooldown.
-        weight_decay: weight decay: each step multiplies weights by 1 - learning rate x weight_decay.
+        weight_decay: each step multiplies weights by 1 - learning rate x weight_decay.
         clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
         ema_decay: decay of the averaged weights (EMA), which are used for sampling.
         max_skipped: number of non-finite steps in a row after which training stops.
@@ -92,8 +92,9 @@ class OptimConfig:
         check_choice("optim.decay", self.decay, DECAYED)
         check_positive(limits.FACTOR, **{"optim.eps": self.eps, "optim.muon_lr": self.muon_lr})
         check_range(1, limits.WIDTH, **{"optim.mup_base_width": self.mup_base_width})
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas={self.betas}: two decays, 0 <= decay < 1, as in [0.9, 0.999]")
+        check_decay(**{"optim.betas": self.betas})
+        if len(self.betas) != 2:
+            raise ValueError(f"optim.betas={self.betas}: two decays, as in [0.9, 0.999]")
         if self.muon_lr is not None and self.optimizer != "muon":
             raise ValueError(
                 f"optim.muon_lr={self.muon_lr} with optim.optimizer={self.optimizer}, which does not use it; "
@@ -101,10 +102,7 @@ class OptimConfig:
             )
 
     def _check_averages(self) -> None:
-        for decay in (self.ema_decay, *self.ema_extra):
-            if not 0 <= decay < 1:
-                name = "ema_decay" if decay == self.ema_decay else "ema_extra"
-                raise ValueError(f"optim.{name}={decay}: 0 <= decay < 1")
+        check_decay(**{"optim.ema_decay": self.ema_decay, "optim.ema_extra": self.ema_extra})
         check_positive(LARGEST_STD, **{"optim.ema_profiles": self.ema_profiles})
         for name in ("ema_extra", "ema_profiles"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):

@@ -28,15 +28,12 @@ def save_snapshots(run: Path, step: int, averages: Iterable[Average]) -> None:
     for average in averages:
         if not isinstance(average, PowerAverage):
             continue
-        path = run / FOLDER / f"{step:07d}-{average.std}{SUFFIX}"
-        try:
-            with replaced(path) as partial:
+        with replaced(run / FOLDER / f"{step:07d}-{average.std}{SUFFIX}") as partial:
+            try:
                 save_file(average.model.state_dict(), partial)
-                partial.chmod((run / "config.yaml").stat().st_mode)  # it is written readable only by its owner
-        except SafetensorError as error:  # on a full disk, it has an error of its own
-            raise OSError(
-                f"snapshot {path} could not be written ({error}); make room, then resume with --resume {run}"
-            ) from error
+            except SafetensorError as error:  # on a full disk, it raises its own
+                raise OSError(f"{error}; make room, then resume with --resume {run}") from error
+            partial.chmod((run / "config.yaml").stat().st_mode)  # it is written readable only by its owner
 
 
 def find_snapshots(run: Path) -> dict[Profile, Path]:
@@ -76,7 +73,8 @@ def take_snapshots(run: Path, fork: Path, step: int) -> None:
 def make_average(run: Path, wanted: Profile) -> tuple[dict[str, Tensor], float]:
     """The average of any length at a step that has snapshots, as a state dict in float32.
 
-    Also returns the relative error of its shares, see `combine`. ValueError for a step without snapshots.
+    Also returns the relative error of its shares, see `combine`. ValueError for a step without snapshots and for a
+    damaged file.
     """
     found = {profile: path for profile, path in find_snapshots(run).items() if profile.step <= wanted.step}
     if wanted.step not in (steps := snapshot_steps(run)):
@@ -86,6 +84,10 @@ def make_average(run: Path, wanted: Profile) -> tuple[dict[str, Tensor], float]:
     coefficients, error = combine(list(found), wanted)
     total: dict[str, Tensor] = {}
     for path, coefficient in zip(found.values(), coefficients, strict=True):
-        for name, value in load_file(path).items():
+        try:
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to make the average without it") from error
+        for name, value in weights.items():
             total[name] = total.get(name, 0) + float(coefficient) * value.double()
     return {name: value.to(torch.float32) for name, value in total.items()}, error

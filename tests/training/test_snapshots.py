@@ -179,9 +179,16 @@ def test_snapshot_that_cannot_be_written_leaves_none_behind(tmp_path, monkeypatc
 
     (tmp_path / "config.yaml").touch()
     monkeypatch.setattr("fpdm.training.snapshots.save_file", fail)
-    with pytest.raises(OSError, match=r"0000003-0\.1\.safetensors could not be written \(No space.*make room"):
+    with pytest.raises(OSError, match=r"No space left on device; make room, .*0000003-0\.1\.safetensors"):
         save_snapshots(tmp_path, 3, [PowerAverage(nn.Linear(1, 1), 0.1)])
-    assert find_snapshots(tmp_path) == {}
+    assert not list((tmp_path / "snapshots").iterdir())
+
+
+def test_damaged_snapshot_is_named(walk, tmp_path):
+    walk(every=8)
+    (tmp_path / "snapshots" / "0000008-0.05.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"0000008-0\.05\.safetensors is damaged .*; remove it"):
+        make_average(tmp_path, Profile(24, 0.07))
 
 
 SIZES = {
