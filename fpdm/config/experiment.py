@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from fpdm.block_options import MLPS, NORMS, POSITIONS
 from fpdm.config import limits
 from fpdm.config.checks import check_choice, check_positive, check_range
+from fpdm.config.optim import OptimConfig
 from fpdm.config.sjfb import SJFBConfig
 from fpdm.config.validation import ValidationConfig
 from fpdm.injections import INJECTIONS
-from fpdm.lr_schedules import LR_SCHEDULES
 from fpdm.precision import PRECISIONS
 from fpdm.weightings import WEIGHTINGS
 
@@ -141,61 +141,6 @@ class DataConfig:
             raise ValueError(
                 f"data.shape={self.shape}: must be channels, height and width, with height = width, as in [4, 32, 32]"
             )
-
-
-@dataclass
-class OptimConfig:
-    __doc__ = f"""AdamW and the length of training.
-
-    Args:
-        steps: optimizer steps.
-        batch_size: samples per optimizer step, over all processes.
-        micro_batch_size: samples that one process takes at a time (null for its whole share of the batch);
-            gradients are accumulated over its share.
-        lr: learning rate after warm-up.
-        lr_schedule: how the rate changes after warm-up, until `steps`: {", ".join(LR_SCHEDULES)}.
-        warmup: steps over which the rate rises to lr.
-        cooldown: the last steps, over which a constant rate falls to 0. It may start at any checkpoint of a longer run:
-            train.py --fork CHECKPOINT with `steps` = the checkpoint's step + cooldown.
-        weight_decay: weight decay of AdamW.
-        clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
-        ema_decay: decay of the averaged weights (EMA), which are used for sampling.
-        max_skipped: number of non-finite steps in a row after which training stops.
-    """
-
-    steps: int = 400_000
-    batch_size: int = 256
-    micro_batch_size: int | None = None
-    lr: float = 1e-4
-    lr_schedule: str = "constant"
-    warmup: int = 0
-    cooldown: int = 0
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    ema_decay: float = 0.9999
-    max_skipped: int = 10
-
-    def __post_init__(self):
-        check_choice("optim.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        check_range(1, limits.STEPS, **{"optim.steps": self.steps, "optim.max_skipped": self.max_skipped})
-        for name in ("batch_size", "micro_batch_size"):
-            check_range(1, limits.BATCH, **{f"optim.{name}": getattr(self, name)})
-        check_range(0, limits.STEPS, **{"optim.warmup": self.warmup, "optim.cooldown": self.cooldown})
-        if self.cooldown > self.steps:
-            raise ValueError(f"optim.cooldown={self.cooldown}: more than optim.steps={self.steps}")
-        if self.cooldown and self.lr_schedule != "constant":
-            raise ValueError(
-                f"optim.cooldown={self.cooldown} with optim.lr_schedule={self.lr_schedule}, which falls anyway; "
-                "use constant, or no cooldown"
-            )
-        check_range(0, limits.FACTOR, **{"optim.weight_decay": self.weight_decay})
-        check_positive(limits.FACTOR, **{"optim.lr": self.lr})
-        if self.clip_norm is not None and not 0 < self.clip_norm <= limits.FACTOR:
-            raise ValueError(
-                f"optim.clip_norm={self.clip_norm}: must be positive, at most {limits.FACTOR:,}; null for no clipping"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"optim.ema_decay={self.ema_decay}: 0 <= decay < 1")
 
 
 @dataclass
