@@ -19,7 +19,6 @@ from fpdm.processes import Process, make_process
 from fpdm.sampling.call import Source
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint
 
-WEIGHT_KINDS = ("ema", "model")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -27,16 +26,19 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser,
     """Model in eval mode, its sampling facts and the checkpoint's folder.
 
     source: a run's folder (its latest checkpoint), one checkpoint, or an exported folder or its
-        Hub id. weights: `ema` or `model`; an exported folder has only one of them.
+        Hub id. weights: `ema`, `model` or another of the checkpoint's averages, such as `ema-0.999`; an exported
+        folder has only one of them.
     """
-    if weights not in WEIGHT_KINDS:
-        raise ValueError(f"weights={weights!r}: choose one of {', '.join(WEIGHT_KINDS)}")
     if (exported := _exported(source)) is not None:
         facts = json.loads((exported / SAMPLING).read_text())
-        if weights == "model" and facts.get("weights", "model") != "model":
-            raise ValueError(f"weights=model: {source} is an export of the {facts['weights']} weights only")
+        kind = facts.get("weights", "model")
+        if weights not in ("ema", kind):
+            raise ValueError(f"weights={weights}: {source} is an export of the {kind} weights only")
         return load_pretrained(exported), locate_codec(exported, facts), exported
     checkpoint = find_checkpoint(source)
+    kinds = sorted(path.parent.name for path in checkpoint.glob(f"*/{SAMPLING}"))
+    if weights not in kinds:
+        raise ValueError(f"weights={weights!r}: {checkpoint} has {', '.join(kinds)}; choose one of them")
     facts = json.loads((checkpoint / weights / SAMPLING).read_text())
     return load_pretrained(checkpoint / weights), facts, checkpoint
 
@@ -60,8 +62,9 @@ def load_source(
 ) -> Source:
     """A source of images from a run, a checkpoint, an exported folder or its Hub id.
 
-    weights: ema or model. vae: where its codec is, if it has moved. device: by default this process's: the accelerator
-    if there is one. precision: of the network, no, bf16 or fp16. compiled: compile its layers; useful for many images.
+    weights: ema, model or another average of the checkpoint. vae: where its codec is, if it has moved. device: by
+    default this process's: the accelerator if there is one. precision: of the network, no, bf16 or fp16. compiled:
+    compile its layers; useful for many images.
     """
     model, facts, folder = load_checkpoint(checkpoint, weights)
     source = open_source(model, facts, vae, device or process_state(SAMPLING_PATIENCE).device, precision)

@@ -83,8 +83,8 @@ class FPDMPipeline(DiffusionPipeline):
     ) -> "FPDMPipeline":
         """Load a folder written by save_pretrained or export.py, its Hub id, a run or a checkpoint.
 
-        weights: ema or model, for a run. vae: the VAE's new place, if it has moved. scheduler: replaces the saved one,
-        or `default_scheduler`.
+        weights: ema, model or another average, for a run. vae: the VAE's new place, if it has moved. scheduler:
+        replaces the saved one, or `default_scheduler`.
         """
         model, facts, folder = load_checkpoint(source, weights)
         codec = open_model_codec(model, facts, vae)

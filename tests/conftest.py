@@ -2,6 +2,9 @@
 
 import json
 import os
+import runpy
+import sys
+import tempfile
 from pathlib import Path
 
 # Before torch starts its threads: CI has two cores, and threads that outnumber them wait for each other without end.
@@ -66,6 +69,27 @@ TINY = {  # what makes a script that takes minutes take seconds
 def tiny():
     """The words that make a script tiny, by its name."""
     return {script: [str(word) for word in words] for script, words in TINY.items()}
+
+
+@pytest.fixture(scope="session")
+def warm_executable():
+    """A program that stands for Python and starts in a fraction of a second; Python itself where there is no such."""
+    if not hasattr(os, "pidfd_open"):
+        yield sys.executable
+        return
+    warm = runpy.run_path(str(Path(__file__).with_name("warm_python.py")))
+    with tempfile.TemporaryDirectory(prefix="warm") as folder:
+        python = warm["WarmPython"](Path(folder))
+        yield str(python.executable)
+        python.close()
+
+
+@pytest.fixture(scope="module")
+def warm_python(warm_executable):
+    """The processes of a module's tests, and theirs, have their libraries imported; see tests/warm_python.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_executable)
+        yield
 
 
 class Recorded(dict):

@@ -20,6 +20,8 @@ from fpdm.reproduction.scoring import Scored, gathered
 from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.checkpoint import find_checkpoint
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 TINY = ("--model.hidden_size 16 --model.num_heads 2 --optim.batch_size 4 --optim.warmup 1 --run.log_every 5 "
         "--run.mixed_precision no --validation.samples 4 --validation.budget 12 --validation.count 4 "

@@ -15,6 +15,8 @@ from fpdm.benchmarks import updates
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.injections import INJECTIONS
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 ROWS = {"updates": 2, "cores": len(INJECTIONS), "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1,
         "rates": 5, "profiles": 4}  # fmt: skip

@@ -9,6 +9,8 @@ import torch
 
 from fpdm import devices
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -14,6 +14,8 @@ import fpdm.sampling.settings
 from fpdm.processes import Diffusion
 from fpdm.processes.times import MOST_STEPS
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 ABSURD = 10**12
 

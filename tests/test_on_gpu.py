@@ -17,6 +17,8 @@ from fpdm.on_gpu import gpu_tests, parts, summary, visit
 from fpdm.on_gpu.goals import goals, remarks
 from fpdm.on_gpu.parts import Outcome, Part, Visit
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 NAMES = ["tests", "updates", "steps", "sampling", "published", "memory", "graphs", "profiles", "rates"]
 

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 CHEAP = "vae_encodes or statistics_are or (draw_the_cpus and ddim) or host_does_not_wait or gradients_are"
 

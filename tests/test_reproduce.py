@@ -17,6 +17,8 @@ from fpdm.reproduction import cifar10, digits, ladder, longer, targets, training
 from fpdm.reproduction.contenders import load_trained
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 RUNGS = ladder.RUNGS  # before they are made few
 ROOT = Path(__file__).parents[1]
 

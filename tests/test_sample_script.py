@@ -13,6 +13,8 @@ import pytest
 import fpdm
 from fpdm.sampling.images import load_pngs
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 from fpdm.evaluation.features import Features
 from fpdm.pipeline import FPDMPipeline
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -15,6 +15,8 @@ import yaml
 from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig
 from fpdm.training.checkpoint import find_checkpoint
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 # As Slurm does: every task gets its number; a signal for the job goes to the tasks.
 SRUN = """#!/bin/bash

@@ -50,6 +50,17 @@ def test_paper_configs_without_data(dry_run, config, says, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_files_are_told(dry_run):
+    """86,500,256 weights in float32, and two numbers of AdamW's for each."""
+    config = ("--config", ROOT / "configs" / "imagenet256" / "fpdm-xl-2.yaml")
+    each = r"checkpoint +1\.29 GiB each \(weights 0\.32, averages 0\.32, optimizer 0\.64\)\n"
+    assert re.search(each, said := dry_run(*config)) and "snapshots every" not in said
+    more = ["--optim.ema_profiles", "[0.05,0.1]", "--optim.ema_snapshot_every", 30_000, "--optim.ema_extra", "[0.999]"]
+    said = dry_run(*config, *more)  # 400,000 steps: 13 times, and at the end
+    assert re.search(r"checkpoint +2\.26 GiB each \(weights 0\.32, averages 1\.29, optimizer 0\.64\)\n", said)
+    assert "snapshots every 30,000 steps, 0.64 GiB each time, 9.02 GiB in the end" in said
+
+
 def test_store_decides_where_there_is_one(dry_run, tiny_store):
     said = dry_run("--model.name", "DiT-XS/2", "--data.latents", tiny_store, "--optim.batch_size", 8)
     assert "8 samples at a time" in said and "DiT-XS/2" in said

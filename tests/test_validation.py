@@ -18,6 +18,8 @@ from fpdm.models import build_model, load_pretrained
 from fpdm.training.checkpoint import find_checkpoint
 from fpdm.validation import SampledDistance
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 
 

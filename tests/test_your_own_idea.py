@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your-own-idea.md").read_text()
 # The page's commands at the size of a test; options given twice take the last value.
@@ -209,7 +211,7 @@ def test_allocations(fork):
     assert spent["images"] == 8 and spent["block_passes"] <= 60
 
 
-@pytest.mark.parametrize(("title", "run"), [("An injection", "injection"), ("A block", "qk-norm")])
+@pytest.mark.parametrize(("title", "run"), [("An injection", "injection"), ("A block", "sandwich")])
 def test_networks(fork, title, run):
     follow(SECTIONS[title]._replace(commands=[ENCODE, *SECTIONS[title].commands]), fork)
     (weights,) = (fork / "results" / run).glob("*/checkpoints/0000004/ema/model.safetensors")
@@ -218,4 +220,4 @@ def test_networks(fork, title, run):
         words = ["scripts/sample.py", "--ckpt", "assets/fpdm-digits", "--steps", "2"]
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=fork, timeout=120,
                               env=os.environ | {"PYTHONPATH": str(fork)})  # fmt: skip
-        assert done.returncode == 2 and "q_norm" in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and "norm_after" in done.stderr and done.stderr.count("\n") == 1

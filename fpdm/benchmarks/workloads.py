@@ -82,7 +82,7 @@ def sampling_run(bench: Bench, model: Denoiser, latent: Shape, batch: int, plan:
 
 def blocks_alone(bench: Bench, model: Denoiser, batch: int, plan: Plan) -> Callable[[], Tensor]:
     """Only the block passes of a sampling run: no embedding, no head, no schedule."""
-    tokens = torch.randn(batch, *model.pos_embed.shape[1:], device=bench.device)
+    tokens = torch.randn(batch, *model.token_shape, device=bench.device)
     c = torch.randn(batch, tokens.shape[-1], device=bench.device)
     before, *after = model.stacks()
 

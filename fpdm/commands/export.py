@@ -23,7 +23,7 @@ class Settings:
     Args:
         ckpt: a run's folder (its latest checkpoint), or one checkpoint.
         out: the new folder.
-        weights: ema or model.
+        weights: ema, model, or another average of the checkpoint, such as ema-0.999.
         with_vae: also put the VAE into the folder, so that it needs nothing else.
         vae: where the VAE is, if it has moved since training.
         half: round weights to float16, in files of at most 14 MB.
@@ -75,7 +75,8 @@ def history(checkpoint: Path, weights: str) -> dict[str, str]:
     if checkpoint.parent.name != "checkpoints" or not path.is_file():
         return {}
     config = yaml.safe_load(path.read_text())
-    facts = {"weights": "exponential moving average" if weights == "ema" else "as trained"}
+    kinds = {"ema": "exponential moving average", "model": "as trained"}
+    facts = {"weights": kinds.get(weights, f"averaged ({weights})")}
     facts["training steps"] = f"{step_of(checkpoint):,d} of {config['optim']['steps']:,d}"
     for section in ("sjfb", "optim"):
         facts[section] = f"`{json.dumps(config[section])}`"

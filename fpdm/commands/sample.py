@@ -19,7 +19,7 @@ class Settings(SamplingConfig):
             directory.
         num_samples: number of images; images that are already in the folder are kept.
         batch_size: images per batch and process.
-        weights: ema or model.
+        weights: ema, model, or another average of the checkpoint, such as ema-0.999.
         precision: precision of the network: no, bf16 or fp16.
         tf32: allow TF32 matrix products on GPUs that support them, for a float32 network and for the VAE.
         compile: compile blocks and the implicit layer's update with torch.compile; useful for many images.

@@ -11,9 +11,9 @@ from fpdm.config.experiment import (
     DiffusionConfig,
     ExperimentConfig,
     ModelConfig,
-    OptimConfig,
     RunConfig,
 )
+from fpdm.config.optim import OptimConfig
 from fpdm.config.preparation import EncodeConfig, VAEConfig
 from fpdm.config.scoring import ScoringConfig
 from fpdm.config.sjfb import SJFBConfig

@@ -29,6 +29,13 @@ def check_positive(high: float, **values: float | list | tuple | None) -> None:
             raise ValueError(f"{name}={number}: must be positive, at most {high:,}")
 
 
+def check_decay(**values: float | list) -> None:
+    """ValueError for decays that are not at least 0 and below 1, and for NaN."""
+    for name, number in _numbers(values):
+        if not 0 <= number < 1:
+            raise ValueError(f"{name}={number}: 0 <= decay < 1")
+
+
 def _numbers(values: dict) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         for number in value if isinstance(value, (list, tuple)) else [value]:

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from inspect import signature
 
+from fpdm.block_options import MLPS, NORMS, POSITIONS
 from fpdm.config import limits
 from fpdm.config.checks import check_choice, check_positive, check_range
+from fpdm.config.optim import OptimConfig
 from fpdm.config.sjfb import SJFBConfig
 from fpdm.config.validation import ValidationConfig
 from fpdm.injections import INJECTIONS
-from fpdm.lr_schedules import LR_SCHEDULES
 from fpdm.precision import PRECISIONS
 from fpdm.processes import PROCESSES
 from fpdm.processes.draws import DRAWS
@@ -39,6 +40,12 @@ class ModelConfig:
             otherwise (true if not given, unless the injection is none).
         early_head: give the exit with this number, after so many updates of an FPDM or blocks of a DiT, a final layer
             of its own (0 if not given, for none).
+        qk_norm: normalise the queries and keys of each attention head (false if not given; fpdm.block_options explains
+            this and the next four, for which DiT's and the paper's choice is the default).
+        norm: norm in the blocks and before the output, one of {", ".join(NORMS)} (layer if not given).
+        mlp: MLP of the blocks, one of {", ".join(MLPS)} (gelu if not given).
+        positions: positions of the tokens, one of {", ".join(POSITIONS)} (sincos if not given).
+        exclude_own_value: attention gives each token nothing along its own value (false if not given).
     """
 
     name: str = "FPDM-XL/2"
@@ -54,14 +61,21 @@ class ModelConfig:
     loop_embedding: int | None = None
     reuse: bool | None = None
     early_head: int | None = None
+    qk_norm: bool | None = None
+    norm: str | None = None
+    mlp: str | None = None
+    positions: str | None = None
+    exclude_own_value: bool | None = None
 
     def __post_init__(self):
         check_range(1, limits.WIDTH, **{"model.hidden_size": self.hidden_size, "model.num_heads": self.num_heads})
         for name in ("depth", "pre_depth", "post_depth", "loop_embedding", "early_head"):
             check_range(0, limits.DEPTH, **{f"model.{name}": getattr(self, name)})
         check_range(1, limits.DEPTH, **{"model.implicit_depth": self.implicit_depth})
-        if self.injection is not None:
-            check_choice("model.injection", self.injection, INJECTIONS)
+        choices = {"injection": INJECTIONS, "norm": NORMS, "mlp": MLPS, "positions": POSITIONS}
+        for name, known in choices.items():
+            if getattr(self, name) is not None:
+                check_choice(f"model.{name}", getattr(self, name), known)
         check_range(0, 1, **{"model.class_dropout": self.class_dropout})
 
     def overrides(self) -> dict:
@@ -156,61 +170,6 @@ class DataConfig:
             raise ValueError(
                 f"data.shape={self.shape}: must be channels, height and width, with height = width, as in [4, 32, 32]"
             )
-
-
-@dataclass
-class OptimConfig:
-    __doc__ = f"""AdamW and the length of training.
-
-    Args:
-        steps: optimizer steps.
-        batch_size: samples per optimizer step, over all processes.
-        micro_batch_size: samples that one process takes at a time (null for its whole share of the batch);
-            gradients are accumulated over its share.
-        lr: learning rate after warm-up.
-        lr_schedule: how the rate changes after warm-up, until `steps`: {", ".join(LR_SCHEDULES)}.
-        warmup: steps over which the rate rises to lr.
-        cooldown: the last steps, over which a constant rate falls to 0. It may start at any checkpoint of a longer run:
-            train.py --fork CHECKPOINT with `steps` = the checkpoint's step + cooldown.
-        weight_decay: weight decay of AdamW.
-        clip_norm: gradient norm above which gradients are scaled down; null for no clipping.
-        ema_decay: decay of the averaged weights (EMA), which are used for sampling.
-        max_skipped: number of non-finite steps in a row after which training stops.
-    """
-
-    steps: int = 400_000
-    batch_size: int = 256
-    micro_batch_size: int | None = None
-    lr: float = 1e-4
-    lr_schedule: str = "constant"
-    warmup: int = 0
-    cooldown: int = 0
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    ema_decay: float = 0.9999
-    max_skipped: int = 10
-
-    def __post_init__(self):
-        check_choice("optim.lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        check_range(1, limits.STEPS, **{"optim.steps": self.steps, "optim.max_skipped": self.max_skipped})
-        for name in ("batch_size", "micro_batch_size"):
-            check_range(1, limits.BATCH, **{f"optim.{name}": getattr(self, name)})
-        check_range(0, limits.STEPS, **{"optim.warmup": self.warmup, "optim.cooldown": self.cooldown})
-        if self.cooldown > self.steps:
-            raise ValueError(f"optim.cooldown={self.cooldown}: more than optim.steps={self.steps}")
-        if self.cooldown and self.lr_schedule != "constant":
-            raise ValueError(
-                f"optim.cooldown={self.cooldown} with optim.lr_schedule={self.lr_schedule}, which falls anyway; "
-                "use constant, or no cooldown"
-            )
-        check_range(0, limits.FACTOR, **{"optim.weight_decay": self.weight_decay})
-        check_positive(limits.FACTOR, **{"optim.lr": self.lr})
-        if self.clip_norm is not None and not 0 < self.clip_norm <= limits.FACTOR:
-            raise ValueError(
-                f"optim.clip_norm={self.clip_norm}: must be positive, at most {limits.FACTOR:,}; null for no clipping"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"optim.ema_decay={self.ema_decay}: 0 <= decay < 1")
 
 
 @dataclass

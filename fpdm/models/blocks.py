@@ -8,21 +8,32 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.layers import Attention, Mlp
+from timm.layers import Mlp, SwiGLUPacked
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fpdm.block_options import PAPER, BlockOptions
+from fpdm.models.attention import make_attention
+from fpdm.models.norms import make_norm
 from fpdm.precision import for_stream
 
 MLP_RATIO = 4
-NORM_EPS = 1e-6
-
-LayerNorm = partial(nn.LayerNorm, elementwise_affine=False, eps=NORM_EPS)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, D), shift and scale (B, 1, D)."""
     return x * (1 + scale) + shift
+
+
+def make_mlp(kind: str, hidden_size: int) -> nn.Module:
+    """The MLP (B, N, D) -> (B, N, D) that is one of MLPS. SwiGLU is W_2 (silu(W_g x + b_g) * (W_x x + b_x)) + b_2.
+
+    It has three maps instead of GELU's two, so it is 2/3 as wide for the same parameters: 8/3 D, to a multiple of 8.
+    """
+    if kind == "swiglu":
+        hidden = max(8, 8 * round(MLP_RATIO * hidden_size * 2 / 3 / 8))
+        return SwiGLUPacked(hidden_size, 2 * hidden)  # W_g and W_x as one map
+    return Mlp(hidden_size, MLP_RATIO * hidden_size, act_layer=partial(nn.GELU, approximate="tanh"))
 
 
 def apply_layer(layer: Callable[..., Tensor], h: Tensor, constants: tuple, recompute: bool) -> Tensor:
@@ -42,14 +53,22 @@ class DiTBlock(nn.Module):
 
     `modulation` is a separate call because the implicit layer applies the block many
     times under one conditioning: it is computed once and passed in.
+
+    grid: rows and columns of tokens, which only rotary positions need.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        options: BlockOptions = PAPER,
+        grid: tuple[int, int] | None = None,
+    ):
         super().__init__()
-        self.norm1 = LayerNorm(hidden_size)
-        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
-        self.norm2 = LayerNorm(hidden_size)
-        self.mlp = Mlp(hidden_size, MLP_RATIO * hidden_size, act_layer=partial(nn.GELU, approximate="tanh"))
+        self.norm1 = make_norm(options.norm, hidden_size)
+        self.attn = make_attention(hidden_size, num_heads, options, grid)
+        self.norm2 = make_norm(options.norm, hidden_size)
+        self.mlp = make_mlp(options.mlp, hidden_size)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
@@ -66,9 +85,9 @@ class DiTBlock(nn.Module):
 class FinalLayer(nn.Module):
     """Tokens (B, N, D) and conditioning (B, D) -> patches (B, N, patch**2 * out_channels)."""
 
-    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int, norm: str = "layer"):
         super().__init__()
-        self.norm_final = LayerNorm(hidden_size)
+        self.norm_final = make_norm(norm, hidden_size)
         self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 

@@ -3,11 +3,13 @@ load the weights, renamed, into our models."""
 
 import argparse
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fpdm.block_options import PAPER
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.models.sizes import SIZES
@@ -90,10 +92,14 @@ def from_published(state_dict: dict[str, Tensor], **config) -> DiT | FixedPointD
 
     The family is read from the parameter names; `config` is the rest of the constructor's
     arguments (width, heads, depths, classes...). Raises ValueError listing every name that
-    is unknown or missing and every shape that does not fit.
+    is unknown or missing and every shape that does not fit, and for blocks that are not DiT's.
     """
     is_fpdm = any(name.startswith("block_fixed_point") for name in state_dict)
     model = (FixedPointDiT if is_fpdm else DiT)(**config)
+    for option in fields(PAPER):
+        value, default = getattr(model.options, option.name), getattr(PAPER, option.name)
+        if value != default:
+            raise ValueError(f"{option.name}={value}: the published models have {default}; leave {option.name} out")
     expected = {_published_name(name, is_fpdm) for name in model.state_dict()} | {POSITIONS}
     unknown, missing = sorted(set(state_dict) - expected), sorted(expected - set(state_dict))
     if unknown or missing:

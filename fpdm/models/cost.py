@@ -37,7 +37,8 @@ def meta_twin(model: nn.Module) -> nn.Module:
 
 
 def _count_exit(twin, decode) -> int:
-    tokens, c = torch.empty_like(twin.pos_embed), torch.empty(1, twin.pos_embed.shape[-1], device="meta")
+    tokens = torch.empty(1, *twin.token_shape, device="meta")
+    c = torch.empty(1, twin.hidden_size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         decode(tokens, c)
     return counter.get_total_flops()

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from fpdm.block_options import BlockOptions
 from fpdm.models.blocks import (
     DiTBlock,
     FinalLayer,
@@ -56,6 +57,7 @@ class Denoiser(nn.Module):
         the null label is never trained, so the model cannot be guided.
     early_head: a final layer of its own for the exit with this number, which is after so many blocks of a DiT or
         updates of an FPDM; 0 for none.
+    options: what the blocks are made of. The constructors of both families take them one by one.
     """
 
     family: str  # DiT or FPDM
@@ -74,6 +76,7 @@ class Denoiser(nn.Module):
         class_dropout: float,
         learn_sigma: bool,
         early_head: int,
+        options: BlockOptions,
     ):
         super().__init__()
         if input_size % patch_size:
@@ -93,13 +96,21 @@ class Denoiser(nn.Module):
         self.num_classes = num_classes
         self.class_dropout = class_dropout
         self.early_head = early_head
+        self.options = options
+        self.hidden_size = hidden_size
+        self.grid = (input_size // patch_size, input_size // patch_size)
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout)
-        self.register_buffer("pos_embed", sincos_positions(hidden_size, input_size // patch_size), persistent=False)
-        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
-        self.early_layer = FinalLayer(hidden_size, patch_size, self.out_channels) if early_head else None
+        if options.positions == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, *self.token_shape))
+        else:
+            fixed = sincos_positions(hidden_size, input_size // patch_size) if options.positions == "sincos" else None
+            self.register_buffer("pos_embed", fixed, persistent=False)
+        head = (hidden_size, patch_size, self.out_channels, options.norm)
+        self.final_layer = FinalLayer(*head)
+        self.early_layer = FinalLayer(*head) if early_head else None
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
         """The README.md that `save_pretrained` and `push_to_hub` write."""
@@ -136,8 +147,14 @@ class Denoiser(nn.Module):
         return [block for stack in self.stacks() for block in stack]
 
     @property
+    def token_shape(self) -> tuple[int, int]:
+        """(N, D): number of tokens, and their width."""
+        rows, columns = self.grid
+        return rows * columns, self.hidden_size
+
+    @property
     def device(self) -> torch.device:
-        return self.pos_embed.device
+        return self.final_layer.linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,8 +165,11 @@ class Denoiser(nn.Module):
 
         Under autocast the stream is float32, whatever the type of the weights, and so is all that blocks add to it.
         """
+        tokens = for_stream(self.x_embedder(x))
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
         # The embedding is a transposed view. Without a copy, everything after it would run on strided memory.
-        return (for_stream(self.x_embedder(x)) + self.pos_embed).contiguous()
+        return tokens.contiguous()
 
     def head(self, tokens: Tensor, c: Tensor, early: bool = False) -> Tensor:
         """Tokens (B, N, D) -> prediction (B, out_channels, H, H) in float32. early: by the early head."""
@@ -177,10 +197,15 @@ class Denoiser(nn.Module):
         for layer in [*modulated, *(head.linear for head in heads)]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.options.positions == "learned":
+            nn.init.normal_(self.pos_embed, std=0.02)
 
 
 class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
-    """`depth` blocks, each conditioned on timestep + label. Other sizes: see `Denoiser`."""
+    """`depth` blocks, each conditioned on timestep + label. Other sizes: see `Denoiser`.
+
+    qk_norm, norm, mlp, positions, exclude_own_value: what all blocks are made of; see `BlockOptions`.
+    """
 
     family = "DiT"
 
@@ -196,16 +221,23 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         class_dropout: float = 0.1,
         learn_sigma: bool = True,
         early_head: int = 0,
+        qk_norm: bool = False,
+        norm: str = "layer",
+        mlp: str = "gelu",
+        positions: str = "sincos",
+        exclude_own_value: bool = False,
     ):
+        options = BlockOptions(qk_norm, norm, mlp, positions, exclude_own_value)
         super().__init__(
             input_size, patch_size, in_channels, hidden_size, num_heads, num_classes, class_dropout, learn_sigma,
-            early_head,
+            early_head, options,
         )  # fmt: skip
         if depth < 0:
             raise ValueError(f"depth={depth}: at least 0")
+        options.check(hidden_size, num_heads, self.token_shape[0], depth)
         if early_head > depth:
             raise ValueError(f"early_head={early_head}: there are only depth={depth} blocks")
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, options, self.grid) for _ in range(depth))
         self.initialise()
 
     def stacks(self) -> list[nn.ModuleList]:

@@ -4,11 +4,13 @@ B batch, C latent channels, H height and width, N tokens, D width.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from fpdm.block_options import BlockOptions
 from fpdm.injections import INJECTIONS
 from fpdm.models.anderson import Anderson
 from fpdm.models.blocks import DiTBlock, apply_layer
@@ -27,6 +29,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         output enters every update, and vectors for the updates; see `ImplicitLayer`. The defaults are the paper's.
     reuse: whether samplers start solves from earlier solutions unless told otherwise; None: yes, if the injection lets
         an update see its input.
+    qk_norm, norm, mlp, positions, exclude_own_value: what all blocks are made of; see `BlockOptions`.
     """
 
     family = "FPDM"
@@ -49,10 +52,16 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         loop_embedding: int = 0,
         reuse: bool | None = None,
         early_head: int = 0,
+        qk_norm: bool = False,
+        norm: str = "layer",
+        mlp: str = "gelu",
+        positions: str = "sincos",
+        exclude_own_value: bool = False,
     ):
+        options = BlockOptions(qk_norm, norm, mlp, positions, exclude_own_value)
         super().__init__(
             input_size, patch_size, in_channels, hidden_size, num_heads, num_classes, class_dropout, learn_sigma,
-            early_head,
+            early_head, options,
         )  # fmt: skip
         least = {"pre_depth": 0, "post_depth": 0, "implicit_depth": 1, "loop_embedding": 0}
         for (name, low), value in zip(
@@ -67,10 +76,14 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
                 f"reuse=true with injection={injection}: updates do not see the new input, so a solve that starts from "
                 "an older solution would return it; leave reuse out, or choose another injection"
             )
+        options.check(hidden_size, num_heads, self.token_shape[0], implicit_depth)
         self.pre_post_timestep_conditioning = pre_post_timestep_conditioning
-        self.pre_blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(pre_depth))
-        self.implicit = ImplicitLayer(hidden_size, num_heads, implicit_depth, injection, loop_embedding)
-        self.post_blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(post_depth))
+        block = partial(DiTBlock, hidden_size, num_heads, options, self.grid)
+        self.pre_blocks = nn.ModuleList(block() for _ in range(pre_depth))
+        self.implicit = ImplicitLayer(
+            hidden_size, num_heads, implicit_depth, injection, loop_embedding, options, self.grid
+        )
+        self.post_blocks = nn.ModuleList(block() for _ in range(post_depth))
         self.reusable = INJECTIONS[injection].sees_input
         self.reuse = self.reusable if reuse is None else reuse
         self.initialise()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fpdm.block_options import PAPER, BlockOptions
 from fpdm.injections import INJECTIONS
 from fpdm.models.anderson import Anderson, relative_residual
 from fpdm.models.blocks import DiTBlock
@@ -61,16 +62,23 @@ class ImplicitLayer(nn.Module):
 
     depth: K, the number of blocks: the cost of an update in block passes. injection: how x_pre enters, one of
     INJECTIONS. loop_embedding: R learned vectors (R, D), zero at the start, of which update i adds number i to the
-    conditioning; updates after R keep the last one. 0 for none.
+    conditioning; updates after R keep the last one. 0 for none. options, grid: of the blocks, see `DiTBlock`.
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, depth: int = 1, injection: str = "mlp", loop_embedding: int = 0
+        self,
+        hidden_size: int,
+        num_heads: int,
+        depth: int = 1,
+        injection: str = "mlp",
+        loop_embedding: int = 0,
+        options: BlockOptions = PAPER,
+        grid: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.depth = depth
         self.injection = INJECTIONS[injection](hidden_size, loop_embedding)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, options, grid) for _ in range(depth))
         self.loop_embedding = nn.Parameter(torch.zeros(loop_embedding, hidden_size)) if loop_embedding else None
         self.register_load_state_dict_pre_hook(_rename_earlier)
 

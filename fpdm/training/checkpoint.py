@@ -1,7 +1,7 @@
 """Checkpoints: written under another name, synced, then renamed, so a kill at any moment leaves the last one intact.
 
 checkpoints/0050000/model/    config.json, model.safetensors, sampling.json
-                    ema/      the same
+                    ema/      the same, and so every other average (fpdm.training.ema)
                     trainer.pt
 checkpoints/latest            link to the newest
 checkpoints/best              link to the one with the best validation, with run.keep_best
@@ -29,10 +29,11 @@ PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: not
 
 
 def save_checkpoint(
-    run: Path, step: int, model: PyTorchModelHubMixin, ema: PyTorchModelHubMixin, trainer: dict, sampling: dict
+    run: Path, step: int, weights: dict[str, PyTorchModelHubMixin], trainer: dict, sampling: dict
 ) -> Path:
     """Write checkpoint `step` of a run (main process only).
 
+    weights: models by the names of their folders, `model` and `ema` among them.
     trainer: everything besides weights that resuming needs, in plain containers and tensors.
     sampling: what sampling needs besides the network (diffusion, codec, class names).
     OSError if it cannot be written, for example on a full disk; the previous checkpoint is then still there.
@@ -41,8 +42,8 @@ def save_checkpoint(
     final, partial = folder / f"{step:07d}", folder / f"{PARTIAL}{step:07d}"
     _clear_remains(folder)
     try:
-        for name, weights in (("model", model), ("ema", ema)):
-            weights.save_pretrained(partial / name)
+        for name, model in weights.items():
+            model.save_pretrained(partial / name)
             (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
             # Weights are written readable only by their owner, whatever the umask; give them the other files' mode.
             (partial / name / WEIGHTS_FILE).chmod((partial / name / SAMPLING).stat().st_mode)

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fpdm.config import ExperimentConfig
+from fpdm.config import ExperimentConfig, OptimConfig
 from fpdm.cost import ForwardCost
 from fpdm.data.latents import LatentStore, check_std
 from fpdm.models import Denoiser, forward_cost
+from fpdm.training.ema import average_names
+from fpdm.training.optimizers import parameter_groups
 from fpdm.training.setup import split_batch
 from fpdm.training.sjfb import SJFBConfig, draw_exits, largest_iterations, limited, mean_depth, mean_iterations
 from fpdm.training.step_memory import StepMemory, step_memory
@@ -25,6 +27,15 @@ class Phase(NamedTuple):
     n: float = 0
     m: float = 0
     depth: float | None = None
+
+
+class FileSizes(NamedTuple):
+    """Bytes of a checkpoint's parts, without a learned weighting, and of all snapshots of one step."""
+
+    weights: int
+    averages: int
+    optimizer: int
+    snapshots: int
 
 
 def first_screen(
@@ -99,6 +110,33 @@ def describe_memory(config: ExperimentConfig, network: Denoiser, processes: int)
     return labelled("memory", lines)
 
 
+def file_sizes(optim: OptimConfig, network: Denoiser) -> FileSizes:
+    """What a run writes: the numbers alone, without a few KiB of names and counters in each file."""
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    snapshots = len(optim.ema_profiles) if optim.ema_snapshot_every else 0
+    return FileSizes(weights, len(average_names(optim)) * weights, optimizer_bytes(optim, network), snapshots * weights)
+
+
+def describe_files(config: ExperimentConfig, network: Denoiser) -> str:
+    """The size of a checkpoint and of the snapshots."""
+    optim, sizes = config.optim, file_sizes(config.optim, network)
+    *parts, (_, snapshots) = sizes._asdict().items()
+    listed = ", ".join(f"{part} {value / GIB:.2f}" for part, value in parts)
+    lines = [f"{sum(value for _, value in parts) / GIB:.2f} GiB each ({listed})"]
+    if snapshots:
+        count = math.ceil(optim.steps / optim.ema_snapshot_every)
+        lines.append(
+            f"snapshots every {optim.ema_snapshot_every:,d} steps, {snapshots / GIB:.2f} GiB each time, "
+            f"{count * snapshots / GIB:.2f} GiB in the end"
+        )
+    return labelled("checkpoint", lines)
+
+
+def optimizer_bytes(optim: OptimConfig, network: Denoiser) -> int:
+    """Bytes of the optimizer's state."""
+    return sum(group.state_bytes for group in parameter_groups(optim, network))
+
+
 def describe_share(config: ExperimentConfig, processes: int) -> str:
     """What the memory estimate covers and, for one process, how to get it for several."""
     rows, micro_batch = split_batch(config.optim, 0, processes)
@@ -127,6 +165,7 @@ def expected_memory(
     Jacobian penalty's second derivatives.
     """
     half, recompute, sjfb = config.run.mixed_precision != "no", config.run.gradient_checkpointing, config.sjfb
+    lasting = {"optimizer": optimizer_bytes(config.optim, network), "averages": len(average_names(config.optim))}
     m, n = math.ceil(phase.m), min(math.ceil(phase.n), 1)  # updates without gradient keep nothing: one is enough
     depth = None if phase.depth is None else math.ceil(phase.depth)
 
@@ -137,7 +176,7 @@ def expected_memory(
         forward = {"iterations": updates, "iterations_no_grad": n} if updates else {}
         forward |= {"exits": tuple(one.number for one in found)} if found else {}
         forward |= {} if depth is None else {"depth": depth}
-        return step_memory(network, micro_batch, half, recompute, gradients_stay, **forward)
+        return step_memory(network, micro_batch, half, recompute, gradients_stay, **lasting, **forward)
 
     if m <= COUNTED_UPDATES:
         return count(m)

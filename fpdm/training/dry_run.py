@@ -12,7 +12,7 @@ from fpdm.data.latents import MANIFEST, LatentStore
 from fpdm.devices import process_state
 from fpdm.models import forward_cost
 from fpdm.processes import make_process
-from fpdm.training.describe import GIB, describe_cost, describe_memory, describe_share, model_table
+from fpdm.training.describe import GIB, describe_cost, describe_files, describe_memory, describe_share, model_table
 from fpdm.training.fits import describe_fit
 from fpdm.training.setup import build_network, check_solves, check_store, split_batch
 
@@ -51,6 +51,7 @@ def describe_run(config: ExperimentConfig, processes: int, gpu_gib: float | None
         config.model.name,
         model_table(network),
         describe_cost(config, network, forward_cost(network)),
+        describe_files(config, network),
         describe_memory(config, network, processes),
         describe_share(config, processes),
     ]

@@ -16,12 +16,11 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpdm.config import ExperimentConfig, OptimConfig
+from fpdm.config import ExperimentConfig
 from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state, skips_by_flag
-from fpdm.lr_schedules import LR_SCHEDULES, cooldown_share
-from fpdm.models import Denoiser, compile_layers, forward_cost, load_weights
+from fpdm.models import compile_layers, forward_cost, load_weights
 from fpdm.processes import make_process
 from fpdm.training.checkpoint import (
     load_trainer,
@@ -33,9 +32,11 @@ from fpdm.training.checkpoint import (
 )
 from fpdm.training.describe import first_screen
 from fpdm.training.draws import draw_mirrored, draw_step
-from fpdm.training.ema import EMA
+from fpdm.training.ema import make_averages
+from fpdm.training.gradients import settle_gradients
 from fpdm.training.meter import QUARTERS, Meter, loss_sums, status_line
 from fpdm.training.objective import Objective, average_gradients
+from fpdm.training.optimizers import learning_rate, make_optimizer, parameter_groups, set_options, set_rates
 from fpdm.training.runlog import RunLog, start_tracker
 from fpdm.training.setup import (
     build_network,
@@ -49,6 +50,7 @@ from fpdm.training.setup import (
 )
 from fpdm.training.signals import StopRequest
 from fpdm.training.sjfb import plan_step, work_cost
+from fpdm.training.snapshots import save_snapshots
 from fpdm.training.step_loss import Batch, StepLoss, draw_beside, without_gradients
 from fpdm.training.validation import HeldOut, Measure, score_of, validation_line
 from fpdm.training.watch import Watch
@@ -107,16 +109,19 @@ def train(
     set_seed(seed, device_specific=True)
     network.to(device)
     objective.to(device)
-    ema = EMA(network, optim.ema_decay)
+    averages = make_averages(optim, network)
+    ema = averages["ema"]
     if config.run.compile:
         compile_layers(network)
     trained = [*network.parameters(), *objective.parameters()]
-    adamw = torch.optim.AdamW(trained, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    groups = parameter_groups(optim, network, objective.parameters())
+    bare = make_optimizer(optim, groups)
+    by_flag = skips_by_flag(device) and optim.optimizer == "adamw"
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "broadcast_buffers is deprecated", FutureWarning
         )  # accelerate still uses this name
-        model, optimizer = accelerator.prepare(network, adamw)
+        model, optimizer = accelerator.prepare(network, bare)
 
     if ranks > 1 and micro < share:
         settle_gradients(accelerator, model, store.manifest.shape, network)
@@ -130,10 +135,11 @@ def train(
     if checkpoint is not None:
         trainer = load_trainer(checkpoint)
         load_weights(network, checkpoint / "model")
-        load_weights(ema.model, checkpoint / "ema")
+        for name, average in averages.items():
+            load_weights(average.model, checkpoint / name)
         objective.restore(trainer.get("objective", {}), checkpoint)  # older checkpoints have none
         optimizer.load_state_dict(trainer["optimizer"])
-        set_groups(optimizer, weight_decay=optim.weight_decay)  # from the config, which may have changed
+        set_options(optimizer, groups, optim)  # from the config, which may have changed
         if accelerator.scaler is not None and trainer["scaler"] is not None:
             accelerator.scaler.load_state_dict(trainer["scaler"])
         start, skipped, skipped_in_a_row = trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"]
@@ -170,7 +176,7 @@ def train(
             validated = is_due(config.run.validate_every, done, optim.steps)
             logged = is_due(config.run.log_every, done, optim.steps) or validated
             rate = learning_rate(optim, step)
-            set_groups(optimizer, lr=rate)
+            set_rates(optimizer, groups, rate)
 
             optimizer.zero_grad(set_to_none=ranks == 1)  # with DDP they must stay in its buckets
             sums, residual, minimised = 0.0, 0.0, 0.0
@@ -188,14 +194,15 @@ def train(
             average_gradients(accelerator, objective)
             norm = accelerator.clip_grad_norm_(trained, optim.clip_norm or math.inf)
 
-            # A non-finite step is skipped on the device: the host does not wait for the result.
+            # A non-finite step is skipped on the device, if it can be: the host does not wait for the result.
             finite = torch.isfinite(norm)
-            if accelerator.scaler is None and skips_by_flag(device):
-                adamw.found_inf = (~finite).float()
-            if accelerator.scaler is not None or skips_by_flag(device) or finite:  # a scaler skips by itself
+            if accelerator.scaler is None and by_flag:
+                bare.found_inf = (~finite).float()
+            if accelerator.scaler is not None or by_flag or finite:  # a scaler skips by itself
                 with without_gradients(step_loss.unused(work)):
                     optimizer.step()
-            ema.update(network, step)
+            for average in averages.values():
+                average.update(network, step)
             meter.add(sums, norm, finite, *work_cost(work, cost_at(work.depth), config.sjfb, network.early_head))
             watch.post(step, finite, stop.signal is not None)
             progress.update()
@@ -236,6 +243,12 @@ def train(
                         due = due or config.run.keep_best
                 log.record(done, values, line)
                 accelerator.log(values, step=done)
+            if is_due(optim.ema_snapshot_every, done, optim.steps):
+                watch.read(now=True)  # so that steps which are still queued count in the rates
+                with meter.paused():
+                    if is_main:
+                        save_snapshots(run, done, averages.values())
+                    accelerator.wait_for_everyone()
             if due and trusted:
                 due = False
                 states, interval = random_states(), meter.state(accelerator)
@@ -253,7 +266,8 @@ def train(
                             "random": states,
                         }
                         facts = sampling_facts(config, store.manifest)
-                        written = save_checkpoint(run, done, network, ema.model, trainer, facts)
+                        weights = {"model": network} | {name: one.model for name, one in averages.items()}
+                        written = save_checkpoint(run, done, weights, trainer, facts)
                         if config.run.keep_best and best["step"] == done:
                             point_best(written)
                         prune_checkpoints(run, done, config.run.keep_last, config.run.keep_every)
@@ -265,7 +279,7 @@ def train(
                     )
                     break
             if config.run.preview_every and done % config.run.preview_every == 0:
-                watch.read(now=True)  # so that steps which are still queued count in the rates
+                watch.read(now=True)
                 with meter.paused():
                     if is_main and on_preview is not None:
                         on_preview(run, done, ema.model)
@@ -292,39 +306,6 @@ def resample(batch: LatentBatch, noise: Tensor) -> Tensor:
     return mean if std is None else mean + std * noise
 
 
-def settle_gradients(accelerator: Accelerator, model: nn.Module, shape: list[int], network: Denoiser) -> None:
-    """Create the gradients, as zeros, in DDP's buckets before the first step accumulates any.
-
-    DDP puts them there in the first backward pass that it synchronises. Micro-batches before it would create gradients
-    outside the buckets: a second copy which, in a resumed run, comes on top of the optimizer's state.
-    """
-    index = torch.zeros(2, dtype=torch.long, device=accelerator.device)
-    x = torch.zeros(2, *shape, device=accelerator.device)
-    arguments = {"iterations": 1} if network.iterative else {}
-    if network.early_head:
-        arguments["exits"] = (network.early_head,)
-    with torch.compiler.set_stance("force_eager"):  # the compiler specialises on the first batches it sees
-        output = model(x, index, index, drop_labels=index.bool(), **arguments)
-        accelerator.backward(0 * sum(part.sum() for part in (output.prediction, *output.early)))
-    model.zero_grad(set_to_none=False)
-
-
 def is_due(every: int, done: int, steps: int) -> bool:
     """Whether something is due after step `done` that happens every so many steps (0: never) and after the last."""
     return every > 0 and (done % every == 0 or done == steps)
-
-
-def set_groups(optimizer: torch.optim.Optimizer, **settings: float) -> None:
-    """Set options such as lr in every parameter group."""
-    for group in optimizer.param_groups:
-        group.update(settings)
-
-
-def learning_rate(optim: OptimConfig, step: int) -> float:
-    """Learning rate at `step` (0 is the first). It depends on the step only, not on the number of processes."""
-    if step < optim.warmup:
-        return optim.lr * (step + 1) / optim.warmup
-    if step >= optim.steps - optim.cooldown:
-        return optim.lr * cooldown_share((step + optim.cooldown - optim.steps) / optim.cooldown)
-    done = (step - optim.warmup) / max(optim.steps - optim.warmup, 1)
-    return optim.lr * LR_SCHEDULES[optim.lr_schedule](done)

@@ -19,11 +19,14 @@ from fpdm.models import Denoiser, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
 from fpdm.training.runlog import copy_log, forget_after, has_run, latest_run, new_run
 from fpdm.training.sjfb import largest_iterations
+from fpdm.training.snapshots import forget_snapshots_after, take_snapshots
 
 # Settings that a resumed run may change. The batch size and the seed determine the order of the records, so they may
-# not change. The path of the latents may, because their content is compared instead.
+# not change. The path of the latents may, because their content is compared instead. An optimizer's state fits its own
+# kind and groups, and an average must be there from the first step.
 RESUMABLE = {
-    "optim": set(OptimConfig.__dataclass_fields__) - {"batch_size"},
+    "optim": set(OptimConfig.__dataclass_fields__)
+    - {"batch_size", "optimizer", "decay", "mup_base_width", "ema_extra", "ema_profiles"},
     "run": set(RunConfig.__dataclass_fields__) - {"seed"},
     "data": {"latents", "vae", "shape", "scale", "classes"},
     "validation": set(ValidationConfig.__dataclass_fields__),
@@ -196,6 +199,7 @@ def _find_or_create(
         run = new_run(config.run.results, name)
         if fork is not None:
             copy_log(checkpoint.parent.parent, run, step_of(checkpoint))
+            take_snapshots(checkpoint.parent.parent, run, step_of(checkpoint))
     else:
         source = latest_run(config.run.results, name) if resume in ("latest", "auto") else resume
         checkpoint = find_checkpoint(source)
@@ -206,6 +210,7 @@ def _find_or_create(
             )
         _check_resumable(f"--resume {resume}", config, store, checkpoint)
         forget_after(run, step_of(checkpoint))
+        forget_snapshots_after(run, step_of(checkpoint))
         point_latest(checkpoint)
         # A kill may have prevented this earlier.
         prune_checkpoints(run, step_of(checkpoint), config.run.keep_last, config.run.keep_every)
@@ -224,10 +229,12 @@ def _check_resumable(option: str, config: ExperimentConfig, store: LatentStore, 
 
 def _check_same_experiment(option: str, config: ExperimentConfig, run: Path) -> None:
     before, now = yaml.safe_load((run / "config.yaml").read_text()), asdict(config)
+    # A setting that the run's program did not have yet was what its default is now.
+    defaults = asdict(ExperimentConfig())
     changed = [
         f"{section}.{name} was {old}, is {now[section].get(name)}"
-        for section, values in before.items()
-        for name, old in values.items()
+        for section in defaults | before
+        for name, old in (defaults.get(section, {}) | before.get(section, {})).items()
         if name not in RESUMABLE.get(section, ()) and now[section].get(name) != old
     ]
     if changed:

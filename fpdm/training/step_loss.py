@@ -155,7 +155,7 @@ def draw_beside(
     work: Work, config: ExperimentConfig, network: Denoiser, step: int, rows: slice, device: torch.device
 ) -> dict[str, Tensor]:
     """The further random numbers that a step's work needs, as entries of `Draws`."""
-    seed, batch_size, (_, tokens, width) = config.run.seed, config.optim.batch_size, network.pos_embed.shape
+    seed, batch_size, (tokens, width) = config.run.seed, config.optim.batch_size, network.token_shape
     of = {"seed": seed, "step": step, "batch_size": batch_size, "rows": rows, "device": device}
     found = {}
     if work.start == "noise":

@@ -40,13 +40,16 @@ def step_memory(
     half: bool,
     recompute: bool,
     gradients_stay: bool = False,
+    optimizer: int | None = None,
+    averages: int = 1,
     **forward: int | tuple[int, ...],
 ) -> StepMemory:
-    """Memory of a step with AdamW and an EMA in float32, with `micro_batch` samples at a time.
+    """Memory of a step with averages of the weights in float32, with `micro_batch` samples at a time.
 
     half: under autocast to 16 bits. gradients_stay: gradients exist throughout the step, as with
-    several processes (in DDP's buckets) or several micro-batches. forward: further arguments of the
-    model's forward, such as the iterations of an FPDM.
+    several processes (in DDP's buckets) or several micro-batches. optimizer: bytes of its state, by
+    default AdamW's. averages: how many. forward: further arguments of the model's forward, such as the
+    iterations of an FPDM.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     twin = meta_twin(model)
@@ -67,9 +70,9 @@ def step_memory(
             activations = counter.live
             sum(part.square().mean() for part in (output.prediction, *output.early)).backward()
     gradients = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
-    optimizer = 2 * gradients
-    peak = 2 * weights + optimizer + counter.peak + (gradients if gradients_stay else 0)
-    return StepMemory(weights, gradients, optimizer, weights, activations, peak)
+    optimizer, ema = 2 * gradients if optimizer is None else optimizer, averages * weights
+    peak = weights + ema + optimizer + counter.peak + (gradients if gradients_stay else 0)
+    return StepMemory(weights, gradients, optimizer, ema, activations, peak)
 
 
 class AllocationCounter(TorchDispatchMode):

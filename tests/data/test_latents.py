@@ -19,6 +19,8 @@ from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore, Manifest, check_std, check_store_codec
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,6 +25,8 @@ from fpdm.data.latents import LatentStore, Manifest
 from fpdm.data.shards import StoreFolder
 from fpdm.data.writing import Batch, pack, write_store
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SMALL = {"resolution": 16, "batch_size": 3, "shard": 5, "skip_broken": True}

@@ -18,6 +18,8 @@ from fpdm.evaluation.evaluate import make_reference, self_test
 from fpdm.evaluation.features import EXTRACTORS, Features
 from fpdm.evaluation.scores import METRICS
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 
 

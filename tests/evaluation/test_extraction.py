@@ -14,6 +14,8 @@ from fpdm.evaluation.extraction import RESULT, gather
 from fpdm.evaluation.features import Features, Inception
 from fpdm.evaluation.samples import Samples
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 
 

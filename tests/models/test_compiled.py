@@ -84,6 +84,22 @@ def test_loops_of_several_blocks_compile_once(injection, loops):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+def test_blocks_with_all_options_are_compiled_whole():
+    """Rotary tables are inputs of a graph: the three pre blocks share one, and there are as many as without options."""
+    options = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "positions": "rotary", "exclude_own_value": True}
+    eager, compiled = (network(pre_depth=3, **options).train() for _ in range(2))
+    compile_layers(compiled)
+    torch._dynamo.utils.counters.clear()
+    forward = {"iterations": 2, "iterations_no_grad": 1}
+    ours, theirs = (step(model, 6, torch.bfloat16, **forward) for model in (compiled, eager))
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    # Of the explicit blocks; of an update without gradient, of the first with it, and of the later ones.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
+    with torch.compiler.set_stance("fail_on_recompile"):
+        step(compiled, 5, torch.bfloat16, iterations=3, iterations_no_grad=2)
+
+
 def test_adaptive_iteration_of_fewer_and_fewer_samples_compiles_nothing_new():
     """Once samples have left a batch, down to one: their constants are then rows of others, with other strides."""
     model = network().eval()

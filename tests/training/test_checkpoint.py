@@ -20,6 +20,8 @@ from fpdm.training.checkpoint import (
     save_checkpoint,
 )
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +29,7 @@ def save(run, step, value=0.0, trainer=None):
     model = build_model("DiT-XS/4", input_size=8, hidden_size=32, num_heads=2, depth=1, num_classes=2)
     torch.nn.init.constant_(model.final_layer.linear.bias, value)
     trainer = {"step": step, "nested": [torch.ones(2), None], **(trainer or {})}
-    return save_checkpoint(run, step, model, model, trainer, {"codec": "pixels"})
+    return save_checkpoint(run, step, {"model": model, "ema": model}, trainer, {"codec": "pixels"})
 
 
 def test_layout_and_latest(tmp_path):

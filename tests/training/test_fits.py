@@ -61,6 +61,25 @@ def test_many_updates_are_worked_out_as_they_would_be_counted(config, network, r
     assert expected_memory(config, network, 4, True, Phase("", n, m)) == counted
 
 
+def test_memory_counts_every_average_and_the_optimizers_state(config, network):
+    """Three averages of the weights; AdamW's state beside them. A decay for matrices alone changes nothing."""
+    config.optim.ema_extra, config.optim.ema_profiles, config.optim.decay = [0.9], [0.1], "matrices"
+    plain = step_memory(network, 4, True, False, iterations=4, iterations_no_grad=1)
+    counted = expected_memory(config, network, 4, False, Phase("", 2, 4))
+    assert (counted.ema, counted.optimizer) == (3 * plain.weights, 2 * plain.weights)
+    assert counted.peak == plain.peak + 2 * plain.weights
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
+def test_memory_of_muon_is_one_number_for_each_weight_of_a_matrix(config, network):
+    """By hand, in bytes: a block has 12 D^2 in maps, the injection 1 + 2 + 2 + 2 times D^2."""
+    config.optim.optimizer = "muon"
+    plain = step_memory(network, 4, True, False, iterations=4, iterations_no_grad=1)
+    counted = expected_memory(config, network, 4, False, Phase("", 2, 4))
+    saved = 4 * 128**2 * (3 * 12 + 7)
+    assert plain.optimizer - counted.optimizer == plain.peak - counted.peak == saved
+
+
 def test_whose_memory_it_is(config):
     config.optim.micro_batch_size = 24
     assert "each of 2 processes, which takes 48 of the 96 samples of a step, 24 at a time" in describe_share(config, 2)

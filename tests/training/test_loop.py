@@ -40,7 +40,12 @@ def log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("model", [{}, {"name": "DiT-XS/4", "depth": 2}], ids=["FPDM", "DiT"])
+MODERN = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "positions": "rotary", "exclude_own_value": True}
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"name": "DiT-XS/4", "depth": 2}, MODERN], ids=["FPDM", "DiT", "FPDM of modern blocks"]
+)
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_path, model, precision):
     run_settings = {"checkpoint_every": 10, "mixed_precision": precision}
@@ -233,6 +238,17 @@ def test_resuming_another_experiment_is_refused(experiment):
         train(experiment(model={"pre_depth": 2}), resume=str(run))
     with pytest.raises(FileNotFoundError, match="no run named other"):
         train(experiment(run={"name": "other"}), resume="latest")
+
+
+def test_settings_that_an_older_run_did_not_have_were_their_defaults(experiment):
+    """Its weights would fit the other network too."""
+    run = train(experiment(optim={"steps": 2}))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"].pop("norm", "missing") is None and config["model"].pop("qk_norm", "missing") is None
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"another experiment \(model\.norm was None, is rms\)"):
+        train(experiment(model={"norm": "rms"}), resume=str(run))
+    train(experiment(), resume=str(run))
 
 
 def test_resuming_with_other_data_or_another_order_is_refused(experiment, tmp_path, tiny_store, pixel_store):

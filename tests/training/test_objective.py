@@ -21,6 +21,8 @@ from fpdm.training.checkpoint import TRAINER, find_checkpoint, load_trainer
 from fpdm.training.loop import train
 from fpdm.training.objective import Objective, average_gradients
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 ROOT = Path(__file__).parents[2]
 UNCERTAINTY = '''
 
