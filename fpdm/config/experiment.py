@@ -12,7 +12,7 @@ from fpdm.config.validation import ValidationConfig
 from fpdm.injections import INJECTIONS
 from fpdm.precision import PRECISIONS
 from fpdm.processes import PROCESSES
-from fpdm.processes.draws import DRAWS
+from fpdm.processes.draws import DRAWS, TimestepDraw
 from fpdm.weightings import WEIGHTINGS
 
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -133,6 +133,7 @@ class DiffusionConfig:
         check_choice("diffusion.draw", self.draw, DRAWS)
         check_range(-limits.FACTOR, limits.FACTOR, **{"diffusion.draw_mean": self.draw_mean})
         check_positive(limits.FACTOR, **{"diffusion.draw_deviation": self.draw_deviation})
+        TimestepDraw(self.draw, self.draw_mean, self.draw_deviation).check()
         for name, value in vars(self).items():
             default = False if name == "learn_sigma" else getattr(DiffusionConfig, name)
             if name != "process" and name not in used and value != default:

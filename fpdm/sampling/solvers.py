@@ -224,5 +224,7 @@ SOLVERS = {
     "dpm++": Solver(_dpm, "DPM-Solver++(2M), second order in log-SNR", spacing=Spacing(down_to_zero=False)),
     "unipc": Solver(_unipc, "UniPC, second order in log-SNR", spacing=Spacing(down_to_zero=False)),
     "euler": Solver(_euler, "Euler, first order"),
-    "sde": Solver(_stochastic, "Euler-Maruyama, adds noise at each step", spacing=Spacing(last=0.04), random=True),
+    "sde": Solver(
+        _stochastic, "Euler for the reverse SDE, noise at each step", spacing=Spacing(last=0.04), random=True
+    ),
 }
