@@ -2,7 +2,7 @@
 
 Our sampler and the diffusers pipeline both use it.
 
-B batch, C latent channels, H height and width, N tokens, D width.
+B batch, C latent channels, H and W height and width of the latent, N tokens, D width.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Source(NamedTuple):
 
     denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start, ...)` if the model has an
         implicit layer. It returns an object with `.prediction` and `.solution`, as a model does.
-    cost: of one call. latent_shape: (C, h, h). guidable: whether the null label, `num_classes`, was trained.
+    cost: of one call. latent_shape: (C, H, W). guidable: whether the null label, `num_classes`, was trained.
     codec: decodes the latents; None if no images are needed. origin: facts about the source for the samples' recipe.
     reuse: whether solves start from earlier solutions unless told otherwise. reusable: whether they can.
     early_head: number of the exit that has a head of its own; 0 for none.

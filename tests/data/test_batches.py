@@ -66,5 +66,5 @@ def test_workers_read_the_same(image_folder):
 
 
 def test_exact_size_is_enforced_on_request(image_folder):
-    with pytest.raises(ValueError, match=r"ant/0\.png: 40x36 pixels, the others 16x16"):
+    with pytest.raises(ValueError, match=r"ant/0\.png: 36x40 pixels, the others 16x16 \(height x width\)"):
         list(image_batches(open_images(image_folder), 16, 4, exact=True))

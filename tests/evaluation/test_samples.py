@@ -26,7 +26,7 @@ def test_folder_without_its_grid_and_npz_are_the_same(folder):
 
 def test_images_of_mixed_sizes_are_refused(folder):
     save_png(torch.zeros(3, 9, 8, dtype=torch.uint8), png_path(folder, 3))
-    with pytest.raises(ValueError, match=r"000003\.png: 8x9 pixels, the others 8x8"):
+    with pytest.raises(ValueError, match=r"000003\.png: 9x8 pixels, the others 8x8"):
         list(Samples(str(folder)).batches(2))
 
 
