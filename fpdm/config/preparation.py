@@ -55,7 +55,7 @@ class VAEConfig:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}: 0 <= decay < 1")
         if not self.widths:
-            raise ValueError("widths=[]: give at least one level")
+            raise ValueError(f"widths={self.widths}: give at least one level")
         levels = len(self.widths)
         check_multiple("resolution", self.resolution, 2 ** (levels - 1), f"the downsampling of {levels} levels")
 

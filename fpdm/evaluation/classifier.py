@@ -23,9 +23,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class ClassifierFacts:
     """What is known of a trained classifier.
 
-    name: part of the scores' names. resolution: every image is resized to this square. widths: channels of the three stages,
-    the last of which are the features. class_names: what it tells apart. accuracy: share of held-out images that it
-    gets right, by the resolution that they were first reduced to. training: how it was trained.
+    name: part of the scores' names. resolution: every image is resized to this square. widths: channels of the three
+    stages, the last of which are the features. class_names: what it tells apart. accuracy: share of held-out images
+    that it gets right, by the resolution that they were first reduced to. training: how it was trained.
     """
 
     name: str

@@ -69,7 +69,7 @@ class Source(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The result of a call for x (B, C, H, H), after guidance. All tensors are (B, C, H, H), except those in output.
+    """The result of a call for x (B, C, H, W), after guidance. All tensors are (B, C, H, W), except those in output.
 
     updates: of each row, (B,) or (2B,), under a run-time allocation; None if the plan gives their number.
     output: the model's output for all rows. mean: the prediction in the model's parametrisation. variance: None if not
@@ -109,7 +109,7 @@ class ModelCalls:
         self._made = 0
 
     def __call__(self, x: Tensor, t: float | Tensor, level: Level, iterations: int | None) -> Call:
-        """One call for x (B, C, H, H) at timestep t, a number or a tensor with one element.
+        """One call for x (B, C, H, W) at timestep t, a number or a tensor with one element.
 
         level: that of t. iterations: from the plan; None for an explicit model.
         """

@@ -58,6 +58,21 @@ def test_resolution_of_an_npz_is_fixed(folder):
         Samples(str(folder / "samples.npz"), 16)
 
 
+def test_images_need_not_be_square(tmp_path):
+    images = torch.randint(0, 256, (5, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for i, image in enumerate(images):
+        save_png(image, png_path(tmp_path, i))
+    save_npz(tmp_path, len(images))
+    for source in (tmp_path, tmp_path / "samples.npz"):
+        samples = Samples(str(source))
+        assert samples.resolution == [8, 12]  # height, width
+        assert torch.equal(torch.cat(list(samples.batches(2))), images)
+    assert Samples(str(tmp_path / "samples.npz"), (8, 12)).count == 5
+    with pytest.raises(ValueError, match="images of 8x12 pixels, 8 are needed"):
+        Samples(str(tmp_path / "samples.npz"), 8)
+    assert Samples(str(tmp_path), (4, 6)).fingerprint() != Samples(str(tmp_path), (6, 4)).fingerprint()
+
+
 def test_labelled_reference(image_folder):
     images, labels, classes = load_labelled(str(image_folder), 16)
     assert images.shape == (24, 3, 16, 16) and classes == 3 and labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
