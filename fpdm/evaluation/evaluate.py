@@ -178,10 +178,10 @@ def open_features(config: ScoringConfig, reference: str, resolution: Extent) -> 
     """The configured extractor on every process; ValueError or FileNotFoundError if it cannot be opened."""
     if config.features in FITTED and is_reference(reference):
         raise ValueError(f"reference {reference}: holds statistics; features={config.features} needs the images")
-    state = process_state(PATIENCE)
+    state, resolution = process_state(PATIENCE), plain(resolution)
     with state.main_process_first():  # it trains or downloads what the other processes then load
         extractor, key = EXTRACTORS[config.features](config, reference, resolution)
-    return ImageFeatures(config, extractor.to(state.device).eval(), key, plain(resolution), state)
+    return ImageFeatures(config, extractor.to(state.device).eval(), key, resolution, state)
 
 
 def _by_main(state: PartialState, work: Callable[[], Any]) -> Any:

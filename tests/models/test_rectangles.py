@@ -96,7 +96,8 @@ def test_config_and_card_say_height_and_width(name, tmp_path):
         assert json.loads((tmp_path / card / "config.json").read_text())["input_size"] == kept
         assert card in (tmp_path / card / "README.md").read_text()
         x = torch.randn(1, 3, *model.latent_size)
-        assert torch.equal(call(load_pretrained(tmp_path / card), x), call(model, x))
+        for opened in (load_pretrained(tmp_path / card), type(model).from_pretrained(tmp_path / card)):
+            assert torch.equal(call(opened, x), call(model, x))
 
 
 @pytest.mark.parametrize(
