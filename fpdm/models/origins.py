@@ -38,9 +38,21 @@ def _averaged(blocks: int, count: int) -> list[range]:
     return [range(first, end) for first, end in pairwise(ends)]
 
 
-# How the `count` blocks of an implicit layer are made of a DiT's middle `blocks`: for each, the numbers of those whose
-# mean it becomes, counted from the first middle one.
-INIT_RULES: dict[str, Callable[[int, int], list[range]]] = {"copy": _copied, "average": _averaged}
+class InitRule(NamedTuple):
+    """How the implicit blocks are made of a DiT's middle ones.
+
+    choose: (number of those, number of implicit blocks) -> for each implicit block, the numbers of those whose mean it
+    becomes, counted from the first. about: in words.
+    """
+
+    choose: Callable[[int, int], list[range]]
+    about: str
+
+
+INIT_RULES = {
+    "copy": InitRule(_copied, "each is one of them, evenly spaced"),
+    "average": InitRule(_averaged, "each is the mean of a range of them"),
+}
 
 
 def block_origins(network: Denoiser, source: Denoiser, rule: str = "copy") -> list[Origin]:
@@ -70,7 +82,7 @@ def _from_dit(network: Denoiser, known: int, rule: str) -> list[Origin]:
             f"model.pre_depth={pre}, model.implicit_depth={core} and model.post_depth={post} are {pre + core + post} "
             f"blocks, and the weights are of a DiT with {known}; set fewer"
         )
-    middle = INIT_RULES[rule](known - pre - post, core)
+    middle = INIT_RULES[rule].choose(known - pre - post, core)
     return [
         Origin("pre_blocks", "blocks", [range(i, i + 1) for i in range(pre)]),
         Origin("implicit.blocks", "blocks", [range(pre + part.start, pre + part.stop) for part in middle]),

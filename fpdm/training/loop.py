@@ -86,7 +86,7 @@ def train(
     SIGTERM, SIGUSR1 or Ctrl-C stops it early, with a checkpoint, after the current step or the next one.
     """
     optim, seed = config.optim, config.run.seed
-    check_start(resume, fork, init)
+    check_start(resume, fork, init and init.source)
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
     check_tracker(config.run.tracker)
     accelerator = Accelerator(

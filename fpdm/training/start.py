@@ -33,15 +33,14 @@ class Init(NamedTuple):
     read: Callable[[str, str], tuple[Denoiser, dict, Path]]
 
 
-def check_start(resume: str | None, fork: str | None, init: Init | None) -> None:
-    """ValueError for ways to start a run that exclude each other."""
+def check_start(resume: str | None, fork: str | None, init: str | None) -> None:
+    """ValueError for ways to start a run that exclude each other. init: the source of the weights."""
     if fork is not None and init is not None:
         raise ValueError(
-            f"--fork {fork} with --init {init.source}: a fork continues another run, with its optimizer; --init takes "
+            f"--fork {fork} with --init {init}: a fork continues another run, with its optimizer, and --init takes "
             "weights only; leave one out"
         )
-    new = {"--fork": (fork, "a fork"), "--init": (init and init.source, "what starts from weights")}
-    for option, (source, what) in new.items():
+    for option, source, what in (("--fork", fork, "a fork"), ("--init", init, "what starts from weights")):
         if source is not None and resume not in (None, "auto"):
             raise ValueError(
                 f"--resume {resume} with {option} {source}: {what} is a new run; leave one out, or resume auto"

@@ -135,7 +135,7 @@ def test_an_fpdm_of_all_blocks_and_one_iteration_is_the_dit(injection):
 def test_rules_choose_blocks_in_order_and_spread_them(rule):
     for blocks in range(1, 14):
         for count in range(1, blocks + 1):
-            chosen = INIT_RULES[rule](blocks, count)
+            chosen = INIT_RULES[rule].choose(blocks, count)
             ends = [0, *(part.stop for part in chosen)]
             assert len(chosen) == count and all(chosen) and ends == sorted(set(ends)) and ends[-1] <= blocks
             below = chosen[0].start  # as many blocks are left out below the first as above the last, or one more

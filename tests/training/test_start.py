@@ -173,6 +173,7 @@ def test_a_dry_run_refuses_what_training_would(run_command, dit):
     [
         (["--init-weights", "model"], "init_weights=model without init: .* add --init PATH"),
         (["--init-rule", "average"], "init_rule=average without init"),
+        (["--init", "x", "--resume", "latest", "--dry-run"], "--resume latest with --init x"),
         (["--init", "x", "--init-rule", "first"], "init_rule='first': choose one of copy, average"),
     ],
 )
