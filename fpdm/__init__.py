@@ -12,7 +12,7 @@ _HOMES = {
     "DiT": "fpdm.models",
     "FixedPointDiT": "fpdm.models",
     "build_model": "fpdm.models",
-    "Diffusion": "fpdm.diffusion",
+    "Diffusion": "fpdm.processes",
     "FPDMPipeline": "fpdm.pipeline",
     "SamplingConfig": "fpdm.sampling.settings",
     "evaluate": "fpdm.evaluation.evaluate",

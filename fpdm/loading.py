@@ -11,11 +11,11 @@ import torch
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, open_codec
 from fpdm.devices import SAMPLING_PATIENCE, check_precision, process_state
-from fpdm.diffusion import Diffusion
 from fpdm.export import locate_codec
 from fpdm.models import Denoiser, DenoiserOutput, compile_layers, forward_cost, load_pretrained
 from fpdm.models.pretrained import resolve_folder
 from fpdm.precision import PRECISIONS
+from fpdm.processes import Process, make_process
 from fpdm.sampling.call import Source
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint
 
@@ -82,7 +82,7 @@ def open_source(
     device = torch.device(device)
     check_precision("precision", precision, device)
     codec = open_model_codec(model, facts, vae, device)
-    return make_source(model.to(device), Diffusion(**facts["diffusion"]), codec, precision)
+    return make_source(model.to(device), make_process(facts["diffusion"]), codec, precision)
 
 
 def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, device: torch.device | str = "cpu") -> Codec:
@@ -95,12 +95,12 @@ def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, devic
 
 
 def make_source(
-    model: Denoiser, diffusion: Diffusion, codec: Codec | None, precision: str = "no", cost: ForwardCost | None = None
+    model: Denoiser, process: Process, codec: Codec | None, precision: str = "no", cost: ForwardCost | None = None
 ) -> Source:
     """A source from parts that are already on their device. cost: of a call, counted if not given."""
     return Source(
         denoise=denoiser(model, precision),
-        diffusion=diffusion,
+        process=process,
         cost=cost or forward_cost(model),
         latent_shape=(model.in_channels, model.input_size, model.input_size),
         num_classes=model.num_classes,

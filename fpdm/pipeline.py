@@ -23,18 +23,18 @@ from torch import Tensor
 from fpdm.config import check_one_of, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
-from fpdm.diffusion import Diffusion
 from fpdm.export import export_model, upload
 from fpdm.loading import load_checkpoint, make_source, open_model_codec
 from fpdm.models import Denoiser, block_cost
 from fpdm.precision import PRECISIONS
+from fpdm.processes import Level, make_process
 from fpdm.sampling.allocation import DEFAULT_ITERATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.guidance import Guidance, InternalGuidance
 from fpdm.sampling.noise import check_labels
 from fpdm.sampling.plan import check_iterations
 from fpdm.sampling.solving import Solving
-from fpdm.schedulers import check_scheduler, default_scheduler, takes_variance
+from fpdm.schedulers import check_scheduler, default_scheduler, set_steps, takes_variance, timestep_of
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -69,7 +69,7 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError("facts=None: give a checkpoint's facts, as load_checkpoint returns them")
         self.register_modules(model=model, scheduler=scheduler, vae=vae)
         self.facts = facts
-        self.diffusion = Diffusion(**facts["diffusion"])
+        self.process = make_process(facts["diffusion"])
 
     @classmethod
     def from_pretrained(
@@ -173,7 +173,7 @@ class FPDMPipeline(DiffusionPipeline):
         labels = self._labels(class_labels)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        check_scheduler(self.scheduler, self.diffusion)
+        check_scheduler(self.scheduler, self.process)
         if isinstance(generator, list) and len(generator) != len(labels):
             raise ValueError(
                 f"generator: {len(generator)} generators for {len(labels)} labels; give one, or one for each label"
@@ -197,15 +197,17 @@ class FPDMPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator, device, torch.float32)
         elif latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; the shape must be {shape}")
-        latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
         extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
-        times = self.scheduler.timesteps.tolist()  # only once, because it waits for the device
+        # Only once, because it waits for the device.
+        times = timestep_of(self.scheduler, self.process, self.scheduler.timesteps).tolist()
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            x = self.scheduler.scale_model_input(latents, t)
-            alpha_bar = float(np.interp(times[i], np.arange(self.diffusion.timesteps), self.diffusion.alphas_cumprod))
-            found = calls(x, t, alpha_bar, counts[i])
-            latents = self.scheduler.step(self._for_scheduler(found, x, alpha_bar), t, latents, **extra).prev_sample
+            scaled = hasattr(self.scheduler, "scale_model_input")
+            x = self.scheduler.scale_model_input(latents, t) if scaled else latents
+            level = self.process.level(times[i])
+            found = calls(x, timestep_of(self.scheduler, self.process, t), level, counts[i])
+            latents = self.scheduler.step(self._for_scheduler(found, x, level), t, latents, **extra).prev_sample
             if callback_on_step_end is not None:
                 latents = callback_on_step_end(self, i, t, {"latents": latents}).pop("latents", latents)
 
@@ -221,12 +223,12 @@ class FPDMPipeline(DiffusionPipeline):
         if precision is None:
             raise ValueError(f"the model is in {half}: use float32, float16 or bfloat16, as in pipe.to(torch.float32)")
         codec = PixelCodec() if self.vae is None else None
-        source = make_source(self.model, self.diffusion, codec, precision, block_cost(self.model))
+        source = make_source(self.model, self.process, codec, precision, block_cost(self.model))
         return source._replace(device=device)
 
-    def _for_scheduler(self, found: Call, x: Tensor, alpha_bar: float) -> Tensor:
+    def _for_scheduler(self, found: Call, x: Tensor, level: Level) -> Tensor:
         """The prediction, with its variance if the scheduler uses one. The mean of predicted pixels is clipped."""
-        mean = found.mean if self.vae is not None else self.diffusion.mean_of(found.x0, x, alpha_bar)
+        mean = found.mean if self.vae is not None else self.process.mean_of(found.x0, x, level)
         learned = takes_variance(self.scheduler)
         return torch.cat([mean, found.variance], dim=1) if learned and found.variance is not None else mean
 
@@ -244,8 +246,9 @@ class FPDMPipeline(DiffusionPipeline):
             if value is not None and not isinstance(value, Integral):
                 raise ValueError(f"{name}={value!r}: expected a whole number")
         check_range(1, limits.PASSES, budget=budget, num_inference_steps=steps)
-        if (steps or 0) > self.diffusion.timesteps:
-            raise ValueError(f"num_inference_steps={steps}: the model has {self.diffusion.timesteps} timesteps")
+        most = self.process.times().most
+        if (steps or 0) > most:
+            raise ValueError(f"num_inference_steps={steps}: the model has {most} timesteps")
         check_iterations(cost, iterations=iterations)
         each = (DEFAULT_ITERATIONS if iterations is None else iterations) if cost.iterative else None
         listed = isinstance(each, (list, tuple))
@@ -253,7 +256,7 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError(f"iterations={iterations!r}: expected a whole number, or a list of whole numbers")
         check_range(1, limits.ITERATIONS, iterations=each)
         if budget is None:
-            self.scheduler.set_timesteps(int(steps), device=device)
+            set_steps(self.scheduler, int(steps), device)
         elif listed:
             raise ValueError("budget with a list of iterations: leave budget out, and give num_inference_steps")
         else:
@@ -268,8 +271,8 @@ class FPDMPipeline(DiffusionPipeline):
 
     def _fill(self, budget: int, calls: int, device: torch.device) -> None:
         """Set as many steps as fit into `calls` model calls, for any number of calls per step."""
-        for steps in range(min(calls, self.diffusion.timesteps), 0, -1):
-            self.scheduler.set_timesteps(steps, device=device)
+        for steps in range(min(calls, self.process.times().most), 0, -1):
+            set_steps(self.scheduler, steps, device)
             if len(self.scheduler.timesteps) <= calls:
                 return
         raise ValueError(f"budget={budget} does not hold one step: raise it, or lower iterations")
@@ -289,5 +292,5 @@ class FPDMPipeline(DiffusionPipeline):
 
 def make_pipeline(model: Denoiser, facts: dict, codec: Codec, scheduler: SchedulerMixin | None = None) -> FPDMPipeline:
     """A pipeline from the results of `load_checkpoint` and `open_model_codec`."""
-    scheduler = scheduler or default_scheduler(Diffusion(**facts["diffusion"]))
+    scheduler = scheduler or default_scheduler(make_process(facts["diffusion"]))
     return FPDMPipeline(model, scheduler, codec.vae if isinstance(codec, VAECodec) else None, facts)

@@ -8,13 +8,13 @@ from accelerate.utils import gather_object
 from fpdm.config import ExperimentConfig, ScoringConfig, ValidationConfig, check_choice
 from fpdm.data.latents import LatentStore
 from fpdm.devices import process_state
-from fpdm.diffusion import Diffusion
 from fpdm.evaluation.accumulate import FeatureMoments
 from fpdm.evaluation.evaluate import open_features
 from fpdm.evaluation.features import EXTRACTORS
 from fpdm.evaluation.metrics import frechet_distance
 from fpdm.loading import make_source
 from fpdm.models import Denoiser
+from fpdm.processes import make_process
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.setup import build_network, check_store, open_store_codec
@@ -34,7 +34,7 @@ class SampledDistance:
         self.settings, self.precision = config.validation, config.run.mixed_precision
         store = LatentStore(config.data.latents)
         check_store(config.data, store)
-        self.state, self.diffusion = process_state(), Diffusion(**asdict(config.diffusion))
+        self.state, self.process = process_state(), make_process(asdict(config.diffusion))
         self.codec = open_store_codec(config.data, store, self.state.device)
         side = store.manifest.shape[-1] * self.codec.downsampling
         features = open_features(scoring_of(self.settings), self.settings.reference, side)
@@ -43,7 +43,7 @@ class SampledDistance:
             model = build_network(config, store.manifest.shape, len(store.manifest.class_names))
         try:
             for iterations in self._counts(model):
-                plan_for(make_source(model, self.diffusion, self.codec), self._sampling(iterations))
+                plan_for(make_source(model, self.process, self.codec), self._sampling(iterations))
         except ValueError as error:
             raise ValueError(f"validation: {error}") from error
 
@@ -55,7 +55,7 @@ class SampledDistance:
 
     @torch.inference_mode()
     def _distance(self, model: Denoiser, iterations: int | None) -> float:
-        source, config = make_source(model, self.diffusion, self.codec, self.precision), self._sampling(iterations)
+        source, config = make_source(model, self.process, self.codec, self.precision), self._sampling(iterations)
         plan, count, size = plan_for(source, config), self.settings.samples, self.settings.batch_size
         mine = FeatureMoments()
         for first in range(0, count, size)[self.state.process_index :: self.state.num_processes]:

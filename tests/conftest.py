@@ -234,7 +234,7 @@ def run_sampler():
 
     def run(source, plan, x, y, sampler="ddim", eta=0.0, step_noise=None, guidance=None, solving=None, on_step=None):
         calls = ModelCalls(source, y, guidance or Guidance(), solving or Solving())
-        advance = make_solver(sampler, source.diffusion.alphas_cumprod, plan.timesteps, eta, step_noise)
+        advance = make_solver(sampler, source.process, plan.timesteps, eta, step_noise)
         return run_plan(calls, plan, x, advance, on_step)
 
     return run

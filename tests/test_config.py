@@ -161,8 +161,8 @@ def test_help_explains_every_option(parser, capsys):
 def test_the_number_of_settings_is_watched():
     """Every option is one more thing to know: there is room for a few more, raise the limits only with thought."""
     counts = {section.name: len(fields(section.default_factory)) for section in fields(ExperimentConfig)}
-    assert max(counts.values()) <= 20, counts
-    assert len(fields(SamplingConfig)) <= 24
+    assert max(counts.values()) <= 22, counts
+    assert len(fields(SamplingConfig)) <= 26
 
 
 def test_a_protocol_settles_what_the_paper_settles():
@@ -204,11 +204,11 @@ def test_sampling_settings_that_contradict_are_refused(settings, says):
 
 def test_choices_are_listed_once():
     """The help and the errors name the entries of the registries."""
-    shown = cli.make_parser(SamplingConfig, "").format_help()
+    shown = "".join(cli.make_parser(SamplingConfig, "").format_help().split())  # lines also break after hyphens
     for registry in (SOLVERS, ALLOCATIONS):
-        assert all(f"{name} ({entry.about})" in " ".join(shown.split()) for name, entry in registry.items())
+        assert all(f"{name} ({entry.about})".replace(" ", "") in shown for name, entry in registry.items())
     with pytest.raises(ValueError, match=re.escape(", ".join(SOLVERS))):
-        SamplingConfig(steps=3, sampler="euler")
+        SamplingConfig(steps=3, sampler="rk4")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What a package or module may not import of ours, the rest of its rules being general. A new one has the general rules.
-LEAVES = ("config", "cost", "diffusion", "files", "precision", "seeding", "devices", "weightings", "lr_schedules",
+LEAVES = ("config", "cost", "processes", "files", "precision", "seeding", "devices", "weightings", "lr_schedules",
           "injections", "block_options")  # fmt: skip
 ABOVE = ("loading", "validation", "pipeline", "export", "commands", "reproduction", "benchmarks", "on_gpu")
 FORBIDDEN = {
-    "models": {"data", "diffusion", "sampling", "training", "evaluation", "devices", *ABOVE},
-    "data": {"models", "diffusion", "sampling", "training", "evaluation", *ABOVE},
+    "models": {"data", "processes", "sampling", "training", "evaluation", "devices", *ABOVE},
+    "data": {"models", "processes", "sampling", "training", "evaluation", *ABOVE},
     "training": {"sampling", "evaluation", *ABOVE},
     "sampling": {"models", "training", "evaluation", *ABOVE},
     "evaluation": {"models", "training", *ABOVE},
@@ -83,7 +83,7 @@ def test_the_rules_see_what_is_imported():
     assert ROOT / "fpdm" / "config" / "__init__.py" in ours(ROOT / "fpdm" / "sampling" / "guidance.py")
 
 
-@pytest.mark.parametrize("module", ["fpdm.models", "fpdm.diffusion", "fpdm.sampling.sampler", "fpdm.sampling.settings"])
+@pytest.mark.parametrize("module", ["fpdm.models", "fpdm.processes", "fpdm.sampling.sampler", "fpdm.sampling.settings"])
 def test_light_modules_stay_light(module):
     heavy = ("diffusers", "accelerate", "matplotlib", "torch_fidelity", "sklearn")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -11,7 +11,8 @@ import pytest
 
 import fpdm.config
 import fpdm.sampling.settings
-from fpdm.diffusion import MOST_TIMESTEPS, Diffusion
+from fpdm.processes import Diffusion
+from fpdm.processes.times import MOST_STEPS
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -89,5 +90,5 @@ def test_an_absurd_dry_run_ends_at_once():
 
 
 def test_the_process_and_its_config_have_one_bound():
-    """fpdm.diffusion does not import the config, so the number stands there too."""
-    assert fpdm.config.limits.TIMESTEPS == MOST_TIMESTEPS
+    """fpdm.processes does not import the config, so the number stands there too."""
+    assert fpdm.config.limits.TIMESTEPS == MOST_STEPS

@@ -14,12 +14,12 @@ from diffusers import AutoencoderKL
 
 from fpdm.config import DiffusionConfig
 from fpdm.data.codec import VAECodec, fingerprint
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import build_model
 from fpdm.pipeline import FPDMPipeline
+from fpdm.processes import make_process
 from fpdm.sampling.guidance import Guidance
-from fpdm.sampling.plan import Plan, Step
+from fpdm.sampling.plan import Plan, Step, make_plan
 from fpdm.sampling.solving import Solving
 from fpdm.schedulers import default_scheduler
 
@@ -31,19 +31,20 @@ def make(tiny_vae):
     def made(name="FPDM-XS/2", vae=True, class_dropout=0.1, **diffusion):
         torch.manual_seed(0)
         channels = 4 if vae else 3
+        settings = DiffusionConfig(**diffusion)
         model = build_model(name, input_size=8, in_channels=channels, num_classes=4, hidden_size=32, num_heads=2,
-                            class_dropout=class_dropout).eval()  # fmt: skip
+                            class_dropout=class_dropout, learn_sigma=settings.learn_sigma).eval()  # fmt: skip
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         opened = AutoencoderKL.from_pretrained(tiny_vae) if vae else None
         facts = {
-            "diffusion": asdict(DiffusionConfig(**diffusion)),
+            "diffusion": asdict(settings),
             "codec": str(tiny_vae) if vae else "pixels",
             "codec_fingerprint": fingerprint(opened) if vae else "pixels",
             "class_names": list("abcd"),
             "latents": None,
         }
-        scheduler = default_scheduler(Diffusion(**facts["diffusion"]))
+        scheduler = default_scheduler(make_process(facts["diffusion"]))
         pipe = FPDMPipeline(model, scheduler, opened, facts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -58,7 +59,7 @@ def ours(run_sampler):
     def run(pipe, iterations, labels=(1, 2), **settings):
         times = [int(t) for t in pipe.scheduler.timesteps] + [-1]
         steps = tuple(Step(t, after, iterations) for t, after in pairwise(times))
-        source = make_source(pipe.model, pipe.diffusion, pipe._codec())
+        source = make_source(pipe.model, pipe.process, pipe._codec())
         return run_sampler(source, Plan(steps, source.cost), NOISE, torch.tensor(labels), **settings)
 
     return run
@@ -81,10 +82,48 @@ def test_diffusers_ddim_does_so_where_its_stride_is_right(make):
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     images = pipe([1, 2], num_inference_steps=8, iterations=4, latents=3 * NOISE, output_type="latent").images
     assert images.abs().max() > 1.5
-    pipe.scheduler = default_scheduler(pipe.diffusion)
+    pipe.scheduler = default_scheduler(pipe.process)
     expected = pipe([1, 2], num_inference_steps=8, iterations=4, latents=3 * NOISE, output_type="latent").images
     torch.testing.assert_close(images, expected, atol=1e-2, rtol=1e-2)
     assert not diffusers.DDPMScheduler.from_config(pipe.scheduler.config).config.clip_sample
+
+
+@pytest.mark.parametrize("name", ["FPDM-XS/2", "DiT-XS/2"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_is_followed_as_by_our_sampler(make, run_sampler, name, shift):
+    pipe = make(name, process="flow")
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=shift)
+    given = {"iterations": 4} if name.startswith("FPDM") else {}
+    output = pipe([1, 2], num_inference_steps=6, guidance_scale=2.0, latents=NOISE, output_type="latent", **given)
+    source = make_source(pipe.model, pipe.process, pipe._codec())
+    plan = make_plan(source.cost, steps=6, times=pipe.process.times(shift), **given)
+    expected = run_sampler(source, plan, NOISE, torch.tensor([1, 2]), sampler="euler", guidance=Guidance(2.0))
+    torch.testing.assert_close(output.images, expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler,
+     diffusers.FlowMatchHeunDiscreteScheduler],
+)  # fmt: skip
+def test_other_schedulers_follow_a_flow(make, run_sampler, scheduler):
+    """At many steps all of them end where our own second-order solver ends."""
+    pipe = make("DiT-XS/2", process="flow")
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    output = pipe([1, 2], num_inference_steps=60, latents=NOISE, output_type="latent").images
+    source = make_source(pipe.model, pipe.process, pipe._codec())
+    plan = make_plan(source.cost, steps=60, times=pipe.process.times())
+    expected = run_sampler(source, plan, NOISE, torch.tensor([1, 2]), sampler="ab2")
+    assert float((output - expected).square().mean().sqrt()) < 0.03 * float(expected.std())
+
+
+def test_schedulers_that_do_not_follow_a_flow_are_refused(make):
+    pipe = make(process="flow")
+    for scheduler in (diffusers.DDIMScheduler(), diffusers.DPMSolverMultistepScheduler(),
+                      diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True)):  # fmt: skip
+        pipe.scheduler = scheduler
+        with pytest.raises(ValueError, match=f"{type(scheduler).__name__}: does not follow a flow"):
+            pipe([1], num_inference_steps=3)
 
 
 def test_schedulers_of_another_diffusion_are_refused(make):
@@ -92,7 +131,7 @@ def test_schedulers_of_another_diffusion_are_refused(make):
     for scheduler, says in (
         (diffusers.DDIMScheduler(), "other noise levels, this model needs v_prediction"),
         (diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon"), "epsilon, this model"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "not use the noise levels of discrete timesteps; choose another"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "not use the noise levels of discrete timesteps; make it"),
     ):
         pipe.scheduler = scheduler
         with pytest.raises(ValueError, match=says):

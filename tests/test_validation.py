@@ -79,7 +79,7 @@ import json, sys
 from accelerate import PartialState
 from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, ValidationConfig
 from fpdm.data.latents import LatentStore
-from fpdm.diffusion import Diffusion
+from fpdm.processes import Diffusion
 from fpdm.models import load_pretrained
 from fpdm.training.checkpoint import find_checkpoint
 from fpdm.training.validation import HeldOut

@@ -30,8 +30,8 @@ FILES = {
 # With them, recorded weights and outputs no longer hold.
 CHANGE_THE_NETWORK = ("A block",)
 # Tests that run over registries, settings and configs, or list them; the slow ones of these files do not.
-CONCERNED = ["tests/test_config.py", "tests/test_configs.py", "tests/test_diffusion.py", "tests/test_imports.py",
-             "tests/models/test_injections.py",
+CONCERNED = ["tests/test_config.py", "tests/test_configs.py", "tests/test_imports.py",
+             "tests/processes/test_discrete.py", "tests/models/test_injections.py",
              "tests/evaluation/test_scores.py", "tests/evaluation/test_evaluate.py", "tests/sampling/test_plan.py",
              "tests/sampling/test_solvers.py"]  # fmt: skip
 NOT_SLOW = "not tf32 and not two_processes and not light_modules"

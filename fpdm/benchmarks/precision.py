@@ -95,7 +95,7 @@ def noisy_digits(source: Source, each: int) -> Batch:
     x0, y = latents.repeat(len(LEVELS), 1, 1, 1), images.labels.to(source.device).repeat(len(LEVELS))
     t = torch.tensor(LEVELS, device=source.device).repeat_interleave(each)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(source.device)
-    return Batch(source.diffusion.add_noise(x0, noise, t), t, y, x0, noise)
+    return Batch(source.process.add_noise(x0, noise, t), t, y, x0, noise)
 
 
 def run(model: nn.Module, precision: str, batch: Batch, **settings):
@@ -134,7 +134,7 @@ def gradient_deviation(model: nn.Module, exact: nn.Module, source: Source, preci
         settings = {"iterations": 6, "iterations_no_grad": 6} if exact.iterative else {}
         output = run(network, how, batch, **settings)
         # Scaled as by a loss scaler, because small gradients are lost in float16.
-        (1024 * source.diffusion.losses(output.prediction, batch.x0, batch.noise, batch.t).total.mean()).backward()
+        (1024 * source.process.losses(output.prediction, batch.x0, batch.noise, batch.t).total.mean()).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 

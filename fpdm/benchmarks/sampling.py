@@ -11,10 +11,10 @@ from fpdm.benchmarks.timing import Bench, Question, alternate, matrix_product
 from fpdm.benchmarks.workloads import blocks_alone, network, sampling_run
 from fpdm.data.codec import Codec
 from fpdm.devices import peak_memory
-from fpdm.diffusion import Diffusion
 from fpdm.evaluation.tables import markdown_table
 from fpdm.loading import make_source
 from fpdm.models import compile_layers, forward_cost
+from fpdm.processes import Diffusion
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import png_path, save_png
 from fpdm.sampling.settings import SamplingConfig

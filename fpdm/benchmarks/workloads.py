@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fpdm.benchmarks.timing import Bench
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import Denoiser, block_cost, build_model
+from fpdm.processes import Diffusion
 from fpdm.sampling.call import ModelCalls
 from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.plan import Plan
@@ -50,7 +50,7 @@ def training_step(
     model.train()
 
     def step() -> None:
-        draws = draw_step(0, 0, batch, slice(0, batch), latent, diffusion.timesteps, 0.1, bench.device)
+        draws = draw_step(0, 0, batch, slice(0, batch), latent, diffusion, 0.1, bench.device)
         n, m = next(turns)
         forward = {"iterations": m, "iterations_no_grad": n} if m else {}
         optimizer.zero_grad()
@@ -73,7 +73,7 @@ def sampling_run(bench: Bench, model: Denoiser, latent: Shape, batch: int, plan:
 
     def run() -> Tensor:
         calls = ModelCalls(source, labels, Guidance(), Solving())
-        advance = make_solver("ddim", source.diffusion.alphas_cumprod, plan.timesteps)
+        advance = make_solver("ddim", source.process, plan.timesteps)
         with torch.inference_mode():
             return run_plan(calls, plan, noise, advance)
 

@@ -1,4 +1,4 @@
-"""Import a published DiT or FPDM checkpoint (.pt) as a folder that scripts/sample.py can sample from."""
+"""Import a published DiT, FPDM or SiT checkpoint (.pt) as a folder that scripts/sample.py can sample from."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -9,7 +9,9 @@ from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
 from fpdm.models import FixedPointDiT
 from fpdm.models.convert import EMA_WEIGHTS, MODEL_WEIGHTS, from_published, infer_config, read_published
+from fpdm.models.sit import from_sit
 from fpdm.models.sizes import class_of
+from fpdm.processes import PROCESSES, Flow
 
 logger = logging.getLogger("fpdm")
 
@@ -23,7 +25,8 @@ class Settings:
         out: the new folder.
         weights: ema or model, if the file has both.
         vae: the VAE that the model was trained with, a folder or a Hub id.
-        parametrisation: what the model predicts (null for v with an FPDM, eps with a DiT, as published).
+        process: discrete for a DiT or an FPDM, flow for a SiT with the linear path, whose weights have the same names.
+        parametrisation: what the model predicts (null for v with an FPDM or a SiT, eps with a DiT, as published).
         zero_terminal_snr: whether its last timestep is pure noise (null for yes with an FPDM, no with a DiT).
         class_names: file with one class name per line (null for "0", "1", ...).
         num_heads: number of attention heads, for widths other than the named sizes'.
@@ -34,6 +37,7 @@ class Settings:
     out: str = ""
     weights: str = EMA_WEIGHTS
     vae: str = "stabilityai/sd-vae-ft-ema"
+    process: str = "discrete"
     parametrisation: str | None = None
     zero_terminal_snr: bool | None = None
     class_names: str | None = None
@@ -46,6 +50,7 @@ class Settings:
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")
         check_choice("weights", self.weights, (EMA_WEIGHTS, MODEL_WEIGHTS))
+        check_choice("process", self.process, PROCESSES)
 
 
 def parser():
@@ -56,19 +61,26 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     state = read_published(settings.source, settings.weights)
     config = infer_config(state, settings.num_heads)
-    if iterative := class_of(config) is FixedPointDiT:
+    iterative = class_of(config) is FixedPointDiT
+    if iterative and settings.process == Flow.kind:
+        raise ValueError(f"process=flow: {settings.source} is an FPDM, which was published for discrete timesteps only")
+    if iterative:
         config["pre_post_timestep_conditioning"] = settings.pre_post_timestep_conditioning
-    model = from_published(state, **config)
+    model = (from_sit if settings.process == Flow.kind else from_published)(state, **config)
     names = [str(c) for c in range(model.num_classes)]
     if settings.class_names:
         names = Path(settings.class_names).read_text().splitlines()
         if len(names) != model.num_classes:
             raise ValueError(f"class_names={settings.class_names}: {len(names)} names for {model.num_classes} classes")
-    diffusion = DiffusionConfig(
-        parametrisation=settings.parametrisation or ("v" if iterative else "eps"),
-        zero_terminal_snr=iterative if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
-        weighting="v" if iterative else "eps",
-        learn_sigma=config["learn_sigma"],
+    diffusion = (
+        DiffusionConfig(process="flow", time_scale=1.0)
+        if settings.process == Flow.kind
+        else DiffusionConfig(
+            parametrisation=settings.parametrisation or ("v" if iterative else "eps"),
+            zero_terminal_snr=iterative if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
+            weighting="v" if iterative else "eps",
+            learn_sigma=config["learn_sigma"],
+        )
     )
     facts = {
         "diffusion": asdict(diffusion),

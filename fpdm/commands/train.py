@@ -11,9 +11,9 @@ from fpdm import cli
 from fpdm.config import ExperimentConfig, check_choice, check_positive, limits
 from fpdm.data.latents import LatentStore
 from fpdm.devices import process_state
-from fpdm.diffusion import Diffusion
 from fpdm.loading import load_checkpoint, make_source
 from fpdm.models.origins import INIT_RULES
+from fpdm.processes import make_process
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.settings import SamplingConfig
@@ -105,10 +105,10 @@ def make_preview(config: ExperimentConfig):
     store = LatentStore(config.data.latents)
     check_store(config.data, store)
     codec = open_store_codec(config.data, store, process_state().device)
-    diffusion = Diffusion(**asdict(config.diffusion))
+    process = make_process(asdict(config.diffusion))
 
     def preview(run: Path, step: int, model: nn.Module) -> None:
-        source = make_source(model, diffusion, codec)
+        source = make_source(model, process, codec)
         sampling = SamplingConfig(budget=PREVIEW_BUDGET, seed=config.run.seed)
         plan, indices = plan_for(source, sampling), range(PREVIEW_IMAGES)
         parts = [indices[i : i + PREVIEW_BATCH] for i in range(0, PREVIEW_IMAGES, PREVIEW_BATCH)]

@@ -1,6 +1,7 @@
 """One training experiment: the content of a file in configs/."""
 
 from dataclasses import dataclass, field
+from inspect import signature
 
 from fpdm.block_options import MLPS, NORMS, POSITIONS
 from fpdm.config import limits
@@ -10,6 +11,8 @@ from fpdm.config.sjfb import SJFBConfig
 from fpdm.config.validation import ValidationConfig
 from fpdm.injections import INJECTIONS
 from fpdm.precision import PRECISIONS
+from fpdm.processes import PROCESSES
+from fpdm.processes.draws import DRAWS, TimestepDraw
 from fpdm.weightings import WEIGHTINGS
 
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -82,35 +85,62 @@ class ModelConfig:
 
 @dataclass
 class DiffusionConfig:
-    __doc__ = f"""The diffusion process: the arguments of fpdm.diffusion.Diffusion, which explains them.
+    __doc__ = f"""The process from image to noise: the arguments of its class in fpdm.processes, which explains them.
 
     Args:
+        process: discrete (timesteps with a noise schedule, the paper's) or flow (linear interpolant in continuous
+            time, whose velocity the network predicts). A flow uses only time_scale and the settings of the draw.
         schedule: linear, scaled-linear or cosine.
         beta_start: first beta.
         beta_end: last beta, before the rescaling to zero terminal SNR.
         timesteps: number of timesteps.
         parametrisation: what the network predicts, v, eps or x0.
         zero_terminal_snr: make the last timestep pure noise; not with eps.
-        learn_sigma: predict the variance as well.
+        learn_sigma: predict the variance as well (null for true, of a flow false).
         weighting: weighting of the squared error, one of {", ".join(WEIGHTINGS)} (fpdm.weightings explains them).
         min_snr_gamma: upper limit of the SNR in min-snr.
+        time_scale: the network of a flow sees this times t, with t in 0..1.
+        draw: how training draws timesteps: {", ".join(f"{name} ({draw.about})" for name, draw in DRAWS.items())}.
+        draw_mean: mean of the draw's normal numbers.
+        draw_deviation: standard deviation of the draw's normal numbers.
     """
 
+    process: str = "discrete"
     schedule: str = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     timesteps: int = 1000
     parametrisation: str = "v"
     zero_terminal_snr: bool = True
-    learn_sigma: bool = True
+    learn_sigma: bool | None = None
     weighting: str = "v"
     min_snr_gamma: float = 5.0
+    time_scale: float = 1000.0
+    draw: str = "uniform"
+    draw_mean: float = 0.0
+    draw_deviation: float = 1.0
 
     def __post_init__(self):
+        check_choice("diffusion.process", self.process, PROCESSES)
+        used = signature(PROCESSES[self.process]).parameters
+        if self.learn_sigma is None:
+            self.learn_sigma = "learn_sigma" in used
         check_range(2, limits.TIMESTEPS, **{"diffusion.timesteps": self.timesteps})
         check_positive(1, **{"diffusion.beta_start": self.beta_start, "diffusion.beta_end": self.beta_end})
         check_choice("diffusion.weighting", self.weighting, WEIGHTINGS)
         check_positive(limits.FACTOR, **{"diffusion.min_snr_gamma": self.min_snr_gamma})
+        check_positive(limits.FACTOR, **{"diffusion.time_scale": self.time_scale})
+        check_choice("diffusion.draw", self.draw, DRAWS)
+        check_range(-limits.FACTOR, limits.FACTOR, **{"diffusion.draw_mean": self.draw_mean})
+        check_positive(limits.FACTOR, **{"diffusion.draw_deviation": self.draw_deviation})
+        TimestepDraw(self.draw, self.draw_mean, self.draw_deviation).check()
+        for name, value in vars(self).items():
+            default = False if name == "learn_sigma" else getattr(DiffusionConfig, name)
+            if name != "process" and name not in used and value != default:
+                raise ValueError(
+                    f"diffusion.{name}={value} with diffusion.process={self.process}, which does not use it; leave it "
+                    "out, or choose another process"
+                )
 
 
 @dataclass

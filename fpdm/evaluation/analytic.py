@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fpdm.cost import ForwardCost
-from fpdm.diffusion import Diffusion
+from fpdm.processes import Diffusion, Process
 from fpdm.sampling.call import ModelCalls, Source
 from fpdm.sampling.guidance import Guidance
 from fpdm.sampling.plan import make_plan
@@ -19,33 +19,37 @@ SAMPLES = 64
 
 
 class ExactDenoiser:
-    """E[x0 | x_t] in the diffusion's parametrisation, with the call signature of a model."""
+    """E[x0 | x_t] in the process's parametrisation, with the call signature of a model that sees timesteps as they
+    are."""
 
-    def __init__(self, diffusion: Diffusion):
-        self.diffusion = diffusion
+    def __init__(self, process: Process):
+        self.process = process
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, **_) -> SimpleNamespace:
-        alpha_bar = float(self.diffusion.alphas_cumprod[int(t[0])])
-        signal = alpha_bar**0.5
-        x0 = MEAN + signal * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar) * (x - signal * MEAN)
-        return SimpleNamespace(prediction=self.diffusion.mean_of(x0, x, alpha_bar), solution=None)
+        level = self.process.level(float(t[0]))
+        away = (x - level.signal * MEAN) / (level.signal**2 * STD**2 + level.noise**2)
+        x0, eps = MEAN + level.signal * STD**2 * away, level.noise * away
+        return SimpleNamespace(prediction=self.process.target(x0, eps, t), solution=None)
 
 
-def exact_source(diffusion: Diffusion) -> Source:
+def exact_source(process: Process) -> Source:
     """A source whose model is the exact denoiser, with one channel of 2 x 2 values."""
-    return Source(ExactDenoiser(diffusion), diffusion, ForwardCost(1), (1, 2, 2))
+    return Source(ExactDenoiser(process), process, ForwardCost(1), (1, 2, 2))
 
 
-def solver_error(sampler: str, steps: int, down_to_zero: bool | None = None) -> float:
+def solver_error(
+    sampler: str, steps: int, down_to_zero: bool | None = None, process: Process | None = None, shift: float = 1.0
+) -> float:
     """Largest error of a deterministic solver over SAMPLES x 4 values; the exact flow ends at MEAN + STD z.
 
-    down_to_zero: whether the timesteps end at 0; by default as in this solver's plans.
+    down_to_zero: whether the timesteps end at 0; by default as in this solver's plans. process: one whose network sees
+    timesteps as they are; the paper's by default. shift: of continuous time.
     """
-    diffusion = Diffusion(learn_sigma=False)
+    process = process or Diffusion(learn_sigma=False)
     z = torch.randn(SAMPLES, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    solver, source = SOLVERS[sampler], exact_source(diffusion)
+    solver, source = SOLVERS[sampler], exact_source(process)
     spacing = solver.spacing if down_to_zero is None else solver.spacing._replace(down_to_zero=down_to_zero)
-    plan = make_plan(source.cost, steps=steps, spacing=spacing)
+    plan = make_plan(source.cost, steps=steps, times=process.times(shift), spacing=spacing)
     calls = ModelCalls(source, torch.zeros(SAMPLES).long(), Guidance(), Solving())
-    x = run_plan(calls, plan, z, make_solver(sampler, diffusion.alphas_cumprod, plan.timesteps))
+    x = run_plan(calls, plan, z, make_solver(sampler, process, plan.timesteps))
     return float((x - MEAN - STD * z).abs().max())

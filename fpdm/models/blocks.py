@@ -96,20 +96,24 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-def sinusoidal_embedding(t: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
+def frequencies(count: int, device: torch.device | None = None, max_period: float = 10_000.0) -> Tensor:
+    """Angular frequencies (count,) of the sinusoidal embedding, from 1 down to almost 1 / max_period."""
+    exponents = torch.arange(count, dtype=torch.float32, device=device) / count
+    return torch.exp(-math.log(max_period) * exponents)
+
+
+def sinusoidal_embedding(t: Tensor, size: int) -> Tensor:
     """Timesteps (B,) -> (B, size) cosines and sines, always in float32.
 
     Half precision cannot hold t exactly (bfloat16 rounds 998 to 1000). Autocast lowers
     the precision of matrix products only, so this stays float32 under every precision.
     """
-    half = size // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)  # (B, size/2)
+    angles = t.float()[:, None] * frequencies(size // 2, t.device)  # (B, size/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TimestepEmbedder(nn.Module):
-    """Integer timesteps (B,) -> (B, D): sinusoidal embedding, then a two-layer MLP."""
+    """Timesteps (B,), whole numbers or not -> (B, D): sinusoidal embedding, then a two-layer MLP."""
 
     frequencies = 256
 

@@ -255,7 +255,7 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         drop_labels: Tensor | None = None,
         recompute: bool = False,
     ) -> DenoiserOutput:
-        """x (B, C, H, H) noisy latents, t (B,) integer timesteps, y (B,) labels.
+        """x (B, C, H, H) noisy latents, t (B,) timesteps, y (B,) labels.
 
         depth: number of blocks to use, from the first; by default all. A new block is the identity, so training may
             begin with few. exits may be no larger.

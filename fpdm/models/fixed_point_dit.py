@@ -119,7 +119,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         with_residuals: bool = False,
         recompute: bool = False,
     ) -> DenoiserOutput:
-        """x (B, C, H, H) noisy latents, t (B,) integer timesteps, y (B,) labels.
+        """x (B, C, H, H) noisy latents, t (B,) timesteps, y (B,) labels.
 
         iterations: updates of the implicit layer with gradient (S-JFB's m).
         iterations_no_grad: updates before them that build no graph (S-JFB's n).

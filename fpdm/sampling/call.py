@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec
-from fpdm.diffusion import Diffusion
+from fpdm.processes import Level, Process
 from fpdm.sampling.allocation import RunTimeAllocation
 from fpdm.sampling.guidance import Guidance, guide, guide_internally
 from fpdm.sampling.solving import Solving, Starts
@@ -31,7 +31,7 @@ class Source(NamedTuple):
     """
 
     denoise: Callable[..., Any]
-    diffusion: Diffusion
+    process: Process
     cost: ForwardCost
     latent_shape: tuple[int, int, int]
     num_classes: int = 1
@@ -108,43 +108,45 @@ class ModelCalls:
         self._starts = Starts(solving.reuse_weight, solving.extrapolation) if reuses else None
         self._made = 0
 
-    def __call__(self, x: Tensor, t: int | Tensor, alpha_bar: float, iterations: int | None) -> Call:
+    def __call__(self, x: Tensor, t: float | Tensor, level: Level, iterations: int | None) -> Call:
         """One call for x (B, C, H, H) at timestep t, a number or a tensor with one element.
 
-        alpha_bar: the value at t, as a Python float. iterations: from the plan; None for an explicit model.
+        level: that of t. iterations: from the plan; None for an explicit model.
         """
         doubled = self.guidance.at(t)
         inputs, labels = (torch.cat([x, x]), self._both) if doubled else (x, self._labels)
         rows = len(inputs)
         times = t.to(x.device).expand(rows) if isinstance(t, Tensor) else torch.full((rows,), t, device=x.device)
-        arguments, internal = self._solve(alpha_bar, iterations, rows), self.guidance.internal
+        arguments, internal = self._solve(level, iterations, rows), self.guidance.internal
         if internal.at(t):
             arguments["exits"] = (internal.number(self.source.early_head),)
-        output, updates = self.source.denoise(inputs, times, labels, **arguments), None
+        process = self.source.process
+        output, updates = self.source.denoise(inputs, process.network_time(times), labels, **arguments), None
         if self.allocation is not None:
             stopped = getattr(output, "counts", None)  # by the model, before it made all that were requested
             updates = torch.as_tensor(arguments["iterations"]).expand(rows) if stopped is None else stopped
             self.allocation.observe(updates)
         if self._starts is not None:
-            self._starts.add(alpha_bar, output.solution)
+            self._starts.add(level.place, output.solution)
         self._made += 1
         prediction = output.prediction.float()
         if internal.at(t):
             prediction = guide_internally(prediction, output.early[0].float(), x.shape[1], internal.scale)
         if doubled:
             prediction = guide(prediction, x.shape[1], self.guidance)
-        mean, variance = self.source.diffusion.split(prediction)
-        x0, eps = self.source.diffusion.x0_and_eps(mean, x, alpha_bar)
+        mean, variance = process.split(prediction)
+        x0, eps = process.x0_and_eps(mean, x, level)
         if (clip := self.source.codec and self.source.codec.clip) is not None:
             x0 = x0.clamp(-clip, clip)
-            eps = (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
+            if level.noise > 0:  # otherwise x is the image, and eps has no part in it
+                eps = (x - level.signal * x0) / level.noise
         return Call(output, mean, variance, x0, eps, updates)
 
-    def _solve(self, alpha_bar: float, iterations: int | None, rows: int) -> dict[str, Any]:
+    def _solve(self, level: Level, iterations: int | None, rows: int) -> dict[str, Any]:
         """The model's arguments for its implicit layer; none for an explicit model."""
         if not self.source.iterative:
             return {}
-        start = None if self._starts is None else self._starts.at(alpha_bar, rows)
+        start = None if self._starts is None else self._starts.at(level.place, rows)
         arguments = {"iterations": iterations, "init": start}
         if self.anderson:
             arguments["anderson"] = self.anderson

@@ -24,8 +24,9 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     source.check(config.guidance, config.solving)
     labels_for(source, config, [])
     spacing, cost = SOLVERS[config.sampler].spacing, source.cost_with(config.guidance)
+    times = source.process.times(config.shift)
     if config.counts is not None:
-        plan = plan_of_counts(cost, config.counts, source.diffusion.timesteps, spacing)
+        plan = plan_of_counts(cost, config.counts, times, spacing)
     else:
         plan = make_plan(
             cost,
@@ -34,7 +35,7 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
             iterations=config.iterations,
             allocation=config.allocation,
             ratio=config.ratio,
-            timesteps=source.diffusion.timesteps,
+            times=times,
             spacing=spacing,
         )
     for name, guidance in (("cfg", config.guidance), ("internal", config.guidance.internal)):
@@ -100,7 +101,7 @@ def sample_images(
     labels = send(labels_for(source, config, indices), source.device)
     calls = ModelCalls(source, labels, config.guidance, config.solving, allocation, with_residuals)
     fresh = (lambda i: noise(i + 1)) if SOLVERS[config.sampler].needs_noise(config.eta) else None
-    advance = make_solver(config.sampler, source.diffusion.alphas_cumprod, plan.timesteps, config.eta, fresh)
+    advance = make_solver(config.sampler, source.process, plan.timesteps, config.eta, fresh)
     return to_uint8(source.codec.decode(run_plan(calls, plan, noise(0), advance, on_step)))
 
 

@@ -8,28 +8,18 @@ from typing import NamedTuple
 
 from fpdm.config import check_choice, check_one_of
 from fpdm.cost import ForwardCost
+from fpdm.processes.times import THOUSAND, TO_ZERO, ContinuousTimes, DiscreteTimes, Spacing
 from fpdm.sampling.allocation import ALLOCATIONS, DEFAULT_ITERATIONS
 
-CLEAN = -1  # t_next of the last step: the image itself
+Times = DiscreteTimes | ContinuousTimes
 
 
 class Step(NamedTuple):
     """One model call, in the step from timestep t to t_next. iterations is None for an explicit model (DiT)."""
 
-    t: int
-    t_next: int
+    t: float  # a whole number in the discrete process
+    t_next: float
     iterations: int | None
-
-
-class Spacing(NamedTuple):
-    """Where the model calls of a run lie. down_to_zero: see `evenly_spaced`. two_calls: at both ends of every step but
-    the last, as some solvers need it."""
-
-    down_to_zero: bool = True
-    two_calls: bool = False
-
-
-TO_ZERO = Spacing()
 
 
 class Plan(NamedTuple):
@@ -42,7 +32,7 @@ class Plan(NamedTuple):
     cost: ForwardCost
 
     @property
-    def timesteps(self) -> list[int]:
+    def timesteps(self) -> list[float]:
         """The timestep of each model call, descending."""
         return [step.t for step in self.steps]
 
@@ -72,14 +62,15 @@ def make_plan(
     iterations: int | None = None,
     allocation: str = "constant",
     ratio: float = 3.0,
-    timesteps: int = 1000,
+    times: Times = THOUSAND,
     spacing: Spacing = TO_ZERO,
 ) -> Plan:
     """Plan from a `budget` of block passes, or from a number of `steps`.
 
     cost: of one model call. iterations: updates per call, or their mean (4 if not given); not for an explicit model.
     A constant plan uses as much of the budget as whole timesteps allow; an increasing or decreasing plan uses as much
-    as whole updates allow. spacing: as the solver needs it; `steps` counts steps, not model calls.
+    as whole updates allow. times: the timesteps that can be visited, of the process. spacing: as the solver needs it;
+    `steps` counts steps, not model calls.
     """
     check_one_of(budget=budget, steps=steps)
     check_iterations(cost, iterations=iterations)
@@ -90,58 +81,40 @@ def make_plan(
         raise ValueError(f"iterations={iterations}: at least 1")
     each = (iterations or DEFAULT_ITERATIONS) if cost.iterative else None
     if steps is None:
-        calls = budget // max(cost.blocks(each), 1)
-        steps = (calls + 1) // 2 if spacing.two_calls else calls
+        steps = times.steps(budget // max(cost.blocks(each), 1), spacing)
         if steps == 0:
             raise ValueError(
                 f"budget={budget} does not hold one timestep of {cost.blocks(each)} block passes: "
                 + ("raise it, or lower iterations" if cost.iterative else "raise it")
             )
-    if steps > timesteps:
+    if steps > times.most:
         advice = "lower the budget or steps" + (", or raise iterations" if cost.iterative else "")
-        raise ValueError(f"{steps} steps, but the model has {timesteps} timesteps: {advice}")
-    calls = 2 * steps - 1 if spacing.two_calls else steps
+        raise ValueError(f"{steps} steps, but the model has {times.most} timesteps: {advice}")
+    calls = times.calls(steps, spacing)
     counts = [None] * calls
     if cost.iterative:
         total = int(cost.updates(budget or calls * cost.blocks(each), calls))
         counts = ALLOCATIONS[allocation].counts(calls, each, ratio, total)
-    return _over_time(counts, cost, timesteps, spacing)
+    return _over_time(counts, cost, times, spacing)
 
 
-def plan_of_counts(cost: ForwardCost, counts: list[int], timesteps: int = 1000, spacing: Spacing = TO_ZERO) -> Plan:
+def plan_of_counts(cost: ForwardCost, counts: list[int], times: Times = THOUSAND, spacing: Spacing = TO_ZERO) -> Plan:
     """Plan with the given updates in each model call, from noise to image."""
     check_iterations(cost, counts=counts)
-    if spacing.two_calls and len(counts) % 2 == 0:
+    steps = times.steps(len(counts), spacing)
+    if times.calls(steps, spacing) != len(counts):
         raise ValueError(
-            f"counts has {len(counts)} entries: give an odd number (two calls per step, one for the last step)"
+            f"counts has {len(counts)} entries, but {steps} steps of this solver have {times.calls(steps, spacing)} "
+            f"model calls, {steps + 1} steps {times.calls(steps + 1, spacing)}; give so many"
         )
-    if len(counts) > (2 * timesteps - 1 if spacing.two_calls else timesteps):
-        raise ValueError(f"counts has {len(counts)} entries, but the model has {timesteps} timesteps; give fewer")
-    return _over_time(counts, cost, timesteps, spacing)
+    if steps > times.most:
+        raise ValueError(f"counts has {len(counts)} entries, but the model has {times.most} timesteps; give fewer")
+    return _over_time(counts, cost, times, spacing)
 
 
-def _over_time(counts: list[int | None], cost: ForwardCost, timesteps: int, spacing: Spacing) -> Plan:
-    if spacing.two_calls:
-        first, *later = evenly_spaced((len(counts) + 1) // 2, timesteps, spacing.down_to_zero)
-        times = [first, *(t for t in later for _ in range(2)), CLEAN]
-    else:
-        times = [*evenly_spaced(len(counts), timesteps, spacing.down_to_zero), CLEAN]
-    return Plan(tuple(Step(*step) for step in zip(times[:-1], times[1:], counts, strict=True)), cost)
-
-
-def evenly_spaced(steps: int, timesteps: int = 1000, down_to_zero: bool = True) -> list[int]:
-    """`steps` timesteps, descending from timesteps-1 to 0, both included; a single step starts at timesteps-1.
-
-    Sampling must start at the last timestep, the only one that is pure noise. Without `down_to_zero`, the timesteps end
-    one gap above 0, and the last step goes from there to the image. This is for solvers that extrapolate in log-SNR
-    from step to step: there, the step to 0 would be far longer than the step before it.
-    """
-    if steps == 1:
-        return [timesteps - 1]
-    if not down_to_zero and steps < timesteps:
-        return evenly_spaced(steps + 1, timesteps)[:-1]
-    gaps = steps - 1
-    return [(2 * i * (timesteps - 1) + gaps) // (2 * gaps) for i in reversed(range(steps))]  # halves round up
+def _over_time(counts: list[int | None], cost: ForwardCost, times: Times, spacing: Spacing) -> Plan:
+    visited = [*times.visits(times.steps(len(counts), spacing), spacing), times.clean]
+    return Plan(tuple(Step(*step) for step in zip(visited[:-1], visited[1:], counts, strict=True)), cost)
 
 
 def describe(plan: Plan, flops_per_image: float) -> str:
@@ -157,6 +130,6 @@ def describe(plan: Plan, flops_per_image: float) -> str:
     steps = len(set(plan.timesteps))
     calls = "" if steps == len(plan.steps) else f", {len(plan.steps)} model calls"
     return (
-        f"{steps} timesteps ({plan.steps[0].t}..{plan.steps[-1].t}){calls}, {spent}: "
+        f"{steps} timesteps ({plan.steps[0].t:.4g}..{plan.steps[-1].t:.4g}){calls}, {spent}: "
         f"{plan.block_passes} block passes, {flops_per_image / 1e9:.3f} GFLOPs per image"
     )

@@ -26,9 +26,8 @@ def run_plan(
     calls, advance: the model calls and the solver, see `ModelCalls` and `make_solver`; make new ones for each run.
     on_step: called with (position, the call's result) after each model call.
     """
-    alphas_cumprod = calls.source.diffusion.alphas_cumprod
     for i, step in enumerate(plan.steps):
-        found = calls(x, step.t, float(alphas_cumprod[step.t]), step.iterations)
+        found = calls(x, step.t, calls.source.process.level(step.t), step.iterations)
         x = advance(i, x, found.x0, found.eps, found.variance)
         if on_step is not None:
             on_step(i, found)

@@ -38,9 +38,10 @@ class SamplingConfig:
             least 3 iterations).
         sampler: the solver: {solvers}.
         eta: randomness of ddim; 0 for none.
+        shift: above 1, more of a flow's timesteps are near the noise; only for a process with continuous time.
         cfg_scale: scale of classifier-free guidance; 1 for none (0 would sample without labels).
         cfg_channels: number of latent channels, from the first, that are guided (null for all; published DiT guides 3).
-        cfg_interval: lowest and highest guided timestep (null for all); other timesteps cost half.
+        cfg_interval: lowest and highest guided timestep (null for all), in 0..1 of a flow; other timesteps cost half.
         guidance_rescale: how far the guided prediction is rescaled to the standard deviation of the conditional one,
             0 to 1.
         internal_guidance: scale of internal guidance, by the prediction of an early exit; 1 for none.
@@ -65,13 +66,14 @@ class SamplingConfig:
     anderson: int = 0
     sampler: str = "ddim"
     eta: float = 0.0
+    shift: float = 1.0
     cfg_scale: float = 1.0
     cfg_channels: int | None = None
-    cfg_interval: list[int] | None = None
+    cfg_interval: list[float] | None = None
     guidance_rescale: float = 0.0
     internal_guidance: float = 1.0
     internal_exit: int | None = None
-    internal_interval: list[int] | None = None
+    internal_interval: list[float] | None = None
     classes: list[int] | None = None
     seed: int = 0
 
@@ -99,7 +101,7 @@ class SamplingConfig:
         check_range(0, limits.ITERATIONS, counts=self.counts)
         check_range(-limits.CLASSES, limits.CLASSES, classes=self.classes)  # checked against the model's later
         check_range(0, limits.SEED, seed=self.seed)
-        check_positive(limits.FACTOR, tolerance=self.tolerance)
+        check_positive(limits.FACTOR, tolerance=self.tolerance, shift=self.shift)
         check_range(0, 1, eta=self.eta)
 
     @property

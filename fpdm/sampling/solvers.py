@@ -1,7 +1,7 @@
 """Solvers: how a sampling run moves from timestep to timestep, given the network's prediction at each.
 
-DDPM, DDIM (steps.py), Heun and Adams-Bashforth are implemented here; DPM-Solver++ (Lu et al., 2022) and UniPC (Zhao et
-al., 2023) are those of diffusers. All tensors are (B, C, H, H) float32.
+DDPM, DDIM (steps.py), Euler, Heun, Adams-Bashforth and Euler-Maruyama are implemented here; DPM-Solver++ (Lu et al.,
+2022) and UniPC (Zhao et al., 2023) are those of diffusers. All tensors are (B, C, H, H) float32.
 """
 
 import math
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fpdm.config import check_choice
-from fpdm.sampling.plan import TO_ZERO, Spacing
+from fpdm.processes import Level, Process
+from fpdm.processes.times import TO_ZERO, Spacing
 from fpdm.sampling.steps import ddim_step, ddpm_step, step_coefficients
 
 PURE_NOISE = 2**-24  # replaces alpha_bar = 0 at the last timestep, where log-SNR would be infinite
@@ -23,15 +24,20 @@ Advance = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Run(NamedTuple):
-    """One run of a solver along `timesteps`: one for each model call, descending.
+    """One run of a solver: one timestep and its level for each model call, descending, and the level of the image.
 
-    alpha_bars: (S,) float64, at these timesteps. eta: DDIM's. noise: step -> fresh noise (B, C, H, H), or None.
+    eta: DDIM's. noise: step -> fresh noise (B, C, H, H), or None.
     """
 
-    timesteps: list[int]
-    alpha_bars: np.ndarray
+    timesteps: list[float]
+    levels: list[Level]  # (S + 1,)
     eta: float = 0.0
     noise: Callable[[int], Tensor] | None = None
+
+    @property
+    def alpha_bars(self) -> np.ndarray:
+        """(S,) float64, at the timesteps."""
+        return np.array([level.alpha_bar for level in self.levels[:-1]])
 
 
 class Solver(NamedTuple):
@@ -54,95 +60,123 @@ class Solver(NamedTuple):
 
 def make_solver(
     name: str,
-    alphas_cumprod: np.ndarray,
-    timesteps: list[int],
+    process: Process,
+    timesteps: list[float],
     eta: float = 0.0,
     step_noise: Callable[[int], Tensor] | None = None,
 ) -> Advance:
     """The solver `name` for one run along `timesteps`, which come from a plan for this solver.
 
-    alphas_cumprod: the diffusion's alpha_bar (T,). eta: DDIM's. step_noise: step -> fresh noise, for ddpm, and for ddim
-    with eta > 0. Solvers other than ddpm and ddim remember earlier predictions, so make a new one for each run.
+    eta: DDIM's. step_noise: step -> fresh noise, for solvers that need it, and for ddim with eta > 0. Most solvers
+    remember earlier predictions, so make a new one for each run.
     """
     check_choice("sampler", name, SOLVERS)
     solver = SOLVERS[name]
     if step_noise is None and solver.needs_noise(eta):
         raise ValueError(f"sampler={name}, eta={eta}: needs step_noise")
-    if solver.spacing.two_calls and timesteps[1::2] != timesteps[2::2]:
+    if solver.spacing.two_calls and any(a != b for a, b in zip(timesteps[1::2], timesteps[2::2], strict=False)):
         raise ValueError(f"sampler={name}: needs a plan with two calls per step, Spacing(two_calls=True)")
-    return solver.make(Run(timesteps, alphas_cumprod[timesteps], eta, step_noise))
+    levels = [*map(process.level, timesteps), process.clean]
+    return solver.make(Run(timesteps, levels, eta, step_noise))
 
 
 def _ancestral(run: Run) -> Advance:
-    """DDPM, with the learned variance."""
+    """DDPM, with the learned variance if there is one. Divided by its scale, x follows the chain of every process."""
     coefficients = step_coefficients(run.alpha_bars)
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
         c = coefficients[i]
-        return ddpm_step(x, x0, variance, c, run.noise(i) if c.alpha_bar_next != 1 else None)
+        noise = run.noise(i) if c.alpha_bar_next != 1 else None
+        return ddpm_step(x / run.levels[i].scale, x0, variance, c, noise) * run.levels[i + 1].scale
 
     return step
 
 
 def _ddim(run: Run) -> Advance:
+    """DDIM: x0 and eps stay as predicted over the step. In a flow, this is Euler's method."""
     coefficients = step_coefficients(run.alpha_bars)
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
         c = coefficients[i]
         fresh = run.noise is not None and run.eta > 0 and c.alpha_bar_next != 1
-        return ddim_step(x0, eps, c, run.eta, run.noise(i) if fresh else None)
+        return ddim_step(x0, eps, c, run.eta, run.noise(i) if fresh else None) * run.levels[i + 1].scale
 
     return step
 
 
-class _Angles:
-    """The angles a = arccos sqrt(alpha_bar) of a run's timesteps and of the image. In this variable, dx/da = v.
+class _Path:
+    """The path of a run over the levels' `place`, the variable u in which dx/du = signal' x0 + noise' eps.
 
-    With x0 and eps constant over a step, x = cos a x0 + sin a eps is exact, as in DDIM. The second-order solvers
-    estimate the rest: the integral of the deviation of v from that. Pure noise, a = pi / 2, needs no special case,
-    although log-SNR and sigma = tan a are infinite there.
+    With x0 and eps constant over a step, x = signal x0 + noise eps is exact, as in DDIM. The second-order solvers
+    estimate the rest: the integral of the deviation of dx/du from that. In the discrete process, u is the angle
+    arccos sqrt(alpha_bar), and pure noise, u = pi / 2, needs no special case, although log-SNR and noise / signal are
+    infinite there. In a flow, u is the time, and dx/du the velocity.
     """
 
-    def __init__(self, alpha_bars: np.ndarray):
-        self.angles = [float(a) for a in np.append(np.arccos(np.sqrt(alpha_bars)), 0.0)]
+    def __init__(self, levels: list[Level]):
+        self.levels = levels
 
     def step(self, i: int) -> float:
-        return self.angles[i + 1] - self.angles[i]
+        return self.levels[i + 1].place - self.levels[i].place
 
     def x(self, i: int, x0: Tensor, eps: Tensor) -> Tensor:
-        return math.cos(self.angles[i]) * x0 + math.sin(self.angles[i]) * eps
+        return self.levels[i].signal * x0 + self.levels[i].noise * eps
 
-    def v(self, i: int, x0: Tensor, eps: Tensor) -> Tensor:
-        return math.cos(self.angles[i]) * eps - math.sin(self.angles[i]) * x0
+    def slope(self, i: int, x0: Tensor, eps: Tensor) -> Tensor:
+        return self.levels[i].signal_slope * x0 + self.levels[i].noise_slope * eps
+
+
+def _euler(run: Run) -> Advance:
+    path = _Path(run.levels)
+
+    def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
+        return x + path.step(i) * path.slope(i, x0, eps)
+
+    return step
 
 
 def _heun(run: Run) -> Advance:
     """Heun: a second call at the step's end gives the deviation there. Trapezoid rule; it is 0 at the step's start."""
-    over = _Angles(run.alpha_bars)
-    expected_v = None  # at the end of the current step, from its first call
+    path = _Path(run.levels)
+    expected = None  # slope at the end of the current step, from its first call
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
-        nonlocal expected_v
+        nonlocal expected
         if i % 2:  # the second call, at the end of the step
-            return x + over.step(i - 1) / 2 * (over.v(i, x0, eps) - expected_v)
-        expected_v = over.v(i + 1, x0, eps)
-        return over.x(i + 1, x0, eps)
+            return x + path.step(i - 1) / 2 * (path.slope(i, x0, eps) - expected)
+        expected = path.slope(i + 1, x0, eps)
+        return path.x(i + 1, x0, eps)
 
     return step
 
 
 def _adams_bashforth(run: Run) -> Advance:
     """Adams-Bashforth: the deviation over a step is extrapolated linearly from that of the previous step."""
-    over = _Angles(run.alpha_bars)
-    expected_v = None  # at this timestep, from the previous call
+    path = _Path(run.levels)
+    expected = None  # slope at this timestep, from the previous call
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
-        nonlocal expected_v
-        following = over.x(i + 1, x0, eps)
-        if expected_v is not None:
-            following = following + over.step(i) ** 2 / (2 * over.step(i - 1)) * (over.v(i, x0, eps) - expected_v)
-        expected_v = over.v(i + 1, x0, eps)
+        nonlocal expected
+        following = path.x(i + 1, x0, eps)
+        if expected is not None:
+            following = following + path.step(i) ** 2 / (2 * path.step(i - 1)) * (path.slope(i, x0, eps) - expected)
+        expected = path.slope(i + 1, x0, eps)
         return following
+
+    return step
+
+
+def _stochastic(run: Run) -> Advance:
+    """Euler-Maruyama for the reverse SDE (Ma et al., 2024, Eq. 5) with w = 2 `noise`, the published choice:
+    x <- x - |du| (dx/du + w eps / (2 noise)) + sqrt(w |du|) z. The last step adds no z."""
+    path = _Path(run.levels)
+
+    def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
+        length = -path.step(i)
+        mean = x - length * (path.slope(i, x0, eps) + eps)
+        if i + 2 == len(run.levels):
+            return mean
+        return mean + math.sqrt(2 * run.levels[i].noise * length) * run.noise(i)
 
     return step
 
@@ -162,8 +196,8 @@ def _unipc(run: Run) -> Advance:
 def _multistep(scheduler_class: type, run: Run) -> Advance:
     """A scheduler of diffusers with our timesteps and noise levels. Its input is the predicted x0.
 
-    With x0 as the prediction, nothing is divided by sqrt(alpha_bar), whatever the network predicts, and a clipped x0
-    stays clipped.
+    With x0 as the prediction, nothing is divided by the signal, whatever the network predicts, and a clipped x0 stays
+    clipped. The scheduler expects signal**2 + noise**2 = 1, so x is divided by its scale.
     """
     scheduler = scheduler_class(prediction_type="sample", solver_order=2, final_sigmas_type="zero")
     scheduler.set_timesteps(len(run.timesteps))
@@ -175,7 +209,8 @@ def _multistep(scheduler_class: type, run: Run) -> Advance:
     scheduler.set_begin_index(0)
 
     def step(i: int, x: Tensor, x0: Tensor, eps: Tensor, variance: Tensor | None) -> Tensor:
-        return scheduler.step(x0, scheduler.timesteps[i], x).prev_sample
+        stepped = scheduler.step(x0, scheduler.timesteps[i], x / run.levels[i].scale).prev_sample
+        return stepped * run.levels[i + 1].scale
 
     return step
 
@@ -183,9 +218,13 @@ def _multistep(scheduler_class: type, run: Run) -> Advance:
 # Solvers by the name used in settings. To add a solver, add an entry.
 SOLVERS = {
     "ddpm": Solver(_ancestral, "with the learned variance", random=True),
-    "ddim": Solver(_ddim, "first order", eta=True),
+    "ddim": Solver(_ddim, "first order; Euler's method in a flow", eta=True),
     "ab2": Solver(_adams_bashforth, "Adams-Bashforth, second order"),
     "heun": Solver(_heun, "second order, two model calls per step", spacing=Spacing(two_calls=True)),
     "dpm++": Solver(_dpm, "DPM-Solver++(2M), second order in log-SNR", spacing=Spacing(down_to_zero=False)),
     "unipc": Solver(_unipc, "UniPC, second order in log-SNR", spacing=Spacing(down_to_zero=False)),
+    "euler": Solver(_euler, "Euler, first order"),
+    "sde": Solver(
+        _stochastic, "Euler for the reverse SDE, noise at each step", spacing=Spacing(last=0.04), random=True
+    ),
 }

@@ -4,7 +4,6 @@ or extrapolated), and acceleration.
 B batch, N tokens, D width.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,8 +83,8 @@ class Starts:
     weight: of the solution; the rest is the pre blocks' output, the initial value without reuse. 1 is the paper's
         reuse.
     extrapolation: how far to extrapolate along the line through the last two solutions: 0 stays at the last solution,
-        1 goes to the new timestep. The line is over the angle arccos sqrt(alpha_bar), in which a path with fixed x0 and
-        noise has constant speed.
+        1 goes to the new timestep. The line is over the noise level's `place`, in which a path with fixed x0 and noise
+        has constant speed.
     """
 
     def __init__(self, weight: float = 1.0, extrapolation: float = 0.0):
@@ -93,14 +92,13 @@ class Starts:
         self._last: tuple[float, Tensor] | None = None
         self._before: tuple[float, Tensor] | None = None
 
-    def add(self, alpha_bar: float, solution: Tensor) -> None:
-        """Store a solution (B or 2B, N, D). It replaces the last one if the timestep is the same."""
-        now = angle(alpha_bar)
-        if self._last is not None and self._last[0] != now and self.extrapolation:
+    def add(self, place: float, solution: Tensor) -> None:
+        """Store a solution (B or 2B, N, D). It replaces the last one if the place is the same."""
+        if self._last is not None and self._last[0] != place and self.extrapolation:
             self._before = self._last
-        self._last = (now, solution)
+        self._last = (place, solution)
 
-    def at(self, alpha_bar: float, batch: int) -> Start | None:
+    def at(self, place: float, batch: int) -> Start | None:
         """The initial value of a solve for `batch` rows, for the model's `init`; None before the first solution."""
         if self._last is None:
             return None
@@ -108,17 +106,12 @@ class Starts:
         start = fitting(last, batch)
         if self._before is not None:
             earlier, before = self._before
-            way = min(self.extrapolation * (angle(alpha_bar) - then) / (then - earlier), FARTHEST)
+            way = min(self.extrapolation * (place - then) / (then - earlier), FARTHEST)
             both = min(len(last), len(before), batch)  # when guidance begins, the null rows have only one solution
             start = torch.cat([start[:both] + way * (start[:both] - before[:both]), start[both:]])
         if self.weight == 1:
             return start
         return lambda x_pre: x_pre + self.weight * (start - x_pre)
-
-
-def angle(alpha_bar: float) -> float:
-    """0 for an image, pi / 2 for pure noise."""
-    return math.acos(math.sqrt(alpha_bar))
 
 
 def fitting(solution: Tensor, batch: int) -> Tensor:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fpdm.diffusion import interpolate_log_variance, posterior_tables
+from fpdm.processes.losses import interpolate_log_variance
+from fpdm.processes.schedule import posterior_tables
 
 
 class StepCoefficients(NamedTuple):

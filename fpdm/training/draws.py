@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpdm.processes import Process
+from fpdm.processes.draws import draw_timesteps
 from fpdm.seeding import key
 
 
@@ -38,14 +40,14 @@ def draw_step(
     batch_size: int,
     rows: slice,
     shape: tuple[int, ...],
-    timesteps: int,
+    process: Process,
     class_dropout: float,
     device: torch.device,
 ) -> Draws:
     """Draws of `rows` out of a global batch of `batch_size` latents of `shape` (C, h, h)."""
     generator = torch.Generator(device).manual_seed(key("step", seed, step))
     on = {"generator": generator, "device": device}
-    t = torch.randint(timesteps, (batch_size,), **on)
+    t = draw_timesteps(process, batch_size, **on)
     drop = torch.rand(batch_size, **on) < class_dropout
     noise = torch.randn(batch_size, *shape, **on)
     latent_noise = torch.randn(batch_size, *shape, **on)

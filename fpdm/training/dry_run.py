@@ -10,8 +10,8 @@ import yaml
 from fpdm.config import ExperimentConfig
 from fpdm.data.latents import MANIFEST, LatentStore
 from fpdm.devices import process_state
-from fpdm.diffusion import Diffusion
 from fpdm.models import forward_cost
+from fpdm.processes import make_process
 from fpdm.training.describe import GIB, describe_cost, describe_files, describe_memory, describe_share, model_table
 from fpdm.training.fits import describe_fit
 from fpdm.training.setup import build_network, check_solves, check_store, split_batch
@@ -45,7 +45,7 @@ def describe_run(config: ExperimentConfig, processes: int, gpu_gib: float | None
             f"data.latents={config.data.latents!r}: no latent store there, so data.shape and data.classes must say "
             "what it will hold, as in --data.shape 4,32,32 --data.classes 1000"
         )
-    Diffusion(**asdict(config.diffusion))  # raises the errors that training would
+    make_process(asdict(config.diffusion))  # raises the errors that training would
     with torch.device("meta"):
         network = build_network(config, shape, classes)
     check_solves(config, network, split_batch(config.optim, 0, processes)[1])

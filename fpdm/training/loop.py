@@ -20,8 +20,8 @@ from fpdm.config import ExperimentConfig
 from fpdm.data.latents import LatentBatch, LatentStore
 from fpdm.data.order import batch_indices
 from fpdm.devices import allow_tf32, check_precision, device_peak_tflops, on_cpu, process_state, skips_by_flag
-from fpdm.diffusion import Diffusion
 from fpdm.models import compile_layers, forward_cost, load_weights
+from fpdm.processes import make_process
 from fpdm.training.checkpoint import (
     load_trainer,
     point_best,
@@ -34,7 +34,7 @@ from fpdm.training.describe import first_screen
 from fpdm.training.draws import draw_mirrored, draw_step
 from fpdm.training.ema import make_averages
 from fpdm.training.gradients import settle_gradients
-from fpdm.training.meter import Meter, loss_sums, status_line
+from fpdm.training.meter import QUARTERS, Meter, loss_sums, status_line
 from fpdm.training.objective import Objective, average_gradients
 from fpdm.training.optimizers import learning_rate, make_optimizer, parameter_groups, set_options, set_rates
 from fpdm.training.runlog import RunLog, start_tracker
@@ -105,12 +105,12 @@ def train(
 
     store = LatentStore(config.data.latents)
     check_store(config.data, store)
-    diffusion = Diffusion(**asdict(config.diffusion))
+    process = make_process(asdict(config.diffusion))
     set_seed(seed)  # Python, numpy and torch: for the initial weights, and for random numbers in a user's changes
     network = build_network(config, store.manifest.shape, len(store.manifest.class_names))
     check_solves(config, network, micro)
     implicit, cost_at = network.iterative, cache(partial(forward_cost, network))  # by the number of a DiT's blocks
-    objective = Objective(diffusion)
+    objective = Objective(process)
     taken = take_weights(init, network, config, store.manifest, resume, accelerator)
     set_seed(seed, device_specific=True)
     network.to(device)
@@ -131,9 +131,9 @@ def train(
 
     if ranks > 1 and micro < share:
         settle_gradients(accelerator, model, store.manifest.shape, network)
-    step_loss = StepLoss(config, model, network, diffusion, objective)
+    step_loss = StepLoss(config, model, network, process, objective)
 
-    held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, diffusion, accelerator)
+    held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, process, accelerator)
     run, checkpoint = open_run(config, store, resume, fork, init and init.source, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
@@ -175,7 +175,7 @@ def train(
             upcoming = reader.submit(read_batch, config, store, step + 1, rows, device)
             draws = draw_step(
                 seed, step, optim.batch_size, rows, store.manifest.shape,
-                diffusion.timesteps, network.class_dropout, device,
+                process, network.class_dropout, device,
             )  # fmt: skip
             work = plan_step(config.sjfb, network, seed, step, optim.steps)
             draws = draws._replace(**draw_beside(work, config, network, step, rows, device))
@@ -196,7 +196,7 @@ def train(
                     loss = found.minimised.sum() / share
                     accelerator.backward(loss)
                 minimised += loss.detach()
-                sums += loss_sums(found.losses, draws.t[part], diffusion.timesteps) / share
+                sums += loss_sums(found.losses, process.part(draws.t[part], QUARTERS)) / share
                 if found.residual is not None:
                     residual += found.residual.sum() / share
             average_gradients(accelerator, objective)

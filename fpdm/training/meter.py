@@ -10,18 +10,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fpdm.devices import peak_memory
-from fpdm.diffusion import Losses
+from fpdm.processes import Losses
 
 QUARTERS = 4
 KEPT = ("steps", "sums", "norm", "norm_max")
 
 
-def loss_sums(losses: Losses, t: Tensor, timesteps: int) -> Tensor:
+def loss_sums(losses: Losses, quarter: Tensor) -> Tensor:
     """Sums over samples: loss, mse, vb, then the loss and the count of each quarter of the timesteps, (11,).
 
-    losses (B,) each, t (B,).
+    losses (B,) each; quarter (B,) of the time, from image to noise.
     """
-    quarter = t * QUARTERS // timesteps
     by_quarter = losses.total.new_zeros(2, QUARTERS)
     by_quarter[0].index_add_(0, quarter, losses.total.detach())
     by_quarter[1].index_add_(0, quarter, torch.ones_like(losses.total))

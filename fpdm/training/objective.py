@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fpdm.config import check_choice
-from fpdm.diffusion import Diffusion, Losses
+from fpdm.processes import Losses, Process
 from fpdm.weightings import WEIGHTINGS, is_learned
 
 
@@ -18,11 +18,11 @@ class Objective(nn.Module):
     weighting that does not exist.
     """
 
-    def __init__(self, diffusion: Diffusion):
+    def __init__(self, process: Process):
         super().__init__()
-        self.name = diffusion.weighting
+        self.name = process.weighting
         check_choice("diffusion.weighting", self.name, WEIGHTINGS)
-        self.weighting = WEIGHTINGS[self.name](diffusion.alphas_cumprod) if is_learned(self.name) else None
+        self.weighting = WEIGHTINGS[self.name](process.alphas_cumprod) if is_learned(self.name) else None
 
     def forward(self, losses: Losses, t: Tensor) -> Tensor:
         """losses of B samples at timesteps t (B,) -> (B,) float32."""

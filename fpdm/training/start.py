@@ -15,8 +15,8 @@ from fpdm.models.inherit import inherit
 from fpdm.training.describe import labelled
 from fpdm.training.setup import is_new
 
-# Settings of the diffusion that say how it is trained, not what the network predicts.
-OF_THE_LOSS = {"weighting", "min_snr_gamma", "learn_sigma"}
+# Settings of the process that say how it is trained, not what the network gets and predicts.
+OF_TRAINING = {"weighting", "min_snr_gamma", "learn_sigma", "draw", "draw_mean", "draw_deviation"}
 
 
 class Init(NamedTuple):
@@ -86,10 +86,10 @@ def _differences(facts: dict, config: ExperimentConfig, manifest: Manifest | Non
     changed = [
         f"{name} was {before[name]}, is {value}"
         for name, value in asdict(config.diffusion).items()
-        if name not in OF_THE_LOSS and value != before[name]
+        if name not in OF_TRAINING and value != before[name]
     ]
     if changed:
-        notes.append(f"the weights are of another diffusion ({'; '.join(changed)})")
+        notes.append(f"the weights are of another process ({'; '.join(changed)})")
     vaes = {facts["codec_fingerprint"], None if manifest is None else manifest.fingerprint}
     if None not in vaes and len(vaes) > 1:
         notes.append(f"the weights were trained on the latents of another VAE ({facts['codec']})")

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fpdm.config import ExperimentConfig
-from fpdm.diffusion import Diffusion, Losses
 from fpdm.models import Denoiser
 from fpdm.models.adjoint import Adjoint
 from fpdm.models.gradients import Gradient
+from fpdm.processes import Losses, Process
 from fpdm.training.draws import Draws, draw_normal, draw_uniform
 from fpdm.training.objective import Objective
 from fpdm.training.sjfb import Exit, Work
@@ -51,12 +51,12 @@ class StepLoss:
         config: ExperimentConfig,
         model: nn.Module,
         network: Denoiser,
-        diffusion: Diffusion,
+        process: Process,
         objective: Objective,
     ):
         sjfb = config.sjfb
         self.config, self.recompute = sjfb, config.run.gradient_checkpointing
-        self.model, self.network, self.diffusion, self.objective = model, network, diffusion, objective
+        self.model, self.network, self.process, self.objective = model, network, process, objective
         self.adjoint = None
         if sjfb.variant == "implicit" and network.iterative:
             self.adjoint = Adjoint(sjfb.adjoint, sjfb.adjoint_tolerance, sjfb.adjoint_iterations)
@@ -83,14 +83,15 @@ class StepLoss:
         """with_residual: also the residual of the last update, of an FPDM."""
         draws = batch.draws
         t = draws.t
-        x_t = self.diffusion.add_noise(batch.x0, draws.noise, t)
+        x_t = self.process.add_noise(batch.x0, draws.noise, t)
         forward = {"exits": tuple(one.number for one in work.exits)} if work.exits else {}
         if work.depth is not None:
             forward["depth"] = work.depth
         if self.network.iterative:
             forward |= self._solve(batch, work, x_t) | {"with_residuals": with_residual}
         cleaner = self._solution_at_cleaner(batch, work) if work.consistency else None
-        output = self.model(x_t, t, batch.y, drop_labels=draws.drop_labels, recompute=self.recompute, **forward)
+        seen = self.process.network_time(t)
+        output = self.model(x_t, seen, batch.y, drop_labels=draws.drop_labels, recompute=self.recompute, **forward)
 
         losses = self._losses(output.prediction, batch)
         minimised = self.objective(losses, t)
@@ -126,25 +127,24 @@ class StepLoss:
     @torch.no_grad()
     def _solution(self, x_t: Tensor, t: Tensor, batch: Batch, iterations: int) -> Tensor:
         """(B, N, D) after so many updates, without gradient."""
-        return self.model(x_t, t, batch.y, drop_labels=batch.draws.drop_labels, iterations=iterations).solution
+        seen = self.process.network_time(t)
+        return self.model(x_t, seen, batch.y, drop_labels=batch.draws.drop_labels, iterations=iterations).solution
 
     def _solution_at_cleaner(self, batch: Batch, work: Work) -> Tensor:
         """Solution (B, N, D) for the same images and noise at cleaner timesteps."""
-        timesteps = self.diffusion.timesteps
         low, high = self.config.consistency_gap
-        gap = ((low + (high - low) * batch.draws.gap) * timesteps).round().long()
-        t = (batch.draws.t - gap).clamp_min(0)
-        return self._solution(self.diffusion.add_noise(batch.x0, batch.draws.noise, t), t, batch, work.n + work.m)
+        t = self.process.cleaner(batch.draws.t, low + (high - low) * batch.draws.gap)
+        return self._solution(self.process.add_noise(batch.x0, batch.draws.noise, t), t, batch, work.n + work.m)
 
     def _losses(self, prediction: Tensor, batch: Batch) -> Losses:
-        return self.diffusion.losses(prediction, batch.x0, batch.draws.noise, batch.draws.t)
+        return self.process.losses(prediction, batch.x0, batch.draws.noise, batch.draws.t)
 
     def _early(self, one: Exit, early: Tensor, last: Tensor, batch: Batch) -> Tensor:
         """(B,) loss of an earlier iterate's prediction."""
         t = batch.draws.t
         if not one.distilled:
             return self.objective(self._losses(early, batch), t)
-        distance = self.diffusion.distance(early, last.detach(), t)
+        distance = self.process.distance(early, last.detach(), t)
         towards_last = self.objective(Losses(distance, distance, torch.zeros_like(distance)), t)
         if one.distilled == 1:
             return towards_last

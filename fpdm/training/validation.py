@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fpdm.config import ExperimentConfig
 from fpdm.data.latents import LatentStore, Manifest
 from fpdm.devices import send
-from fpdm.diffusion import Diffusion
 from fpdm.models import Denoiser
+from fpdm.processes import Process
 from fpdm.seeding import key
 from fpdm.training.meter import QUARTERS, loss_sums
 
@@ -30,9 +30,9 @@ Measure = Callable[[nn.Module], dict[str, float]]
 class HeldOut:
     """Held-out latents with their noise and timesteps. Process i of n takes the batches i, i + n, i + 2 n, ..."""
 
-    def __init__(self, config: ExperimentConfig, training: Manifest, diffusion: Diffusion, state: PartialState):
+    def __init__(self, config: ExperimentConfig, training: Manifest, process: Process, state: PartialState):
         """ValueError if the held-out store does not fit the training store."""
-        self.settings, self.diffusion, self.state = config.validation, diffusion, state
+        self.settings, self.process, self.state = config.validation, process, state
         self.store = LatentStore(config.validation.latents)
         check_held_out(self.store, training)
         count = min(self.settings.count or len(self.store), len(self.store))
@@ -64,12 +64,13 @@ class HeldOut:
         noise, again = (self._noise(numbers, kind, device) for kind in ("noise", "latent"))
         # The golden ratio spreads the timesteps evenly over any stretch of the places, so over each class.
         places = np.arange(first, first + len(numbers))
-        t = send(torch.from_numpy((places * GOLDEN % 1 * self.diffusion.timesteps).astype(int)), device)
+        t = send(self.process.at_share(torch.from_numpy(places * GOLDEN % 1)), device)
         mean, std = batch.moments()
         x0 = mean if std is None else mean + std * again
         forward = {} if iterations is None else {"iterations": iterations}
-        output = model(self.diffusion.add_noise(x0, noise, t), t, batch.labels, **forward)
-        return loss_sums(self.diffusion.losses(output.prediction, x0, noise, t), t, self.diffusion.timesteps)
+        x_t = self.process.add_noise(x0, noise, t)
+        output = model(x_t, self.process.network_time(t), batch.labels, **forward)
+        return loss_sums(self.process.losses(output.prediction, x0, noise, t), self.process.part(t, QUARTERS))
 
     def _noise(self, numbers: np.ndarray, kind: str, device: torch.device) -> Tensor:
         """Standard normal noise (B, C, h, h) of the latents `numbers`, the same on every device."""

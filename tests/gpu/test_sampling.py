@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fpdm.data.codec import open_codec
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import compile_layers
+from fpdm.processes import Diffusion
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.settings import SamplingConfig
 from fpdm.sampling.solvers import SOLVERS

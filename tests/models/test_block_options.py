@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from fpdm.block_options import MLPS, NORMS, POSITIONS, BlockOptions
 from fpdm.config import ModelConfig
 from fpdm.data.codec import PixelCodec
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import Denoiser, block_cost, build_model, forward_cost, load_pretrained
 from fpdm.models.adjoint import Adjoint
@@ -18,6 +17,7 @@ from fpdm.models.convert import from_published
 from fpdm.models.gradients import Gradient
 from fpdm.models.norms import RMSNorm, make_norm
 from fpdm.models.sizes import SIZES
+from fpdm.processes import Diffusion
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.step_memory import AllocationCounter, step_memory

@@ -8,9 +8,9 @@ from torch import nn
 
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import PixelCodec
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import build_model, compile_layers
+from fpdm.processes import Diffusion
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for, sample, sample_images, total_flops
 from fpdm.sampling.plan import make_plan

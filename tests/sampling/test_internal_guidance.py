@@ -8,10 +8,10 @@ import torch
 import fpdm
 from fpdm.config import DiffusionConfig
 from fpdm.data.codec import PixelCodec
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import DiT, FixedPointDiT
 from fpdm.pipeline import FPDMPipeline
+from fpdm.processes import Diffusion
 from fpdm.sampling.call import ModelCalls
 from fpdm.sampling.generate import plan_for, total_flops
 from fpdm.sampling.guidance import Guidance, InternalGuidance, guide_internally
@@ -52,7 +52,7 @@ def test_a_call_combines_the_predictions_of_two_exits(kind, early_head, exit_, c
     x, y = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
     iterations = None if kind is DiT else 4
     calls = ModelCalls(source_of(model), y, guidance, Solving())
-    found = calls(x, 500, 0.3, iterations)
+    found = calls(x, 500, Diffusion().level(500), iterations)
     forward = {} if kind is DiT else {"iterations": 4}
 
     @torch.no_grad()

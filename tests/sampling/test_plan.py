@@ -1,8 +1,9 @@
 import pytest
 
 from fpdm.cost import ForwardCost
+from fpdm.processes.times import DiscreteTimes, Spacing
 from fpdm.sampling.allocation import spread_evenly
-from fpdm.sampling.plan import CLEAN, Spacing, Step, describe, evenly_spaced, make_plan, plan_of_counts
+from fpdm.sampling.plan import Step, describe, make_plan, plan_of_counts
 
 
 @pytest.mark.parametrize(("iterations", "timesteps"), [(1, 93), (4, 46), (26, 10), (68, 4)])
@@ -22,12 +23,12 @@ def test_explicit_model():
 @pytest.mark.parametrize("steps", [20, 93])
 @pytest.mark.parametrize("kind", ["eps", "v_zsnr"])
 def test_timesteps_are_the_published_ones(recorded, kind, steps):
-    assert evenly_spaced(steps) == recorded("diffusion")[f"{kind}/timesteps_{steps}"].tolist()
+    assert DiscreteTimes().spaced(steps) == recorded("diffusion")[f"{kind}/timesteps_{steps}"].tolist()
 
 
 def test_every_number_of_steps():
     for steps in range(1, 1001):
-        times = evenly_spaced(steps)
+        times = DiscreteTimes().spaced(steps)
         assert len(times) == len(set(times)) == steps
         assert times == sorted(times, reverse=True)
         assert times[0] == 999 and (steps == 1 or times[-1] == 0)
@@ -35,7 +36,7 @@ def test_every_number_of_steps():
 
 def test_next_timestep_is_the_following_one():
     plan = make_plan(ForwardCost(2, 1), steps=3, iterations=2)
-    assert plan.steps == (Step(999, 500, 2), Step(500, 0, 2), Step(0, CLEAN, 2))
+    assert plan.steps == (Step(999, 500, 2), Step(500, 0, 2), Step(0, DiscreteTimes.clean, 2))
 
 
 @pytest.mark.parametrize(("budget", "iterations"), [(3, 1), (60, 3), (61, 58), (97, 8), (280, 1), (280, 4), (560, 26)])
@@ -99,15 +100,15 @@ def test_description():
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 999, 1000])
 def test_timesteps_that_end_above_zero(steps):
     """As many as asked for, from the top, evenly: those of one step more without its 0."""
-    times = evenly_spaced(steps, down_to_zero=False)
+    times = DiscreteTimes().spaced(steps, Spacing(down_to_zero=False))
     assert len(times) == len(set(times)) == steps and times[0] == 999
     if 1 < steps < 1000:
-        assert [*times, 0] == evenly_spaced(steps + 1)
+        assert [*times, 0] == DiscreteTimes().spaced(steps + 1)
 
 
 def test_two_calls_a_step_visit_all_timesteps_but_the_first_twice():
     plan = make_plan(ForwardCost(2, 1), budget=60, iterations=4, spacing=Spacing(two_calls=True))
-    times = evenly_spaced(5)
+    times = DiscreteTimes().spaced(5)
     assert plan.timesteps == [times[0], *(t for t in times[1:] for _ in range(2))]
     assert [step.t_next for step in plan.steps] == [*plan.timesteps[1:], -1]
     assert plan.block_passes == 54 and len(plan.steps) == 9
@@ -122,7 +123,7 @@ def test_two_calls_a_step_visit_all_timesteps_but_the_first_twice():
 
 def test_counts_of_two_calls_a_step_are_odd_in_number():
     assert len(plan_of_counts(ForwardCost(2, 1), [3, 2, 1], spacing=Spacing(two_calls=True)).steps) == 3
-    with pytest.raises(ValueError, match="4 entries: give an odd number"):
+    with pytest.raises(ValueError, match="4 entries, but 2 steps of this solver have 3 model calls, 3 steps 5"):
         plan_of_counts(ForwardCost(2, 1), [1, 1, 1, 1], spacing=Spacing(two_calls=True))
 
 

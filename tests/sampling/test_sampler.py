@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fpdm.cost import ForwardCost
-from fpdm.diffusion import Diffusion
 from fpdm.evaluation.analytic import MEAN, STD, exact_source
+from fpdm.processes import Diffusion
+from fpdm.processes.times import Spacing
 from fpdm.sampling.call import Source
 from fpdm.sampling.guidance import Guidance
-from fpdm.sampling.plan import Spacing, make_plan
+from fpdm.sampling.plan import make_plan
 from fpdm.sampling.solving import Solving
 
 
@@ -126,7 +127,7 @@ def test_predicted_images_are_clipped_where_their_range_is_known(run):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"sampler": "euler"}, "sampler='euler'"),
+        ({"sampler": "rk4"}, "sampler='rk4'"),
         ({"sampler": "heun"}, "needs a plan with two calls per step"),
         ({"solving": Solving(reuse=True)}, "reuse=true: an explicit model"),
         ({"solving": Solving(anderson=9)}, "anderson=9: a memory of 1 to 5"),

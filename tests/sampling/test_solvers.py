@@ -8,9 +8,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from fpdm.cost import ForwardCost
-from fpdm.diffusion import Diffusion
 from fpdm.evaluation.analytic import exact_source, solver_error
-from fpdm.sampling.plan import Spacing, make_plan
+from fpdm.processes import Diffusion
+from fpdm.processes.times import Spacing
+from fpdm.sampling.plan import make_plan
 from fpdm.sampling.solvers import SOLVERS
 
 

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from fpdm.data.codec import PixelCodec
-from fpdm.diffusion import Diffusion
 from fpdm.loading import make_source
 from fpdm.models import build_model
+from fpdm.processes import Diffusion
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.settings import SamplingConfig
 from fpdm.sampling.trace import Recorder, last_residuals, plot_residuals, save_trace

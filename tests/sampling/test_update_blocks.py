@@ -14,11 +14,11 @@ from fpdm.benchmarks.workloads import blocks_alone, sampling_run
 from fpdm.config import DiffusionConfig, ExperimentConfig
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import PixelCodec
-from fpdm.diffusion import Diffusion
 from fpdm.evaluation.comparison import Contender, ScoreBook
 from fpdm.loading import make_source
 from fpdm.models import FixedPointDiT, block_cost, forward_cost
 from fpdm.pipeline import FPDMPipeline
+from fpdm.processes import Diffusion
 from fpdm.sampling.allocation import ALLOCATIONS, Allocation, constant
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for

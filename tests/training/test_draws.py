@@ -1,11 +1,12 @@
 import numpy as np
 import torch
 
+from fpdm.processes import Diffusion
 from fpdm.training.draws import draw_mirrored, draw_step
 
 
 def draws(rows, seed=0, step=5):
-    return draw_step(seed, step, 12, rows, (4, 8, 8), 1000, 0.3, torch.device("cpu"))
+    return draw_step(seed, step, 12, rows, (4, 8, 8), Diffusion(), 0.3, torch.device("cpu"))
 
 
 def test_ranks_take_their_rows_of_one_draw():
@@ -24,7 +25,7 @@ def test_steps_and_seeds_differ():
 
 
 def test_distributions():
-    many = draw_step(0, 0, 20_000, slice(None), (1, 1, 1), 1000, 0.3, torch.device("cpu"))
+    many = draw_step(0, 0, 20_000, slice(None), (1, 1, 1), Diffusion(), 0.3, torch.device("cpu"))
     assert many.t.min() == 0 and many.t.max() == 999
     assert abs(float(many.drop_labels.float().mean()) - 0.3) < 0.02
     assert abs(draw_mirrored(0, 0, 20_000).mean() - 0.5) < 0.02

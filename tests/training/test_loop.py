@@ -79,7 +79,7 @@ def test_log_of_a_run_stopped_amid_an_interval_is_the_same(experiment, tmp_path)
 
 
 def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, monkeypatch):
-    from fpdm.diffusion import Diffusion
+    from fpdm.processes import Diffusion
 
     original, calls = Diffusion.losses, []
 
@@ -95,7 +95,7 @@ def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, mo
 
 def test_steps_are_skipped_where_the_optimizer_knows_no_flag(experiment, monkeypatch):
     """That of MPS: the host asks whether gradients are finite, and the path is the same."""
-    from fpdm.diffusion import Diffusion
+    from fpdm.processes import Diffusion
     from fpdm.training import loop
 
     original, runs = Diffusion.losses, []
@@ -188,7 +188,7 @@ def test_preview_gets_the_average(experiment):
 
 
 def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, monkeypatch):
-    from fpdm.diffusion import Diffusion
+    from fpdm.processes import Diffusion
 
     original, calls = Diffusion.losses, []
 
@@ -217,7 +217,7 @@ def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, monke
 
 def test_divergence_between_log_lines_is_not_missed(experiment, monkeypatch):
     """Three bad steps in a row, the third of them neither logged nor followed by a bad one."""
-    from fpdm.diffusion import Diffusion
+    from fpdm.processes import Diffusion
 
     original, calls = Diffusion.losses, []
 
@@ -496,7 +496,7 @@ def test_host_does_not_wait_for_the_device_between_log_lines(experiment, model, 
 
 def test_skipped_step_changes_nothing(experiment, monkeypatch):
     """Not the weights, and not the optimizer's count of steps."""
-    from fpdm.diffusion import Diffusion
+    from fpdm.processes import Diffusion
     from fpdm.training.ema import EMA
 
     losses, update, calls, weights = Diffusion.losses, EMA.update, [], []

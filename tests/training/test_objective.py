@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from fpdm import weightings
-from fpdm.diffusion import Diffusion, Losses
 from fpdm.models import load_pretrained
+from fpdm.processes import Diffusion, Losses
 from fpdm.training.checkpoint import TRAINER, find_checkpoint, load_trainer
 from fpdm.training.loop import train
 from fpdm.training.objective import Objective, average_gradients

@@ -248,7 +248,7 @@ def test_every_option_resumes_bit_for_bit(experiment, way):
 
 @needs_muon
 def test_muon_skips_what_is_not_finite(experiment, monkeypatch):
-    from fpdm.diffusion import Diffusion
+    from fpdm.processes import Diffusion
 
     original, calls = Diffusion.losses, []
 

@@ -99,14 +99,16 @@ def test_what_differs_besides_the_network_is_told(experiment, dit):
     model, facts, _ = load_checkpoint(dit)
     store = LatentStore(experiment().data.latents).manifest
     assert facts["codec_fingerprint"] == store.fingerprint
-    other = {"schedule": "cosine", "parametrisation": "eps", "zero_terminal_snr": False, "weighting": "eps"}
+    other = {"schedule": "cosine", "parametrisation": "eps", "zero_terminal_snr": False, "weighting": "eps",
+             "draw": "logit-normal"}  # fmt: skip
     facts |= {"codec_fingerprint": "another", "diffusion": facts["diffusion"] | other}
     init = init_of(dit, read=lambda source, kind: (model, facts, checkpoint))
     said = describe_run(experiment(model={"name": "DiT-XS/4", "depth": 4}), 1, None, init)
     changed = "schedule was cosine, is linear; parametrisation was eps, is v; zero_terminal_snr was False, is True"
-    assert f"warning: the weights are of another diffusion ({changed})\n" in said
+    assert f"warning: the weights are of another process ({changed})\n" in said
     assert f"warning: the weights were trained on the latents of another VAE ({facts['codec']})\n" in said
-    assert asdict(DiffusionConfig())["weighting"] != "eps"  # which is not told of: it is how to train
+    kept = asdict(DiffusionConfig())
+    assert kept["weighting"] != "eps" and kept["draw"] != "logit-normal"  # not told of: that is how to train
 
 
 def test_ways_to_start_that_exclude_each_other(experiment, dit):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fpdm.config import ExperimentConfig, ModelConfig, SJFBConfig
-from fpdm.diffusion import Diffusion
 from fpdm.models import DiT, FixedPointDiT, build_model, forward_cost
+from fpdm.processes import Diffusion
 from fpdm.training.checkpoint import find_checkpoint, load_trainer
 from fpdm.training.describe import describe_cost, expected_memory, phases
 from fpdm.training.draws import Draws

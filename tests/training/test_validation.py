@@ -15,8 +15,8 @@ from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore
-from fpdm.diffusion import Diffusion
 from fpdm.models import load_pretrained
+from fpdm.processes import Diffusion
 from fpdm.seeding import key
 from fpdm.training.checkpoint import find_checkpoint, load_trainer
 from fpdm.training.loop import train

@@ -1,4 +1,4 @@
-"""The diffusion process: noise schedule, what the network predicts, and its losses.
+"""The diffusion process over discrete timesteps (Ho et al., 2020), the paper's.
 
 Tables are computed in float64 and used in float32. B batch, C channels, H height and width,
 T number of timesteps, ab the cumulative product alpha_bar, SNR = ab / (1 - ab).
@@ -6,41 +6,30 @@ T number of timesteps, ab the cumulative product alpha_bar, SNR = ab / (1 - ab).
 
 import math
 from collections.abc import Collection
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fpdm.processes.draws import TimestepDraw
+from fpdm.processes.level import Level
+from fpdm.processes.losses import (
+    Losses,
+    discretised_gaussian_log_likelihood,
+    gaussian_kl,
+    interpolate_log_variance,
+)
+from fpdm.processes.schedule import (
+    SCHEDULES,
+    posterior_tables,
+    rescale_to_zero_terminal_snr,
+    schedule_betas,
+)
+from fpdm.processes.times import MOST_STEPS, DiscreteTimes
 from fpdm.weightings import WEIGHTINGS, is_learned
 
-SCHEDULES = ("linear", "scaled-linear", "cosine")
 PARAMETRISATIONS = ("v", "eps", "x0")
-MOST_TIMESTEPS = 100_000
-
-
-class Losses(NamedTuple):
-    """Per sample, (B,) float32 each: `total` = `mse` (weighted) + `vb` (bits per dimension; 0 without it).
-
-    A learned weighting is not included: with one, `mse` is the plain error of what the network predicts.
-    """
-
-    total: Tensor
-    mse: Tensor
-    vb: Tensor
-
-
-class PosteriorTables(NamedTuple):
-    """q(x_prev | x_t, x0) for a descending-noise chain of S steps, each (S,) float64.
-
-    Its mean is `mean_x0 * x0 + mean_x * x_t`. Learned variances interpolate between
-    `log_variance_min` (the posterior's) and `log_variance_max` (log beta).
-    """
-
-    mean_x0: np.ndarray
-    mean_x: np.ndarray
-    log_variance_min: np.ndarray
-    log_variance_max: np.ndarray
+PURE_NOISE = 1e-20  # replaces alpha_bar = 0 where its logarithm is needed
 
 
 class Diffusion:
@@ -54,7 +43,11 @@ class Diffusion:
     weighting: weighting of the squared error, a name in fpdm.weightings. Only `losses` needs it, so a model
         trained with a weighting that does not exist here can still be sampled.
     min_snr_gamma: upper limit of the SNR in `min-snr`.
+    draw, draw_mean, draw_deviation: how training draws timesteps, see fpdm.processes.draws.
     """
+
+    kind = "discrete"
+    clean = Level(alpha_bar=1.0, signal=1.0, noise=0.0, place=0.0, signal_slope=0.0, noise_slope=1.0)
 
     def __init__(
         self,
@@ -67,6 +60,9 @@ class Diffusion:
         learn_sigma: bool = True,
         weighting: str = "v",
         min_snr_gamma: float = 5.0,
+        draw: str = "uniform",
+        draw_mean: float = 0.0,
+        draw_deviation: float = 1.0,
     ):
         _check_choice("schedule", schedule, SCHEDULES)
         _check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
@@ -75,12 +71,14 @@ class Diffusion:
                 "parametrisation='eps' with zero_terminal_snr=true: at the last timestep x_t is the noise itself, "
                 "so eps says nothing about the image; predict 'v' or 'x0', or set zero_terminal_snr: false"
             )
-        if not 2 <= timesteps <= MOST_TIMESTEPS:
-            raise ValueError(f"timesteps={timesteps}: at least 2, at most {MOST_TIMESTEPS:,}")
+        if not 2 <= timesteps <= MOST_STEPS:
+            raise ValueError(f"timesteps={timesteps}: at least 2, at most {MOST_STEPS:,}")
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"beta_start={beta_start}, beta_end={beta_end}: need 0 < beta_start <= beta_end < 1")
         if not 0 < min_snr_gamma < math.inf:
             raise ValueError(f"min_snr_gamma={min_snr_gamma}: must be positive and finite")
+        self.timestep_draw = TimestepDraw(draw, draw_mean, draw_deviation)
+        self.timestep_draw.check()
         self.timesteps = timesteps
         self.parametrisation = parametrisation
         self.learn_sigma = learn_sigma
@@ -91,21 +89,62 @@ class Diffusion:
         self.alphas_cumprod = alphas_cumprod
         self.betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
         posterior = posterior_tables(alphas_cumprod)
+        sigmas = np.sqrt((1 - alphas_cumprod) / np.maximum(alphas_cumprod, PURE_NOISE))
         self._tables = {
             "signal": np.sqrt(alphas_cumprod),
             "noise": np.sqrt(1 - alphas_cumprod),
+            "between_sigmas": np.sqrt(sigmas[1:] * sigmas[:-1]),  # between a timestep's noise / signal and the next's
             **posterior._asdict(),
         }
         if weighting in WEIGHTINGS:
             self._tables["weight"] = loss_weights(weighting, parametrisation, alphas_cumprod, min_snr_gamma)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """A table in float32, copied to the device once."""
+        if (name, device) not in self._on_device:
+            self._on_device[name, device] = torch.tensor(self._tables[name], dtype=torch.float32, device=device)
+        return self._on_device[name, device]
+
     def _at(self, name: str, t: Tensor) -> Tensor:
         """Entries t (B,) of a table, (B, 1, 1, 1) float32 on t's device."""
-        key = (name, t.device)
-        if key not in self._on_device:
-            self._on_device[key] = torch.tensor(self._tables[name], dtype=torch.float32, device=t.device)
-        return self._on_device[key][t][:, None, None, None]
+        return self._table(name, t.device)[t][:, None, None, None]
+
+    def times(self, shift: float = 1.0) -> DiscreteTimes:
+        """What sampling can visit; ValueError for a shift, which only continuous time has."""
+        if shift != 1:
+            raise ValueError(f"shift={shift}: discrete timesteps have no shift; leave it out, or train a flow")
+        return DiscreteTimes(self.timesteps)
+
+    def level(self, t: float) -> Level:
+        """The noise level at timestep t; between two timesteps, alpha_bar is interpolated."""
+        alpha_bar = float(np.interp(t, np.arange(self.timesteps), self.alphas_cumprod))
+        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        return Level(alpha_bar, signal, noise, math.acos(signal), -noise, signal)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network sees of timesteps t (B,): themselves."""
+        return t
+
+    def uniform(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Uniform timesteps (count,) int64."""
+        return torch.randint(self.timesteps, (count,), generator=generator, device=device)
+
+    def at_sigma(self, sigma: Tensor) -> Tensor:
+        """Timesteps (B,) int64 whose noise / signal is nearest to these values (B,), in logarithm."""
+        return torch.bucketize(sigma, self._table("between_sigmas", sigma.device))
+
+    def at_share(self, share: Tensor) -> Tensor:
+        """Timesteps (B,) int64 at these shares of the time, 0 to 1."""
+        return (share * self.timesteps).long().clamp_max(self.timesteps - 1)
+
+    def part(self, t: Tensor, parts: int) -> Tensor:
+        """Number (B,) of the part, out of so many equal ones, in which each timestep is."""
+        return t * parts // self.timesteps
+
+    def cleaner(self, t: Tensor, gap: Tensor) -> Tensor:
+        """Timesteps (B,) that are nearer to the image by these shares (B,) of all timesteps, 0 at least."""
+        return (t - (gap * self.timesteps).round().long()).clamp_min(0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(ab) x0 + sqrt(1 - ab) noise; all (B, C, H, H), t (B,)."""
@@ -123,22 +162,21 @@ class Diffusion:
         """Prediction (B, 2C, H, H) -> mean part and variance part (B, C, H, H); the latter None if not learned."""
         return prediction.chunk(2, dim=1) if self.learn_sigma else (prediction, None)
 
-    def x0_and_eps(self, mean: Tensor, x: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor]:
+    def x0_and_eps(self, mean: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Predicted clean latent and noise from the mean part, both (B, C, H, H).
 
-        alpha_bar: that of the batch's timestep, a float64 number. Neither result divides by
-        sqrt(ab) except for eps-prediction, where ab > 0.
+        Neither divides by sqrt(ab) except for eps-prediction, where ab > 0.
         """
-        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        signal, noise = level.signal, level.noise
         if self.parametrisation == "eps":
             return (x - noise * mean) / signal, mean
         if self.parametrisation == "x0":
             return mean, (x - signal * mean) / noise
         return signal * x - noise * mean, signal * mean + noise * x
 
-    def mean_of(self, x0: Tensor, x: Tensor, alpha_bar: float) -> Tensor:
+    def mean_of(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
         """The mean part that predicts the clean latent x0 at x: the inverse of `x0_and_eps`."""
-        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        signal, noise = level.signal, level.noise
         if self.parametrisation == "x0":
             return x0
         if self.parametrisation == "eps":
@@ -186,40 +224,6 @@ class Diffusion:
         return mean if self.parametrisation == "x0" else signal * x - noise * mean
 
 
-def schedule_betas(schedule: str, beta_start: float, beta_end: float, timesteps: int) -> np.ndarray:
-    """Betas (T,) float64. The cosine schedule (Nichol & Dhariwal, 2021) takes no end points."""
-    if schedule == "linear":
-        return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
-    if schedule == "scaled-linear":
-        return np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), timesteps, dtype=np.float64) ** 2
-    u = np.arange(timesteps + 1, dtype=np.float64) / timesteps
-    f = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-    return np.minimum(1 - f[1:] / f[:-1], 0.999)
-
-
-def rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
-    """Shift sqrt(ab) so that the last is 0, scale so that the first stays (Lin et al., 2023, Alg. 1)."""
-    root = np.sqrt(alphas_cumprod)
-    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-
-
-def posterior_tables(alphas_cumprod: np.ndarray) -> PosteriorTables:
-    """Tables for the chain whose alpha_bar, from least to most noise, is `alphas_cumprod` (S,)."""
-    previous = np.append(1.0, alphas_cumprod[:-1])
-    alphas = alphas_cumprod / previous
-    betas = 1 - alphas
-    variance = betas * (1 - previous) / (1 - alphas_cumprod)
-    # The first variance is 0: the posterior of the last denoising step is a point. The log of
-    # the next one is used, as in the published tables; no noise is added there anyway.
-    floor = variance[1] if len(variance) > 1 else betas[0]
-    return PosteriorTables(
-        mean_x0=betas * np.sqrt(previous) / (1 - alphas_cumprod),
-        mean_x=(1 - previous) * np.sqrt(alphas) / (1 - alphas_cumprod),
-        log_variance_min=np.log(np.append(floor, variance[1:])),
-        log_variance_max=np.log(betas),
-    )
-
-
 def loss_weights(weighting: str, parametrisation: str, alphas_cumprod: np.ndarray, gamma: float) -> np.ndarray:
     """Weights (T,) of the squared error of the *predicted* quantity.
 
@@ -232,32 +236,6 @@ def loss_weights(weighting: str, parametrisation: str, alphas_cumprod: np.ndarra
     d = {"v": 1 - alphas_cumprod, "x0": np.ones_like(snr)}
     on_x0 = WEIGHTINGS[weighting](alphas_cumprod, gamma)
     return on_x0 * (1 / snr if parametrisation == "eps" else d[parametrisation])
-
-
-def interpolate_log_variance(fraction: Tensor, log_min: Tensor | float, log_max: Tensor | float) -> Tensor:
-    """The network's variance output, -1..1, as a log variance between the two bounds."""
-    weight = (fraction + 1) / 2
-    return weight * log_max + (1 - weight) * log_min
-
-
-def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
-    """KL(N1 || N2) in nats, elementwise."""
-    log_ratio = log_variance2 - log_variance1
-    return 0.5 * (log_ratio - 1 + torch.exp(-log_ratio) + (mean1 - mean2).square() * torch.exp(-log_variance2))
-
-
-def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability, in nats, of x in -1..1 under a Gaussian binned to 256 levels; elementwise."""
-    inverse = torch.exp(-log_scale)
-    upper = _normal_cdf(inverse * (x - mean + 1 / 255))
-    lower = _normal_cdf(inverse * (x - mean - 1 / 255))
-    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
-    return probability.clamp_min(1e-12).log()
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    """The usual tanh approximation; smoother than erf in float32 tails, and what published losses use."""
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

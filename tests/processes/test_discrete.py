@@ -1,8 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from fpdm.diffusion import PARAMETRISATIONS, SCHEDULES, Diffusion, loss_weights
+from fpdm.processes import Diffusion
+from fpdm.processes.discrete import PARAMETRISATIONS, loss_weights
+from fpdm.processes.schedule import SCHEDULES
 from fpdm.weightings import WEIGHTINGS
 
 RECORDED = {
@@ -51,7 +55,7 @@ def test_predicted_x0(case):
     mean, _ = diffusion.split(values["model_out"])
     for i, t in enumerate(values["t"].tolist()):
         row = slice(i, i + 1)
-        x0, eps = diffusion.x0_and_eps(mean[row], values["x_t"][row], diffusion.alphas_cumprod[t])
+        x0, eps = diffusion.x0_and_eps(mean[row], values["x_t"][row], diffusion.level(t))
         expected = values["p_pred_xstart"][row]
         torch.testing.assert_close(x0, expected, atol=1e-5, rtol=1e-5)
         again = diffusion.alphas_cumprod[t] ** 0.5 * x0 + (1 - diffusion.alphas_cumprod[t]) ** 0.5 * eps
@@ -74,11 +78,11 @@ def test_perfect_prediction_has_no_error_and_weights_are_those_of_the_x0_error(p
     loss = diffusion.losses(prediction, x0, noise, t).mse
     x_t = diffusion.add_noise(x0, noise, t)
     for i, step in enumerate(t.tolist()):
-        ab = float(diffusion.alphas_cumprod[step])
+        level = diffusion.level(step)
         row = slice(i, i + 1)
-        predicted, _ = diffusion.x0_and_eps(prediction[row].double(), x_t[row].double(), ab)
-        true, _ = diffusion.x0_and_eps(target[row].double(), x_t[row].double(), ab)
-        expected = X0_WEIGHTS[weighting](ab) * float((predicted - true).square().mean())
+        predicted, _ = diffusion.x0_and_eps(prediction[row].double(), x_t[row].double(), level)
+        true, _ = diffusion.x0_and_eps(target[row].double(), x_t[row].double(), level)
+        expected = X0_WEIGHTS[weighting](level.alpha_bar) * float((predicted - true).square().mean())
         assert float(loss[i]) == pytest.approx(expected, rel=1e-3)
 
 
@@ -106,10 +110,22 @@ def test_a_weighting_that_does_not_exist_here_prevents_training_alone():
     """A model of a changed copy of the package can be sampled with this one."""
     theirs, ours = Diffusion(weighting="theirs"), Diffusion()
     x, t = torch.ones(1, 4, 8, 8), torch.tensor([5])
-    for a, b in zip(theirs.x0_and_eps(x, x, 0.5), ours.x0_and_eps(x, x, 0.5), strict=True):
+    for a, b in zip(theirs.x0_and_eps(x, x, ours.level(500)), ours.x0_and_eps(x, x, ours.level(500)), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match=r"^weighting='theirs': choose one of v, eps, x0, min-snr, p2"):
         theirs.losses(x.repeat(1, 2, 1, 1), x, x, t)
+
+
+def test_levels():
+    """At pure noise and at the image the angle is known; between two timesteps alpha_bar is interpolated."""
+    diffusion = Diffusion()
+    assert diffusion.level(999)[:4] == pytest.approx((0, 0, 1, math.pi / 2), abs=1e-12)
+    assert diffusion.clean[:4] == (1, 1, 0, 0)
+    level = diffusion.level(500)
+    assert level.alpha_bar == diffusion.alphas_cumprod[500]
+    assert (math.cos(level.place), math.sin(level.place)) == pytest.approx((level.signal, level.noise))
+    assert (level.signal_slope, level.noise_slope) == pytest.approx((-math.sin(level.place), math.cos(level.place)))
+    assert diffusion.level(500.5).alpha_bar == pytest.approx(diffusion.alphas_cumprod[500:502].mean())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -161,9 +177,9 @@ def test_the_mean_of_a_predicted_image_is_the_one_that_predicts_it(parametrisati
     diffusion = Diffusion(parametrisation=parametrisation, zero_terminal_snr=parametrisation != "eps")
     mean, x = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
     for t in (0, 500, 998) if parametrisation == "eps" else (0, 500, 999):
-        alpha_bar = float(diffusion.alphas_cumprod[t])
-        x0, _ = diffusion.x0_and_eps(mean, x, alpha_bar)
-        torch.testing.assert_close(diffusion.mean_of(x0, x, alpha_bar), mean, atol=2e-4, rtol=2e-4)
+        level = diffusion.level(t)
+        x0, _ = diffusion.x0_and_eps(mean, x, level)
+        torch.testing.assert_close(diffusion.mean_of(x0, x, level), mean, atol=2e-4, rtol=2e-4)
 
 
 def test_noise_stays_float32_under_autocast():
