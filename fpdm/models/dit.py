@@ -98,6 +98,7 @@ class Denoiser(nn.Module):
         self.early_head = early_head
         self.options = options
         self.hidden_size = hidden_size
+        self.num_heads = num_heads
         self.grid = (input_size // patch_size, input_size // patch_size)
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
