@@ -13,13 +13,13 @@ import torch
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig
-from fpdm.reproduction import cifar10, digits, ladder, longer, targets, trainings
+from fpdm.reproduction import cifar10, digits, ladder, longer, recipes, targets, trainings
 from fpdm.reproduction.contenders import load_trained
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
-RUNGS = ladder.RUNGS  # before they are made few
+RUNGS, CHOICES = ladder.RUNGS, recipes.CHOICES  # before they are made few
 ROOT = Path(__file__).parents[1]
 
 
@@ -50,6 +50,8 @@ def laboratory(tmp_path_factory, tiny):
         for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("BUDGETS", (24, 36)), ("CHOICE", (24,)),
                             ("NEAR", 24), ("ITERATIONS", (1, 2)), ("OPPONENTS", ladder.OPPONENTS[2:])):  # fmt: skip
             patch.setattr(ladder, name, value)
+        for name, value in (("CHOICES", {"the paper's": {}, "RMS norm": {"model.norm": "rms"}}), ("BUDGETS", (24,))):
+            patch.setattr(recipes, name, value)
         patch.setattr(ladder.Ladder, "_steps", lambda self, form: 5)
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
@@ -119,6 +121,18 @@ def test_every_form_of_the_ladder_is_one_that_trains():
         words = [str(word) for name, value in ladder._merged(options, {}).items() for word in (f"--{name}", value)]
         config = cli.parse(ExperimentConfig, parser, ["--config", "configs/digits/fpdm.yaml", *words])
         assert count(build_model(config.model.name, **sizes, **config.model.overrides())) < 0.301 * largest, options
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("family", recipes.FAMILIES)
+def test_every_choice_of_a_recipe_is_one_that_trains(family, choice):
+    """Its options are valid together with the family's config."""
+    words = [str(word) for name, value in CHOICES[choice].items() for word in (f"--{name}", value)]
+    parser = cli.make_parser(ExperimentConfig, "")
+    config = cli.parse(ExperimentConfig, parser, ["--config", f"configs/digits/{family}.yaml", *words])
+    assert choice == "the paper's" or config != cli.parse(
+        ExperimentConfig, parser, ["--config", f"configs/digits/{family}.yaml"]
+    )
 
 
 def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from fpdm import cli
-from fpdm.config import ExperimentConfig, check_positive, limits
+from fpdm.config import ExperimentConfig, check_choice, check_positive, limits
 from fpdm.data.latents import LatentStore
 from fpdm.devices import process_state
-from fpdm.loading import make_source
+from fpdm.loading import load_checkpoint, make_source
+from fpdm.models.origins import INIT_RULES
 from fpdm.processes import make_process
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.images import save_grid
@@ -19,6 +20,7 @@ from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.dry_run import describe_run, device_gib
 from fpdm.training.loop import train
 from fpdm.training.setup import check_store, open_store_codec
+from fpdm.training.start import Init, check_start
 from fpdm.validation import SampledDistance
 
 logger = logging.getLogger("fpdm")
@@ -31,10 +33,15 @@ PREVIEW_BUDGET = 280  # the paper's middle budget for a DiT of 28 blocks; a shal
 class Settings(ExperimentConfig):
     __doc__ = (
         ExperimentConfig.__doc__
-        + """    resume: latest (newest run of this name), auto (the same, or a new run if there is none),
+        + f"""    resume: latest (newest run of this name), auto (the same, or a new run if there is none),
             a run's folder or one of its checkpoints.
         fork: a run's folder or one of its checkpoints, from which a new run starts, for example to cool it down
             (optim.cooldown); with resume auto, only if there is no run of this name yet.
+        init: weights that the network of a new run starts from: a run's folder, one of its checkpoints, or an exported
+            folder or its Hub id; with resume auto, only if there is no run of this name yet.
+        init_weights: with init, which of its weights: ema, model, or another average.
+        init_rule: with init, how an FPDM's implicit blocks are made of a DiT's middle ones:
+            {", ".join(f"{name} ({rule.about})" for name, rule in INIT_RULES.items())}; copy if not given.
         dry_run: print the resolved config, the network, the cost of a step and its expected memory, then exit.
         gpu_memory: with dry_run, memory of one GPU in GiB, to print whether the largest step fits and, if not,
             which micro-batch would (null for the memory of this machine's GPU, if there is one).
@@ -43,6 +50,9 @@ class Settings(ExperimentConfig):
 
     resume: str | None = None
     fork: str | None = None
+    init: str | None = None
+    init_weights: str = "ema"
+    init_rule: str | None = None
     dry_run: bool = False
     gpu_memory: float | None = None
 
@@ -50,6 +60,16 @@ class Settings(ExperimentConfig):
         check_positive(limits.GPU_GIB, gpu_memory=self.gpu_memory)
         if self.gpu_memory is not None and not self.dry_run:
             raise ValueError(f"gpu_memory={self.gpu_memory:g} without dry_run: only a dry run uses it; add --dry-run")
+        check_start(self.resume, self.fork, self.init)
+        for name, unset in (("init_weights", "ema"), ("init_rule", None)):
+            if self.init is None and getattr(self, name) != unset:
+                raise ValueError(f"{name}={getattr(self, name)} without init: there are no weights; add --init PATH")
+        if self.init_rule is not None:
+            check_choice("init_rule", self.init_rule, INIT_RULES)
+
+    def start(self) -> Init | None:
+        """The weights to start from, if there are any."""
+        return None if self.init is None else Init(self.init, self.init_weights, self.init_rule, load_checkpoint)
 
 
 def parser():
@@ -64,7 +84,7 @@ def main() -> None:
     if settings.dry_run:
         if process_state().is_main_process:  # one prints for all
             gpu_gib = settings.gpu_memory or device_gib()
-            logger.info(describe_run(experiment, process_state().num_processes, gpu_gib))
+            logger.info(describe_run(experiment, process_state().num_processes, gpu_gib, settings.start()))
         return
     if not settings.data.latents:
         raise ValueError("data.latents is not set; give the store that encode_latents (fpdm-encode-latents) wrote")
@@ -72,7 +92,7 @@ def main() -> None:
     measured = settings.run.validate_every and settings.validation.reference is not None
     measure = SampledDistance(experiment) if measured else None
     try:
-        train(experiment, settings.resume, preview, measure, settings.fork)
+        train(experiment, settings.resume, preview, measure, settings.fork, settings.start())
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"out of memory: {error} Lower optim.micro_batch_size, or set run.gradient_checkpointing; "

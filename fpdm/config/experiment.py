@@ -96,7 +96,7 @@ class DiffusionConfig:
         timesteps: number of timesteps.
         parametrisation: what the network predicts, v, eps or x0.
         zero_terminal_snr: make the last timestep pure noise; not with eps.
-        learn_sigma: predict the variance as well (null for true, of a flow false).
+        learn_sigma: predict the variance as well; false in a flow, which has none.
         weighting: weighting of the squared error, one of {", ".join(WEIGHTINGS)} (fpdm.weightings explains them).
         min_snr_gamma: upper limit of the SNR in min-snr.
         time_scale: the network of a flow sees this times t, with t in 0..1.
@@ -112,7 +112,7 @@ class DiffusionConfig:
     timesteps: int = 1000
     parametrisation: str = "v"
     zero_terminal_snr: bool = True
-    learn_sigma: bool | None = None
+    learn_sigma: bool = True
     weighting: str = "v"
     min_snr_gamma: float = 5.0
     time_scale: float = 1000.0
@@ -123,8 +123,7 @@ class DiffusionConfig:
     def __post_init__(self):
         check_choice("diffusion.process", self.process, PROCESSES)
         used = signature(PROCESSES[self.process]).parameters
-        if self.learn_sigma is None:
-            self.learn_sigma = "learn_sigma" in used
+        self.learn_sigma = self.learn_sigma and "learn_sigma" in used
         check_range(2, limits.TIMESTEPS, **{"diffusion.timesteps": self.timesteps})
         check_positive(1, **{"diffusion.beta_start": self.beta_start, "diffusion.beta_end": self.beta_end})
         check_choice("diffusion.weighting", self.weighting, WEIGHTINGS)
@@ -135,8 +134,7 @@ class DiffusionConfig:
         check_positive(limits.FACTOR, **{"diffusion.draw_deviation": self.draw_deviation})
         TimestepDraw(self.draw, self.draw_mean, self.draw_deviation).check()
         for name, value in vars(self).items():
-            default = False if name == "learn_sigma" else getattr(DiffusionConfig, name)
-            if name != "process" and name not in used and value != default:
+            if name not in used and name not in ("process", "learn_sigma") and value != getattr(DiffusionConfig, name):
                 raise ValueError(
                     f"diffusion.{name}={value} with diffusion.process={self.process}, which does not use it; leave it "
                     "out, or choose another process"

@@ -102,6 +102,7 @@ class Denoiser(nn.Module):
         self.early_head = early_head
         self.options = options
         self.hidden_size = hidden_size
+        self.num_heads = num_heads
         self.grid = (height // patch_size, width // patch_size)
 
         self.x_embedder = PatchEmbed(self.latent_size, patch_size, in_channels, hidden_size)

@@ -29,6 +29,7 @@ from fpdm.processes.times import MOST_STEPS, DiscreteTimes
 from fpdm.weightings import WEIGHTINGS, is_learned
 
 PARAMETRISATIONS = ("v", "eps", "x0")
+PURE_NOISE = 1e-20  # replaces alpha_bar = 0 where its logarithm is needed
 
 
 class Diffusion:
@@ -88,21 +89,26 @@ class Diffusion:
         self.alphas_cumprod = alphas_cumprod
         self.betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
         posterior = posterior_tables(alphas_cumprod)
+        sigmas = np.sqrt((1 - alphas_cumprod) / np.maximum(alphas_cumprod, PURE_NOISE))
         self._tables = {
             "signal": np.sqrt(alphas_cumprod),
             "noise": np.sqrt(1 - alphas_cumprod),
+            "between_sigmas": np.sqrt(sigmas[1:] * sigmas[:-1]),  # between a timestep's noise / signal and the next's
             **posterior._asdict(),
         }
         if weighting in WEIGHTINGS:
             self._tables["weight"] = loss_weights(weighting, parametrisation, alphas_cumprod, min_snr_gamma)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """A table in float32, copied to the device once."""
+        if (name, device) not in self._on_device:
+            self._on_device[name, device] = torch.tensor(self._tables[name], dtype=torch.float32, device=device)
+        return self._on_device[name, device]
+
     def _at(self, name: str, t: Tensor) -> Tensor:
         """Entries t (B,) of a table, (B, 1, 1, 1) float32 on t's device."""
-        key = (name, t.device)
-        if key not in self._on_device:
-            self._on_device[key] = torch.tensor(self._tables[name], dtype=torch.float32, device=t.device)
-        return self._on_device[key][t][:, None, None, None]
+        return self._table(name, t.device)[t][:, None, None, None]
 
     def times(self, shift: float = 1.0) -> DiscreteTimes:
         """What sampling can visit; ValueError for a shift, which only continuous time has."""
@@ -126,9 +132,7 @@ class Diffusion:
 
     def at_sigma(self, sigma: Tensor) -> Tensor:
         """Timesteps (B,) int64 whose noise / signal is nearest to these values (B,), in logarithm."""
-        sigmas = np.sqrt((1 - self.alphas_cumprod) / np.maximum(self.alphas_cumprod, np.finfo(float).tiny))
-        between = torch.tensor(np.sqrt(sigmas[1:] * sigmas[:-1]), dtype=torch.float32, device=sigma.device)
-        return torch.bucketize(sigma, between)
+        return torch.bucketize(sigma, self._table("between_sigmas", sigma.device))
 
     def at_share(self, share: Tensor) -> Tensor:
         """Timesteps (B,) int64 at these shares of the time, 0 to 1."""

@@ -203,7 +203,7 @@ def ladder(lab: Laboratory) -> Section:
             cells = [climber.best(entry.models, budget, SAMPLERS[:1]) for budget in CHOICE]
             rows.append([
                 entry.form.label, f"{entry.models[0].parameters:,d}", f"{entry.models[0].steps:,d}", f"{entry.rate:g}",
-                *(spread(found.distances) + _with_iterations(way) for found, way in cells),
+                *(spread(found.distances) + with_iterations(way) for found, way in cells),
                 f"{climber.choice(entry):.2f}{', kept' if entry is chosen else ''}",
             ])  # fmt: skip
         head = [rung.question, "parameters", "steps", "rate", *(f"{b} passes" for b in CHOICE), "geometric mean"]
@@ -223,7 +223,7 @@ def ladder(lab: Laboratory) -> Section:
 
 def _measured(climber: Ladder, entry: Entry) -> Measured:
     found = [climber.best(entry.models, budget, SAMPLERS) for budget in BUDGETS]
-    results = [(each, f"{way['sampler']}{_with_iterations(way)}") for each, way in found]
+    results = [(each, f"{way['sampler']}{with_iterations(way)}") for each, way in found]
     return Measured(entry.form.label, entry.form.config == "dit", entry.models[0].parameters, results)
 
 
@@ -232,5 +232,6 @@ def _merged(options: Options, more: Options) -> Options:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _with_iterations(way: dict) -> str:
+def with_iterations(way: dict) -> str:
+    """Said after a score: the iterations per timestep, of an FPDM."""
     return f", {way['iterations']} it." if "iterations" in way else ""

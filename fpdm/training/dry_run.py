@@ -15,6 +15,7 @@ from fpdm.processes import make_process
 from fpdm.training.describe import GIB, describe_cost, describe_files, describe_memory, describe_share, model_table
 from fpdm.training.fits import describe_fit
 from fpdm.training.setup import build_network, check_solves, check_store, split_batch
+from fpdm.training.start import Init, start_from
 
 
 def device_gib() -> float | None:
@@ -26,17 +27,19 @@ def device_gib() -> float | None:
     return math.ceil(torch.cuda.get_device_properties(device).total_memory / GIB) if device.type == "cuda" else None
 
 
-def describe_run(config: ExperimentConfig, processes: int, gpu_gib: float | None) -> str:
+def describe_run(config: ExperimentConfig, processes: int, gpu_gib: float | None, init: Init | None = None) -> str:
     """Describe a run of this config; the store need not exist if data.shape and data.classes are given.
 
     processes: how many share a step. gpu_gib: memory of one GPU, to add whether a step fits; None to omit that.
+    init: weights to start from, to add what the network takes of them.
     ValueError for settings that training would refuse.
     """
-    shape, classes = config.data.shape, config.data.classes
+    shape, classes, manifest = config.data.shape, config.data.classes, None
     if (Path(config.data.latents) / MANIFEST).is_file():
         store = LatentStore(config.data.latents)
         check_store(config.data, store)
-        shape, classes = store.manifest.shape, len(store.manifest.class_names)
+        manifest = store.manifest
+        shape, classes = manifest.shape, len(manifest.class_names)
     elif shape is None or classes is None:
         raise ValueError(
             f"data.latents={config.data.latents!r}: no latent store there, so data.shape and data.classes must say "
@@ -50,6 +53,7 @@ def describe_run(config: ExperimentConfig, processes: int, gpu_gib: float | None
         yaml.safe_dump(asdict(config), sort_keys=False),
         config.model.name,
         model_table(network),
+        *([] if init is None else [start_from(init, network, config, manifest)]),
         describe_cost(config, network, forward_cost(network)),
         describe_files(config, network),
         describe_memory(config, network, processes),

@@ -51,6 +51,7 @@ from fpdm.training.setup import (
 from fpdm.training.signals import StopRequest
 from fpdm.training.sjfb import plan_step, work_cost
 from fpdm.training.snapshots import save_snapshots
+from fpdm.training.start import Init, check_start, take_weights
 from fpdm.training.step_loss import Batch, StepLoss, draw_beside, without_gradients
 from fpdm.training.validation import HeldOut, Measure, score_of, validation_line
 from fpdm.training.watch import Watch
@@ -66,6 +67,7 @@ def train(
     on_preview: Callable[[Path, int, nn.Module], None] | None = None,
     measure: Measure | None = None,
     fork: str | None = None,
+    init: Init | None = None,
 ) -> Path:
     """Train as `config` says; returns the run's folder.
 
@@ -78,10 +80,13 @@ def train(
     fork: a run's folder or one of its checkpoints, from which a new run starts. It continues the other's log, and may
         differ from it where a resumed run may, as in the length or a cool-down. With resume=auto, only if there is no
         run of this name yet.
+    init: weights that the network of a new run starts from, and with it the averages. With resume=auto, only if there
+        is no run of this name yet.
 
     SIGTERM, SIGUSR1 or Ctrl-C stops it early, with a checkpoint, after the current step or the next one.
     """
     optim, seed = config.optim, config.run.seed
+    check_start(resume, fork, init and init.source)
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
     check_tracker(config.run.tracker)
     accelerator = Accelerator(
@@ -106,6 +111,7 @@ def train(
     check_solves(config, network, micro)
     implicit, cost_at = network.iterative, cache(partial(forward_cost, network))  # by the number of a DiT's blocks
     objective = Objective(process)
+    taken = take_weights(init, network, config, store.manifest, resume, accelerator)
     set_seed(seed, device_specific=True)
     network.to(device)
     objective.to(device)
@@ -128,7 +134,7 @@ def train(
     step_loss = StepLoss(config, model, network, process, objective)
 
     held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, process, accelerator)
-    run, checkpoint = open_run(config, store, resume, fork, accelerator)
+    run, checkpoint = open_run(config, store, resume, fork, init and init.source, accelerator)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
     best = {"step": 0, "score": math.inf}  # of the validations
@@ -159,6 +165,8 @@ def train(
     ):
         if is_main:
             log.say(first_screen(config, network, cost_at(None), store, run, start, ranks))
+        if taken is not None:
+            log.say(taken)
         watch = Watch(accelerator, skipped, skipped_in_a_row)
         due = False  # whether a checkpoint waits to be written
         upcoming = reader.submit(read_batch, config, store, start, rows, device)

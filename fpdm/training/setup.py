@@ -17,7 +17,7 @@ from fpdm.data.latents import LatentStore, Manifest, check_store_codec
 from fpdm.extent import plain
 from fpdm.files import write_atomically
 from fpdm.models import Denoiser, build_model
-from fpdm.training.checkpoint import SAMPLING, find_checkpoint, point_latest, prune_checkpoints, step_of
+from fpdm.training.checkpoint import SAMPLING, find_checkpoint, has_checkpoint, point_latest, prune_checkpoints, step_of
 from fpdm.training.runlog import copy_log, forget_after, has_run, latest_run, new_run
 from fpdm.training.sjfb import largest_iterations
 from fpdm.training.snapshots import forget_snapshots_after, take_snapshots
@@ -164,14 +164,31 @@ def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> D
     )
 
 
+def is_new(config: ExperimentConfig, resume: str | None) -> bool:
+    """Whether a run is new: not resumed, or there is none of its name to resume."""
+    return resume is None or (resume == "auto" and not has_run(config.run.results, run_name(config)))
+
+
+def run_name(config: ExperimentConfig) -> str:
+    return config.run.name or config.model.name
+
+
 def open_run(
-    config: ExperimentConfig, store: LatentStore, resume: str | None, fork: str | None, accelerator: Accelerator
+    config: ExperimentConfig,
+    store: LatentStore,
+    resume: str | None,
+    fork: str | None,
+    init: str | None,
+    accelerator: Accelerator,
 ) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to start from; the same on every rank."""
+    """The run's folder and the checkpoint to continue from; the same on every rank.
+
+    init: the source of weights that the network has, if the run is new.
+    """
     found = [None, None, None]
     if accelerator.is_main_process:
         try:
-            found[:2] = _find_or_create(config, store, resume, fork)
+            found[:2] = _find_or_create(config, store, resume, fork, init)
         except (ValueError, OSError) as error:  # raised on every rank, so that none waits for a rank that is gone
             found[2] = error
     broadcast_object_list(found)
@@ -182,12 +199,10 @@ def open_run(
 
 
 def _find_or_create(
-    config: ExperimentConfig, store: LatentStore, resume: str | None, fork: str | None
+    config: ExperimentConfig, store: LatentStore, resume: str | None, fork: str | None, init: str | None
 ) -> list[Path | None]:
-    name = config.run.name or config.model.name
-    if fork is not None and resume not in (None, "auto"):
-        raise ValueError(f"--resume {resume} with --fork {fork}: a fork is a new run; leave one out, or resume auto")
-    if resume is None or (resume == "auto" and not has_run(config.run.results, name)):
+    name = run_name(config)
+    if is_new(config, resume):
         checkpoint = None
         if fork is not None:
             checkpoint = find_checkpoint(fork)
@@ -205,10 +220,11 @@ def _find_or_create(
         source = latest_run(config.run.results, name) if resume in ("latest", "auto") else resume
         checkpoint = find_checkpoint(source)
         run = checkpoint.parent.parent
-        if fork is not None and run == find_checkpoint(fork).parent.parent:
-            raise ValueError(
-                f"--resume auto with --fork {fork}: {name} is the run to fork; set run.name to another name"
-            )
+        for option, other, what in (("--fork", fork, "fork"), ("--init", init, "start from")):
+            if other is not None and has_checkpoint(Path(other)) and run == find_checkpoint(other).parent.parent:
+                raise ValueError(
+                    f"--resume auto with {option} {other}: {name} is the run to {what}; set run.name to another name"
+                )
         _check_resumable(f"--resume {resume}", config, store, checkpoint)
         forget_after(run, step_of(checkpoint))
         forget_snapshots_after(run, step_of(checkpoint))

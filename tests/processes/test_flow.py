@@ -117,7 +117,6 @@ def test_settings_choose_the_process():
     ("settings", "says"),
     [
         ({"process": "flow", "schedule": "cosine"}, r"diffusion\.schedule=cosine with diffusion\.process=flow, which"),
-        ({"process": "flow", "learn_sigma": True}, r"diffusion\.learn_sigma=True with diffusion\.process=flow"),
         ({"process": "flow", "weighting": "min-snr"}, r"diffusion\.weighting=min-snr with diffusion\.process=flow"),
         ({"time_scale": 1.0}, r"diffusion\.time_scale=1\.0 with diffusion\.process=discrete"),
         ({"process": "sde"}, r"diffusion\.process='sde': choose one of discrete, flow"),

@@ -456,6 +456,8 @@ def test_fork_in_a_job_script_begins_once(experiment):
     assert again == fork != trunk and find_checkpoint(fork).name == "0000008"
     assert find_checkpoint(trunk).name == "0000004"
     assert train(experiment(optim={"steps": 6}, run={"name": "fork"}), fork=str(trunk)).name == "002-fork"
+    shutil.rmtree(trunk)  # which a fork that has begun does not need
+    assert train(experiment(run={"name": "fork"}, optim={"steps": 7}), "auto", fork=str(trunk)).name == "002-fork"
 
 
 def test_forks_that_cannot_be_are_refused(experiment, pixel_store, tmp_path):

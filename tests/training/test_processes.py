@@ -139,6 +139,24 @@ def test_two_processes_train_with_muon_and_snapshots_like_one(experiment, tmp_pa
             torch.testing.assert_close(ours[key], theirs[key], atol=1e-4, rtol=1e-2, msg=f"{name} {key}")
 
 
+def test_two_processes_start_from_weights_like_one(experiment, tmp_path, device, tiny_run, held_out_store):
+    """Both have them, in the network and in the average, of which each validates a part."""
+    config = experiment(
+        model={"name": "FPDM-XS/2", "implicit_depth": 2},
+        optim={"steps": 2, "micro_batch_size": 2},
+        run={"validate_every": 1, "tf32": False},
+        validation={"latents": str(held_out_store)},
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(asdict(config)))
+    one, two = (launch(device, path, count, tmp_path / str(count), "--init", str(tiny_run)) for count in (1, 2))
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "val_loss"):
+            assert a[name] == pytest.approx(b[name], **TOLERANCES[device][0])
+    assert "implicit.blocks.1      <- new, the identity" in (two / "log.txt").read_text()
+
+
 def test_two_processes_follow_the_path_of_one(config_file, tmp_path, device):
     losses, weights_of = TOLERANCES[device]
     one, two = (launch(device, config_file, count, tmp_path / str(count)) for count in (1, 2))
