@@ -121,13 +121,13 @@ def test_two_processes_measure_what_one_measures(experiment, tiny_store, tiny_ru
         (["--validation.features", "cnn"], r"validation\.weights=.* with validation\.features=cnn, which has no file"),
         (["--validation.weights", "absent"], r"classifier absent: no config\.json in it"),
         (["--validation.reference", "absent"], "absent does not exist"),
-        (["--validation.sampler", "euler"], "validation: sampler='euler': choose one of"),
+        (["--validation.sampler", "rk4"], "validation: sampler='rk4': choose one of"),
     ],
 )
 def test_mistakes_are_told_before_training(experiment, words, says, monkeypatch, tmp_path):
     config = experiment()
     given = {"model.name": "FPDM-XS/2", "model.hidden_size": 32, "model.num_heads": 2, "run.validate_every": 2,
-             "data.latents": config.data.latents}  # fmt: skip
+             "data.latents": config.data.latents, "optim.steps": 2}  # fmt: skip
     given |= {f"validation.{name}": value for name, value in vars(config.validation).items() if value is not None}
     line = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     monkeypatch.setattr("sys.argv", ["train.py", *line, *map(str, words)])

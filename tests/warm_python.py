@@ -35,6 +35,7 @@ LIBRARIES = (
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LENGTH = struct.Struct("!I")
 PATIENCE = 120  # seconds until the libraries are imported
+ALONE = 5  # seconds after which the server looks whether the tests still run
 
 CLIENT = """#!{real} -SE
 import json, os, signal, socket, struct, sys
@@ -88,6 +89,7 @@ class WarmPython:
 
 def serve(address: str) -> None:
     """Import the libraries, then fork for each request; returns only in the process of a request."""
+    parent = os.getppid()
     for name in LIBRARIES:
         try:
             importlib.import_module(name)
@@ -99,11 +101,18 @@ def serve(address: str) -> None:
         server.bind(f"{address}.new")
         server.listen(64)
         os.rename(f"{address}.new", address)
+        server.settimeout(ALONE)
         while True:
-            connection, _ = server.accept()
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                if os.getppid() != parent:  # the tests were killed
+                    os._exit(0)
+                continue
             if os.fork() == 0:
                 break
             connection.close()
+    connection.setblocking(True)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     supervise(connection)
 
