@@ -17,6 +17,7 @@ from fpdm.config_files import check_names, layers
 from fpdm.devices import end_processes
 
 KINDS = {  # part of a type's name -> what to call it in an error; the first match is used
+    r"int \| list\[int": "a whole number, or two as in 256,128",
     r"list\[list": "a list of lists of numbers, as in [[0,1],[0.5,2]]",
     r"(list|tuple)\[int": "a list of whole numbers, as in 0,2,5",
     r"(list|tuple)\[str": "a list of names, as in a,b",
@@ -103,7 +104,7 @@ def _explicit_switches(words: list[str], options: dict[str, type]) -> list[str]:
 def _bracket_lists(words: list[str], options: dict[str, type]) -> list[str]:
     """--classes 0,2 -> --classes [0,2], for the options whose values are lists."""
     is_list = {name: re.search(r"\b(list|tuple)\[", str(kind)) for name, kind in options.items()}
-    lists = {name: options[name] in (list[str], tuple[str, ...]) for name, found in is_list.items() if found}
+    lists = {name: options[name] for name, found in is_list.items() if found}
     result, before = [], ""
     for word in words:
         name, equals, value = word.partition("=")
@@ -116,9 +117,11 @@ def _bracket_lists(words: list[str], options: dict[str, type]) -> list[str]:
     return result
 
 
-def _bracketed(value: str, of_texts: bool) -> str:
-    if of_texts and not value.startswith("["):
+def _bracketed(value: str, kind: type) -> str:
+    if kind in (list[str], tuple[str, ...]) and not value.startswith("["):
         return json.dumps(value.split(","))
+    if re.search(r"\bint \| list", str(kind)) and "," not in value:  # a number may stay one
+        return value
     return f"[{value}]" if re.fullmatch(r"-?\d+(,-?\d+)*", value) else value
 
 

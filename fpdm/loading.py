@@ -102,7 +102,7 @@ def make_source(
         denoise=denoiser(model, precision),
         process=process,
         cost=cost or forward_cost(model),
-        latent_shape=(model.in_channels, model.input_size, model.input_size),
+        latent_shape=(model.in_channels, *model.latent_size),
         num_classes=model.num_classes,
         guidable=model.class_dropout > 0,
         codec=codec,

@@ -165,8 +165,8 @@ class FPDMPipeline(DiffusionPipeline):
         guidance_scale: 1 for none. guidance_channels, guidance_rescale: see `Guidance`.
         internal_guidance, internal_exit: scale and exit, see `InternalGuidance`.
         eta: for schedulers that use it. generator: for the noise, one for all images or one for each.
-        latents: the initial noise (B, C, H, H); by default it comes from `generator`.
-        output_type: pil, np (B, R, R, 3) or pt (B, 3, R, R) in 0..1, or latent (B, C, H, H).
+        latents: the initial noise (B, C, h, w); by default it comes from `generator`.
+        output_type: pil, np (B, H, W, 3) or pt (B, 3, H, W) in 0..1, or latent (B, C, h, w).
         callback_on_step_end: called as (pipeline, position, timestep, {"latents": latents}) after each model call; it
             may return other latents.
         """

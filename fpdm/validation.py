@@ -36,8 +36,8 @@ class SampledDistance:
         check_store(config.data, store)
         self.state, self.process = process_state(), make_process(asdict(config.diffusion))
         self.codec = open_store_codec(config.data, store, self.state.device)
-        side = store.manifest.shape[-1] * self.codec.downsampling
-        features = open_features(scoring_of(self.settings), self.settings.reference, side)
+        pixels = [length * self.codec.downsampling for length in store.manifest.shape[1:]]
+        features = open_features(scoring_of(self.settings), self.settings.reference, pixels)
         self.extractor, self.reference = features.extractor, features.reference(self.settings.reference).pool
         with torch.device("meta"):
             model = build_network(config, store.manifest.shape, len(store.manifest.class_names))

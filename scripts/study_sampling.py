@@ -100,7 +100,8 @@ def main() -> None:
     decisive = {"reference": settings.reference, "weights": [c.key for c in models], "images": settings.images}
     keep_settings(out / "settings.json", decisive)
     codec: Codec = fpdms[0].source.codec
-    images, labels, classes = load_labelled(settings.reference, fpdms[0].source.latent_shape[1] * codec.downsampling)
+    pixels = [length * codec.downsampling for length in fpdms[0].source.latent_shape[1:]]
+    images, labels, classes = load_labelled(settings.reference, pixels)
     classifier, key = cached_classifier(images, labels, classes, out / "features")
     reference = torch.cat([classifier(batch) for batch in images.split(256)])
     classifier.to(process_state().device)

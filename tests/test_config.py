@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from fpdm import cli
-from fpdm.config import DiffusionConfig, ExperimentConfig, OptimConfig, RunConfig, ValidationConfig
+from fpdm.config import (
+    DataConfig,
+    DiffusionConfig,
+    EncodeConfig,
+    ExperimentConfig,
+    OptimConfig,
+    RunConfig,
+    ScoringConfig,
+    VAEConfig,
+    ValidationConfig,
+)
 from fpdm.models import build_model
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.settings import SamplingConfig
@@ -52,6 +62,18 @@ from fpdm.sampling.solvers import SOLVERS
             lambda: ExperimentConfig(run=RunConfig(keep_best=True), validation=ValidationConfig(latents="x")),
             r"keep_best=true without run\.validate_every",
         ),
+        (lambda: DataConfig(shape=[4, 32]), r"data\.shape=\[4, 32\]: must be channels, height and width"),
+        (
+            lambda: EncodeConfig(resolution=[64]),
+            r"resolution=\[64\]: give one number for a square, or height",
+        ),
+        (lambda: EncodeConfig(resolution=[64, 0]), r"resolution=0: at least 1"),
+        (lambda: ScoringConfig(resolution=[8, 8, 8]), r"resolution=\[8, 8, 8\]: give one number for a square"),
+        (
+            lambda: VAEConfig(resolution=[32, 30]),
+            r"resolution=32x30: not a multiple of 4, the downsampling of 3",
+        ),
+        (lambda: VAEConfig(widths=()), r"widths=\(\): give at least one level"),
         (lambda: SamplingConfig(), "give one of the two"),
         (lambda: SamplingConfig(budget=10, steps=2), "give one of the two"),
         (lambda: SamplingConfig(budget=0), "budget=0: at least 1"),
@@ -224,6 +246,30 @@ def test_values_of_the_wrong_kind_get_one_clear_line(words, says):
     parser = cli.make_parser(SamplingConfig, "")
     with pytest.raises(ValueError, match=re.escape(says)):
         cli.parse(SamplingConfig, parser, ["--steps", "3", *words])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("64", 64), ("64,32", [64, 32]), ("[64,32]", [64, 32]), ("[64, 32]", [64, 32])]
+)
+def test_a_resolution_is_one_number_or_height_and_width(word, value, tmp_path):
+    made = cli.make_parser(EncodeConfig, "")
+    for words in (["--resolution", word], [f"--resolution={word}"]):
+        assert cli.parse(EncodeConfig, made, words).resolution == value
+    path = tmp_path / "c.yaml"
+    path.write_text(f"resolution: {value}\n")
+    assert cli.parse(EncodeConfig, made, ["--config", str(path)]).resolution == value
+    made = cli.make_parser(ScoringConfig, "")  # where it may also be left out
+    assert cli.parse(ScoringConfig, made, ["--resolution", word]).resolution == value
+    assert cli.parse(ScoringConfig, made, []).resolution is None
+
+
+@pytest.mark.parametrize("word", ["many", "64,b", "64x32", "2.5"])
+def test_a_wrong_resolution_gets_one_clear_line(word):
+    for settings in (EncodeConfig, ScoringConfig):
+        with pytest.raises(
+            ValueError, match=rf"^resolution={word}: expected a whole number, or two as in 256,128; see"
+        ):
+            cli.parse(settings, cli.make_parser(settings, ""), ["--resolution", word])
 
 
 def test_a_list_that_is_too_short_says_how_many_numbers():

@@ -43,10 +43,13 @@ def options(kind: str) -> list:
     ]
 
 
-def given(kind: str, value: float):
-    """`value` in the form that an option of this type takes: by itself, or as a list of as many as are needed."""
+def given(kind: str, value: float) -> list:
+    """`value` in each form that an option of this type takes: by itself, or as a list of as many as are needed."""
     found = re.search(r"(list|tuple)\[([^\]]*)\]", kind)
-    return [value] * (found[2].count(",") + 1 if "..." not in found[2] else 1) if found else value
+    if found is None:
+        return [value]
+    listed = [value] * (found[2].count(",") + 1 if "..." not in found[2] else 1)
+    return [value, listed, [1, value]] if re.search(r"\bint \| list", kind) else [listed]
 
 
 def test_options_are_found():
@@ -54,21 +57,23 @@ def test_options_are_found():
     integers = {parameter.id for parameter in options("int")}
     assert {"SJFBConfig-grad", "DataConfig-shape", "VAEConfig-widths", "benchmark.py-threads"} <= integers
     assert {"RunConfig-keep_last", "sample.py-num_samples", "sample.py-counts"} <= integers
-    assert "import_latents.py-shard" in integers
+    assert {"import_latents.py-shard", "encode_latents.py-resolution"} <= integers
     assert {"OptimConfig-clip_norm", "reproduce.py-minutes"} <= {parameter.id for parameter in options("float")}
 
 
 @pytest.mark.parametrize(("settings", "name", "kind"), options("int"))
 def test_a_whole_number_has_a_bound(settings, name, kind):
-    with pytest.raises(ValueError, match=rf"\b{name}=\[?{ABSURD}.*(at most| to) [\d,]+"):
-        settings(**{name: given(kind, ABSURD)})
+    for value in given(kind, ABSURD):
+        with pytest.raises(ValueError, match=rf"\b{name}=\[?{ABSURD}.*(at most| to) [\d,]+"):
+            settings(**{name: value})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("settings", "name", "kind"), options("float"))
 def test_a_number_is_finite(settings, name, kind, value):
-    with pytest.raises(ValueError, match=rf"\b{name}={value}: \S"):
-        settings(**{name: given(kind, value)})
+    for form in given(kind, value):
+        with pytest.raises(ValueError, match=rf"\b{name}={value}: \S"):
+            settings(**{name: form})
 
 
 @pytest.mark.parametrize(

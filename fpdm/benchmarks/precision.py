@@ -88,8 +88,8 @@ def noisy_digits(source: Source, each: int) -> Batch:
             f"ckpt: a network of {source.num_classes} class(es); give one that was trained on the digits, which have "
             f"{DIGIT_CLASSES}"
         )
-    side = source.latent_shape[1] * source.codec.downsampling
-    images = next(iter(image_batches(open_images("digits"), side, each)))
+    pixels = [length * source.codec.downsampling for length in source.latent_shape[1:]]
+    images = next(iter(image_batches(open_images("digits"), pixels, each)))
     with torch.no_grad():
         latents = source.codec.encode(to_signed(images.pixels).to(source.device)).mean
     x0, y = latents.repeat(len(LEVELS), 1, 1, 1), images.labels.to(source.device).repeat(len(LEVELS))

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 
 from fpdm import cli
-from fpdm.config import check_positive, check_range, limits
+from fpdm.config import check_extent, check_positive, check_range, limits
 from fpdm.data.codec import open_codec
 from fpdm.data.importing import import_latents
 from fpdm.data.latents import check_std
@@ -28,7 +28,8 @@ class Settings:
             train on the latents, but must give a VAE for sampling).
         scale: scale factor of the latents; raw ones are multiplied by it (null for the VAE's, and for 1
             after normalising by latents_stats.pt).
-        resolution: resolution of the images, for the record (null for what follows from the VAE).
+        resolution: resolution of the images, for the record: 256 for squares, or height,width (null for what follows
+            from the VAE).
         class_names: file with one class name per line (null for "0", "1", ...).
         name: which set to import, if the folder holds several <name>_features.
         shard: latents per file of the store.
@@ -38,14 +39,14 @@ class Settings:
     out: str = "data/latents"
     vae: str | None = None
     scale: float | None = None
-    resolution: int | None = None
+    resolution: int | list[int] | None = None
     class_names: str | None = None
     name: str | None = None
     shard: int = 4096
 
     def __post_init__(self):
         check_range(1, limits.RECORDS, shard=self.shard)
-        check_range(1, limits.RESOLUTION, resolution=self.resolution)
+        check_extent(limits.RESOLUTION, resolution=self.resolution)
         check_positive(limits.FACTOR, scale=self.scale)
 
 

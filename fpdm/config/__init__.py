@@ -5,7 +5,7 @@ Sampling has its own in `fpdm.sampling.settings`, next to the choices that it li
 Each dataclass checks its values when built, so a wrong value is an error before any work starts.
 """
 
-from fpdm.config.checks import check_choice, check_one_of, check_positive, check_range
+from fpdm.config.checks import check_choice, check_extent, check_one_of, check_positive, check_range
 from fpdm.config.experiment import (
     DataConfig,
     DiffusionConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "VAEConfig",
     "ValidationConfig",
     "check_choice",
+    "check_extent",
     "check_one_of",
     "check_positive",
     "check_range",

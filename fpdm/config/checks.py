@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterator
 
+from fpdm.extent import Extent, height_width
+
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """ValueError for a value that is none of `choices`; the error lists them."""
@@ -20,6 +22,14 @@ def check_range(low: float, high: float, **values: float | list | tuple | None) 
     for name, number in _numbers(values):
         if not low <= number <= high:
             raise ValueError(f"{name}={number}: at least {low:,}, at most {high:,}")
+
+
+def check_extent(high: int, **values: Extent | None) -> None:
+    """ValueError for anything but a number 1..high, for a square, or two of them: height, width. None is allowed."""
+    check_range(1, high, **values)
+    for name, extent in values.items():
+        if extent is not None:
+            height_width(name, extent)
 
 
 def check_positive(high: float, **values: float | list | tuple | None) -> None:

@@ -165,10 +165,8 @@ class DataConfig:
         check_range(1, limits.CLASSES, **{"data.classes": self.classes})
         check_range(1, limits.LATENT, **{"data.shape": self.shape})
         check_positive(limits.FACTOR, **{"data.scale": self.scale})
-        if self.shape is not None and (len(self.shape) != 3 or self.shape[1] != self.shape[2]):
-            raise ValueError(
-                f"data.shape={self.shape}: must be channels, height and width, with height = width, as in [4, 32, 32]"
-            )
+        if self.shape is not None and len(self.shape) != 3:
+            raise ValueError(f"data.shape={self.shape}: must be channels, height and width, as in [4, 32, 32]")
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from fpdm.config import limits
-from fpdm.config.checks import check_choice, check_positive, check_range
+from fpdm.config.checks import check_choice, check_extent, check_positive, check_range
+from fpdm.extent import check_multiple
 from fpdm.precision import PRECISIONS
 
 
@@ -12,7 +13,7 @@ class VAEConfig:
     """The autoencoder and its training.
 
     Args:
-        resolution: images are cropped and resized to this many pixels.
+        resolution: images are cropped and resized to this many pixels: 256 for squares, or height,width.
         widths: number of channels of each level; every level after the first halves the resolution.
         latent_channels: number of channels of the latent.
         layers_per_block: residual blocks per level.
@@ -27,7 +28,7 @@ class VAEConfig:
         skip_broken: skip files that cannot be decoded, instead of stopping.
     """
 
-    resolution: int = 256
+    resolution: int | list[int] = 256
     widths: tuple[int, ...] = (64, 128, 128)
     latent_channels: int = 4
     layers_per_block: int = 1
@@ -42,7 +43,7 @@ class VAEConfig:
     skip_broken: bool = False
 
     def __post_init__(self):
-        check_range(1, limits.RESOLUTION, resolution=self.resolution)
+        check_extent(limits.RESOLUTION, resolution=self.resolution)
         check_range(1, limits.CHANNELS, widths=self.widths, latent_channels=self.latent_channels)
         check_range(1, limits.DEPTH, layers_per_block=self.layers_per_block)
         check_range(1, limits.STEPS, steps=self.steps)
@@ -53,9 +54,10 @@ class VAEConfig:
         check_range(0, limits.FACTOR, kl_weight=self.kl_weight)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}: 0 <= decay < 1")
-        factor = 2 ** (len(self.widths) - 1)
-        if not self.widths or self.resolution % factor:
-            raise ValueError(f"resolution={self.resolution}: not a multiple of {factor} ({len(self.widths)} levels)")
+        if not self.widths:
+            raise ValueError(f"widths={self.widths}: give at least one level")
+        levels = len(self.widths)
+        check_multiple("resolution", self.resolution, 2 ** (levels - 1), f"the downsampling of {levels} levels")
 
 
 @dataclass
@@ -63,7 +65,7 @@ class EncodeConfig:
     """How images are encoded as latents.
 
     Args:
-        resolution: images are cropped and resized to this many pixels.
+        resolution: images are cropped and resized to this many pixels: 256 for squares, or height,width.
         mirror: also store the mirror image's latents, for training with data.mirror.
         batch_size: images that the codec takes at a time, per process.
         precision: precision of the codec's arithmetic: no (float32), bf16 or fp16.
@@ -74,7 +76,7 @@ class EncodeConfig:
         skip_broken: skip (and count) files that cannot be decoded, instead of stopping.
     """
 
-    resolution: int = 256
+    resolution: int | list[int] = 256
     mirror: bool = True
     batch_size: int = 64
     precision: str = "no"
@@ -85,7 +87,7 @@ class EncodeConfig:
 
     def __post_init__(self):
         check_choice("precision", self.precision, PRECISIONS)
-        check_range(1, limits.RESOLUTION, resolution=self.resolution)
+        check_extent(limits.RESOLUTION, resolution=self.resolution)
         check_range(1, limits.BATCH, batch_size=self.batch_size)
         check_range(1, limits.RECORDS, shard=self.shard)
         check_range(0, limits.WORKERS, workers=self.workers)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fpdm.config import limits
-from fpdm.config.checks import check_range
+from fpdm.config.checks import check_extent, check_range
 
 
 @dataclass
@@ -21,8 +21,8 @@ class ScoringConfig:
         held_out: real images that were not trained on, where the reference was, as in SOURCE@held-out beside
             SOURCE@training. The distances of samples to their nearest reference images are then reported beside those
             of the held-out images: a model that memorises is too near.
-        resolution: crop and resize the reference to this many pixels; only for a reference file and the self-test. When
-            samples are scored, their own resolution is used.
+        resolution: crop and resize the reference to this many pixels, 256 for squares or height,width; only for a
+            reference file and the self-test. When samples are scored, their own resolution is used.
         bootstrap: number of resamples for the standard deviation of the distance; 0 for none.
         keep: number of images whose features are kept, for KID, precision and recall.
         cache: folder of trained classifiers and of features; what is in it is not computed again.
@@ -36,7 +36,7 @@ class ScoringConfig:
     dinov2: str | None = None
     classifier: str = "assets/cifar10-classifier"
     held_out: str | None = None
-    resolution: int | None = None
+    resolution: int | list[int] | None = None
     bootstrap: int = 0
     keep: int = 50_000
     cache: str = "results/features"
@@ -46,7 +46,7 @@ class ScoringConfig:
 
     def __post_init__(self):
         check_range(1, limits.BATCH, batch_size=self.batch_size)
-        check_range(1, limits.RESOLUTION, resolution=self.resolution)
+        check_extent(limits.RESOLUTION, resolution=self.resolution)
         check_range(4, limits.SAMPLES, keep=self.keep)
         check_range(0, limits.WORKERS, workers=self.workers)
         check_range(0, limits.REPEATS, bootstrap=self.bootstrap)

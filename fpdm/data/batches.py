@@ -1,6 +1,6 @@
 """From images to batches of pixels: decode in worker processes, crop, skip broken files.
 
-B batch, R resolution.
+B batch, H and W height and width in pixels.
 """
 
 from collections.abc import Iterator
@@ -13,26 +13,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fpdm.data.images import BrokenImage, ImageSet
+from fpdm.extent import Extent, height_width
 
 
-def centre_crop(image: Image.Image, resolution: int) -> Image.Image:
-    """ADM's crop: halve with a box filter while at least twice too large, resize the short side, crop the centre."""
-    while min(image.size) >= 2 * resolution:
+def centre_crop(image: Image.Image, resolution: Extent) -> Image.Image:
+    """ADM's crop, for any height and width: halve with a box filter while at least twice too large, resize so that the
+    image just covers them, crop the centre."""
+    height, width = height_width("resolution", resolution)
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = resolution / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return image.crop((left, top, left + resolution, top + resolution))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 class ImageTensors(Dataset):
-    """Images as (index, uint8 (3, R, R), label), or a BrokenImage with the reason.
+    """Images as (index, uint8 (3, H, W), label), or a BrokenImage with the reason.
 
-    exact: an image of another size than R x R counts as broken, instead of being cropped and resized.
+    exact: an image of another size counts as broken, instead of being cropped and resized.
     """
 
-    def __init__(self, images: ImageSet, resolution: int, exact: bool = False):
-        self.images, self.resolution, self.exact = images, resolution, exact
+    def __init__(self, images: ImageSet, resolution: Extent, exact: bool = False):
+        self.images, self.resolution, self.exact = images, height_width("resolution", resolution), exact
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,15 +45,16 @@ class ImageTensors(Dataset):
             image = self.images.load(i)
         except BrokenImage as error:  # returned: raised in a worker process it would arrive as a traceback's text
             return BrokenImage(str(error))
-        size = f"{image.width}x{image.height}"
-        if self.exact and image.size != (self.resolution, self.resolution):
-            return BrokenImage(f"{self.images.names[i]}: {size} pixels, the others {self.resolution}x{self.resolution}")
+        found, expected = (image.height, image.width), self.resolution
+        if self.exact and found != expected:
+            sizes = "{}x{} pixels, the others {}x{} (height x width)".format(*found, *expected)
+            return BrokenImage(f"{self.images.names[i]}: {sizes}")
         pixels = np.array(centre_crop(image, self.resolution))
         return i, torch.from_numpy(pixels).permute(2, 0, 1), self.images.labels[i]
 
 
 class ImageBatch(NamedTuple):
-    """indices (B,), pixels uint8 (B, 3, R, R), labels (B,)."""
+    """indices (B,), pixels uint8 (B, 3, H, W), labels (B,)."""
 
     indices: Tensor
     pixels: Tensor
@@ -84,7 +88,7 @@ def _collate(items: list[tuple[int, Tensor, int] | BrokenImage]) -> tuple[list[B
 
 def image_batches(
     images: ImageSet,
-    resolution: int,
+    resolution: Extent,
     batch_size: int,
     workers: int = 0,
     skip_broken: bool | None = None,

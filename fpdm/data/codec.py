@@ -1,7 +1,7 @@
 """Codecs turn images into latents and back: a VAE, or the pixels themselves.
 
 Only codecs know the scale factor: latents elsewhere have about unit variance.
-B images of R x R pixels, latents (B, C, R / f, R / f) with f the downsampling factor.
+B images of H x W pixels, latents (B, C, h, w) with h = H / f, w = W / f and f the downsampling factor.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fpdm.extent import check_multiple
+
 PIXELS = "pixels"
 # The most that is decoded at once. 16 images of 256 x 256 keep a GPU busy, and their activations stay at 1 GiB each.
 # From 64 images on, diffusers puts channels first for the upsampling, and the copies take time.
@@ -19,7 +21,7 @@ MOST_IMAGES = 32
 
 
 class LatentMoments(NamedTuple):
-    """Mean and standard deviation of the latents (B, C, h, h); std is None for a deterministic codec."""
+    """Mean and standard deviation of the latents (B, C, h, w); std is None for a deterministic codec."""
 
     mean: Tensor
     std: Tensor | None
@@ -40,13 +42,13 @@ class Codec(Protocol):
     clip: float | None
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, h) as the network returns them -> scaled latents."""
+        """Latents (B, C, h, w) as the network returns them -> scaled latents."""
 
     def encode(self, images: Tensor) -> LatentMoments:
-        """Images (B, 3, R, R) in -1..1 -> scaled latent moments."""
+        """Images (B, 3, H, W) in -1..1 -> scaled latent moments."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (B, 3, R, R), about -1..1."""
+        """Scaled latents -> images (B, 3, H, W), about -1..1."""
 
 
 class PixelCodec:
@@ -86,16 +88,12 @@ class VAECodec:
         self._std = torch.tensor(self.latents_std or [1.0]).view(1, -1, 1, 1)
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, h) as the VAE returns them -> scaled latents."""
+        """Latents (B, C, h, w) as the VAE returns them -> scaled latents."""
         return (latents - self._mean.to(latents.device)) * self.scale / self._std.to(latents.device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> LatentMoments:
-        if images.shape[-1] % self.downsampling or images.shape[-2] % self.downsampling:
-            raise ValueError(
-                f"resolution {tuple(images.shape[-2:])} is not a multiple of {self.downsampling}, "
-                f"the downsampling of the VAE {self.source}"
-            )
+        check_multiple("resolution", images.shape[-2:], self.downsampling, f"the downsampling of the VAE {self.source}")
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         std = (posterior.logvar.float() / 2).exp()  # in float32, whatever the VAE's precision
         return LatentMoments(self.normalise(posterior.mean.float()), std * self.scale / self._std.to(std.device))

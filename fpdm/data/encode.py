@@ -15,6 +15,7 @@ from fpdm.data.images import ImageSet
 from fpdm.data.latents import Manifest
 from fpdm.data.writing import Batch, write_store
 from fpdm.devices import send
+from fpdm.extent import check_multiple, height_width, plain
 
 
 def encode(
@@ -48,19 +49,16 @@ def encode(
 
 def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.device) -> Manifest:
     """The manifest of the store to write; the codec is tried on an image of zeros."""
-    if config.resolution % codec.downsampling:
-        raise ValueError(
-            f"resolution={config.resolution}: not a multiple of {codec.downsampling}, the VAE's downsampling"
-        )
-    size = config.resolution // codec.downsampling
-    probe = codec.encode(torch.zeros(1, 3, config.resolution, config.resolution, device=device))
+    check_multiple("resolution", config.resolution, codec.downsampling, "the VAE's downsampling")
+    height, width = height_width("resolution", config.resolution)
+    probe = codec.encode(torch.zeros(1, 3, height, width, device=device))
     return Manifest(
         codec=codec.source,
         fingerprint=codec.fingerprint,
         scale=codec.scale,
-        resolution=config.resolution,
+        resolution=plain(config.resolution),
         crop="centre",
-        shape=[codec.channels, size, size],
+        shape=[codec.channels, height // codec.downsampling, width // codec.downsampling],
         flips=2 if config.mirror else 1,
         parts=1 if probe.std is None else 2,
         class_names=images.class_names,

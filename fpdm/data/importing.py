@@ -13,6 +13,7 @@ from fpdm.data.codec import Codec, LatentMoments
 from fpdm.data.latent_formats import STATS, Layout, load_stats, open_layout
 from fpdm.data.latents import Manifest
 from fpdm.data.writing import Batch, write_store
+from fpdm.extent import Extent, plain, said
 
 BATCH = 256
 
@@ -22,7 +23,7 @@ def import_latents(
     folder: str | Path,
     codec: Codec | None = None,
     scale: float | None = None,
-    resolution: int | None = None,
+    resolution: Extent | None = None,
     class_names: str | Path | None = None,
     name: str | None = None,
     shard: int = 4096,
@@ -30,11 +31,13 @@ def import_latents(
     """Write the latents in `source` (a layout of fpdm.data.latent_formats) as the store `folder`; returns its manifest.
 
     codec: what made them, if known. scale: its scale factor; raw latents (safetensors) are multiplied
-    by it, after normalising if the source has latents_stats.pt. resolution: of the images.
+    by it, after normalising if the source has latents_stats.pt. resolution: of the images, one number for squares or
+    (height, width).
     class_names: a file, one name per line. name: which of several .npy sets. shard: latents per file.
     The next call continues an interrupted import; see `write_store`.
     """
     layout = open_layout(source, name)
+    resolution = None if resolution is None else plain(resolution)
     if codec is not None:
         scale, resolution = _check_codec(source, layout, codec, scale, resolution)
     normalise, mean, std, scale = _normalisation(source, layout, codec, scale)
@@ -67,7 +70,7 @@ def import_latents(
 
 
 def _pieces(layout: Layout, items: range, normalise: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """The latents `items`, file by file: (n, flips, C, h, h), normalised; ValueError naming a file whose
+    """The latents `items`, file by file: (n, flips, C, h, w), normalised; ValueError naming a file whose
     values are not finite in float16."""
     file, first = bisect_right(layout.starts, items.start) - 1, items.start
     while first < items.stop:
@@ -85,21 +88,22 @@ def _pieces(layout: Layout, items: range, normalise: Callable[[Tensor], Tensor])
 
 
 def _check_codec(
-    source: str | Path, layout: Layout, codec: Codec, scale: float | None, resolution: int | None
-) -> tuple[float, int]:
+    source: str | Path, layout: Layout, codec: Codec, scale: float | None, resolution: int | list[int] | None
+) -> tuple[float, int | list[int]]:
     """Scale and resolution of the codec; ValueError if the latents or the settings do not agree with it."""
-    channels, size, _ = layout.shape
+    channels, height, width = layout.shape
+    decoded = plain([height * codec.downsampling, width * codec.downsampling])
     for name, found, ours in (
         ("channels", channels, codec.channels),
         ("scale", scale, codec.scale),
-        ("resolution", resolution, size * codec.downsampling),
+        ("resolution", resolution and said(resolution), said(decoded)),
     ):
         if found is not None and found != ours:
             raise ValueError(
                 f"vae {codec.source} does not fit the latents in {source}: {name} {found}, the VAE's {ours}; "
                 "give the VAE they were made with, or omit --vae"
             )
-    return codec.scale, size * codec.downsampling
+    return codec.scale, decoded
 
 
 def _normalisation(source: str | Path, layout: Layout, codec: Codec | None, scale: float | None) -> tuple:

@@ -1,6 +1,6 @@
 """Folders of latents that other extractors published, read a few at a time: .npy pairs and safetensors shards.
 
-N latents in all, flips 1 (as is) or 2 (as is, mirrored), C channels of h x h.
+N latents in all, flips 1 (as is) or 2 (as is, mirrored), C channels of h x w.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors names them
 
 
 class Layout(Protocol):
-    """files: in order; starts: index of the first latent of each file, then N; labels (N,) int64; shape (C, h, h);
+    """files: in order; starts: index of the first latent of each file, then N; labels (N,) int64; shape (C, h, w);
     raw: not yet normalised."""
 
     files: list[Path]
@@ -31,11 +31,11 @@ class Layout(Protocol):
     raw: bool
 
     def read(self, file: int, first: int, last: int) -> Tensor:
-        """Latents first..last-1 of a file: (last - first, flips, C, h, h) float32."""
+        """Latents first..last-1 of a file: (last - first, flips, C, h, w) float32."""
 
 
 class NpyPairs:
-    """`<name>_features/` and `<name>_labels/`: arrays (C, h, h) with one label, or (B, C, h, h) with labels (B,).
+    """`<name>_features/` and `<name>_labels/`: arrays (C, h, w) with one label, or (B, C, h, w) with labels (B,).
 
     Files are paired by name, in numeric order if the names are numbers. The latents are scaled samples.
     """
@@ -60,7 +60,7 @@ class NpyPairs:
 
 
 class SafetensorsShards:
-    """*.safetensors with `latents` (N, C, h, h), `labels` (N,) and optionally `latents_flip`: unscaled samples."""
+    """*.safetensors with `latents` (N, C, h, w), `labels` (N,) and optionally `latents_flip`: unscaled samples."""
 
     raw = True
 

@@ -3,7 +3,7 @@
 A folder of `manifest.json` and shards `shard-00000.bin`, ... One record is
     label     int32
     image     int32, which image of the list it was
-    moments   float16 (flips, parts, C, h, h)
+    moments   float16 (flips, parts, C, h, w)
 with flips 1 (as is) or 2 (as is, mirrored) and parts 1 (deterministic codec, or samples) or 2 (mean, std).
 Shard i holds the images i S .. (i + 1) S - 1 of the list, without skipped ones.
 Each use samples new latents from the moments, so a store is not one fixed sample.
@@ -33,8 +33,9 @@ class Manifest:
     """What a store holds and how it was made; a training run is checked against it.
 
     codec, fingerprint, scale: the VAE, a hash of its weights, its scale factor; null for
-    imported latents if no VAE was named. latents_mean, latents_std: per channel, for a VAE that
-    normalises its latents with them. crop: null for imported latents. shape: (C, h, h). flips, parts: see
+    imported latents if no VAE was named. resolution: of the images, a number for squares, else [height, width];
+    null if not known. latents_mean, latents_std: per channel, for a VAE that
+    normalises its latents with them. crop: null for imported latents. shape: (C, h, w). flips, parts: see
     the module. images: length of the list; images_hash: of its names and labels. shard: images
     per shard. precision: of the codec's arithmetic; tf32: whether its float32 could be TF32.
     Results: count of records; skipped, number of broken images left out; shards, the count of each;
@@ -44,7 +45,7 @@ class Manifest:
     codec: str | None
     fingerprint: str | None
     scale: float | None
-    resolution: int | None
+    resolution: int | list[int] | None
     crop: str | None
     shape: list[int]
     flips: int
@@ -85,7 +86,7 @@ def load_manifest(path: Path) -> Manifest:
 class LatentBatch(NamedTuple):
     """Some records of a store, in its format and contiguous, so that a GPU can copy them without the host.
 
-    records: (B, parts, C, h, h) float16, the chosen view of each; labels: (B,) int64.
+    records: (B, parts, C, h, w) float16, the chosen view of each; labels: (B,) int64.
     """
 
     records: Tensor
@@ -101,7 +102,7 @@ class LatentBatch(NamedTuple):
         return LatentBatch(*(part.to(device, non_blocking=True) for part in self))
 
     def moments(self) -> LatentMoments:
-        """Mean and, for a store with two parts, standard deviation: (B, C, h, h) float32 each."""
+        """Mean and, for a store with two parts, standard deviation: (B, C, h, w) float32 each."""
         mean, *std = self.records.float().unbind(1)
         return LatentMoments(mean, std[0] if std else None)
 

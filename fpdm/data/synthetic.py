@@ -15,7 +15,7 @@ WRITTEN = 256  # records at a time
 def write_random_store(
     folder: str | Path, records: int, shape: list[int], classes: int = 1, shard: int = 4096
 ) -> Manifest:
-    """Random means and standard deviations of `shape` (C, h, h), with mirror images; labels cycle through the classes.
+    """Random means and standard deviations of `shape` (C, h, w), with mirror images; labels cycle through the classes.
 
     The same `WRITTEN` records repeat, except for labels and indices. This makes no difference to reading.
     """

@@ -1,7 +1,7 @@
 """A small residual classifier whose features images are compared by: its architecture, and its folder.
 
 A folder holds model.safetensors and config.json. train_classifier.py makes one; assets/cifar10-classifier is one.
-B images of R x R pixels.
+B images of H x W pixels.
 """
 
 import json
@@ -23,9 +23,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class ClassifierFacts:
     """What is known of a trained classifier.
 
-    name: part of the scores' names. resolution: every image is resized to it. widths: channels of the three stages, the
-    last of which are the features. class_names: what it tells apart. accuracy: share of held-out images that it gets
-    right, by the resolution that they were first reduced to. training: how it was trained.
+    name: part of the scores' names. resolution: every image is resized to this square. widths: channels of the three
+    stages, the last of which are the features. class_names: what it tells apart. accuracy: share of held-out images
+    that it gets right, by the resolution that they were first reduced to. training: how it was trained.
     """
 
     name: str
@@ -48,8 +48,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualClassifier(nn.Module):
-    """Three stages at R, R/2 and R/4, the last two with a residual block. Features: the last stage, averaged over
-    positions, as Inception's pool features; each of unit standard deviation over the training images."""
+    """Three stages at the whole resolution, a half and a quarter of it, the last two with a residual block. Features:
+    the last stage, averaged over positions, as Inception's pool features; each of unit standard deviation over the
+    training images."""
 
     def __init__(self, facts: ClassifierFacts):
         super().__init__()
@@ -65,14 +66,14 @@ class ResidualClassifier(nn.Module):
         self.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
 
     def pool(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R), any R -> (B, F), not yet scaled."""
+        """uint8 (B, 3, H, W), any size -> (B, F), not yet scaled."""
         x = images.float() / 127.5 - 1
-        if x.shape[-1] != self.facts.resolution:
+        if x.shape[-2:] != (self.facts.resolution, self.facts.resolution):
             x = resized(x, self.facts.resolution)
         return self.stages(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, classes)."""
+        """uint8 (B, 3, H, W) -> (B, classes)."""
         return self.head(self.pool(images))
 
     def features(self, images: Tensor) -> Features:
@@ -80,7 +81,7 @@ class ResidualClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, F), the features."""
+        """uint8 (B, 3, H, W) -> (B, F), the features."""
         return self.pool(images) * self.scale
 
     def save(self, folder: str | Path) -> None:
@@ -108,7 +109,7 @@ class ResidualClassifier(nn.Module):
 
 
 def resized(x: Tensor, resolution: int) -> Tensor:
-    """float (B, 3, R, R) -> (B, 3, resolution, resolution), bilinear, without aliasing."""
+    """float (B, 3, H, W) -> (B, 3, resolution, resolution), bilinear, without aliasing."""
     return F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 

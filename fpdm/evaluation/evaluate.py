@@ -24,6 +24,7 @@ from fpdm.evaluation.samples import Samples
 from fpdm.evaluation.scores import score
 from fpdm.evaluation.selftest import Check, check_metrics
 from fpdm.evaluation.tables import markdown_table
+from fpdm.extent import Extent, plain
 from fpdm.files import read_json, write_atomically
 from fpdm.sampling.images import RECIPE
 
@@ -34,7 +35,7 @@ PATIENCE = timedelta(hours=6)  # one process may train a classifier or compute t
 def evaluate(samples: str | Path, reference: str | Path, *, out: str | Path | None = None, **settings) -> dict:
     """All scores of `samples` against `reference`, with what is needed to repeat them.
 
-    samples: folder or zip of images, or an npz with arr_0 uint8 (count, R, R, 3).
+    samples: folder or zip of images, or an npz with arr_0 uint8 (count, H, W, 3).
     reference: the same, or `digits`, or a part, as in cifar10.zip@training, or a file of statistics (make_reference, or
         ADM's VIRTUAL_*.npz).
     out: JSON file that the main process writes the result to; without it nothing is written.
@@ -147,7 +148,7 @@ class ImageFeatures(NamedTuple):
     config: ScoringConfig
     extractor: Extractor
     key: str  # identifies the extractor's weights
-    resolution: int
+    resolution: int | list[int]
     state: PartialState
 
     @property
@@ -173,11 +174,11 @@ class ImageFeatures(NamedTuple):
         return stored
 
 
-def open_features(config: ScoringConfig, reference: str, resolution: int) -> ImageFeatures:
+def open_features(config: ScoringConfig, reference: str, resolution: Extent) -> ImageFeatures:
     """The configured extractor on every process; ValueError or FileNotFoundError if it cannot be opened."""
     if config.features in FITTED and is_reference(reference):
         raise ValueError(f"reference {reference}: holds statistics; features={config.features} needs the images")
-    state = process_state(PATIENCE)
+    state, resolution = process_state(PATIENCE), plain(resolution)
     with state.main_process_first():  # it trains or downloads what the other processes then load
         extractor, key = EXTRACTORS[config.features](config, reference, resolution)
     return ImageFeatures(config, extractor.to(state.device).eval(), key, resolution, state)
@@ -214,7 +215,7 @@ def _existing(name: str, source: str | Path) -> str:
     return source
 
 
-def _given_resolution(config: ScoringConfig) -> int:
+def _given_resolution(config: ScoringConfig) -> int | list[int]:
     if config.held_out is not None:
         raise ValueError(f"held_out={config.held_out} without samples: there is nothing to compare; leave it out")
     if config.resolution is None:

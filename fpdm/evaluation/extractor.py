@@ -1,6 +1,6 @@
 """What an extractor of features is, and what it returns.
 
-B images of R x R pixels.
+B images of H x W pixels.
 """
 
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """A module with a name, which is part of the score's name, and features: uint8 (B, 3, R, R) -> Features."""
+    """A module with a name, which is part of the score's name, and features: uint8 (B, 3, H, W) -> Features."""
 
     name: str
 

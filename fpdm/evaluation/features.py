@@ -2,7 +2,7 @@
 
 To add an extractor, write it here with a function that opens it, and name that function in EXTRACTORS, at the end.
 
-B images of R x R pixels.
+B images of H x W pixels.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from fpdm.config import ScoringConfig
 from fpdm.evaluation.classifier import WEIGHTS, ResidualClassifier
 from fpdm.evaluation.extractor import Extractor, Features
 from fpdm.evaluation.samples import load_labelled
+from fpdm.extent import Extent, said
 
 SPATIAL_CHANNELS = 7  # of 192; ADM's evaluator uses the first 7 for sFID
 DINOV2 = {"dinov2": "vit_large_patch14_dinov2.lvd142m", "dinov2-s": "vit_small_patch14_dinov2.lvd142m"}
@@ -59,7 +60,7 @@ class Inception(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
-        """uint8 (B, 3, R, R) -> pool (B, 2048), spatial (B, 2023), logits (B, 1008)."""
+        """uint8 (B, 3, H, W) -> pool (B, 2048), spatial (B, 2023), logits (B, 1008)."""
         seen = []
         # TensorFlow's mixed_6/conv: the 1x1 branch of the seventh mixed layer, counted from 0.
         hook = self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, out: seen.append(out))
@@ -70,7 +71,7 @@ class Inception(nn.Module):
         return Features(pool.flatten(1).float(), seen[0][:, :SPATIAL_CHANNELS].flatten(1).float(), logits.float())
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 2048)."""
+        """uint8 (B, 3, H, W) -> (B, 2048)."""
         return self.features(images).pool
 
 
@@ -103,7 +104,7 @@ class DINOv2(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 1024), or (B, 384) for the small network."""
+        """uint8 (B, 3, H, W) -> (B, 1024), or (B, 384) for the small network."""
         config = self.network.default_cfg
         side = [DINOV2_SIZE, DINOV2_SIZE]
         x = transforms.resize(images, side, transforms.InterpolationMode.BICUBIC, antialias=True).float() / 255
@@ -140,21 +141,22 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(self.dimensions))
 
     def maps(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 64, h, h) float32."""
-        if images.shape[-1] < 8:
-            raise ValueError(f"features=cnn: images of {images.shape[-1]} pixels; at least 8 are needed")
+        """uint8 (B, 3, H, W) -> (B, 64, h, w) float32."""
+        size = tuple(images.shape[-2:])
+        if min(size) < 8:
+            raise ValueError(f"features=cnn: images of {said(size)} pixels; at least 8 are needed")
         x = images.float() / 127.5 - 1
-        if x.shape[-1] > 64:  # enough for classification, and it bounds the time
-            x = F.interpolate(x, size=(64, 64), mode="area")
+        if max(size) > 64:  # 64 is enough for classification, and it bounds the time
+            x = F.interpolate(x, size=tuple(min(length, 64) for length in size), mode="area")
         return self.convolutions(x)
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, num_classes)."""
+        """uint8 (B, 3, H, W) -> (B, num_classes)."""
         return self.head(self.maps(images))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, R, R) -> (B, 64), each of unit standard deviation over the reference."""
+        """uint8 (B, 3, H, W) -> (B, 64), each of unit standard deviation over the reference."""
         return self.maps(images).mean((2, 3)) * self.scale
 
     def features(self, images: Tensor) -> Features:
@@ -162,7 +164,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(images: Tensor, labels: Tensor, num_classes: int) -> Classifier:
-    """Classifier fitted in seconds to images uint8 (N, 3, R, R) and labels (N,), from a fixed seed.
+    """Classifier fitted in seconds to images uint8 (N, 3, H, W) and labels (N,), from a fixed seed.
 
     It always trains on the CPU, so that scores from machines with and without a GPU can be compared.
     """
@@ -224,27 +226,27 @@ def weights_key(path: str | None, default: str) -> str:
     return digest.hexdigest()
 
 
-def _open_inception(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+def _open_inception(config: ScoringConfig, reference: str, resolution: Extent) -> tuple[Extractor, str]:
     return Inception(config.inception), weights_key(config.inception, "torch-fidelity")
 
 
-def _open_dinov2(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+def _open_dinov2(config: ScoringConfig, reference: str, resolution: Extent) -> tuple[Extractor, str]:
     return DINOv2(config.features, config.dinov2), weights_key(config.dinov2, "timm")
 
 
-def _open_cnn(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+def _open_cnn(config: ScoringConfig, reference: str, resolution: Extent) -> tuple[Extractor, str]:
     images, labels, classes = load_labelled(reference, resolution, workers=config.workers)
     return cached_classifier(images, labels, classes, Path(config.cache))
 
 
-def _open_classifier(config: ScoringConfig, reference: str, resolution: int) -> tuple[Extractor, str]:
+def _open_classifier(config: ScoringConfig, reference: str, resolution: Extent) -> tuple[Extractor, str]:
     model = ResidualClassifier.load(config.classifier)
     return model, weights_key(str(Path(config.classifier) / WEIGHTS), "")
 
 
 # --features NAME -> a function of (settings, reference, resolution) that opens the extractor on the CPU, and returns it
 # with a key that identifies its weights.
-EXTRACTORS: dict[str, Callable[[ScoringConfig, str, int], tuple[Extractor, str]]] = {
+EXTRACTORS: dict[str, Callable[[ScoringConfig, str, Extent], tuple[Extractor, str]]] = {
     "inception": _open_inception,
     "dinov2": _open_dinov2,
     "dinov2-s": _open_dinov2,

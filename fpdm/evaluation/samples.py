@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fpdm.data.batches import image_batches
 from fpdm.data.images import ImageSet, open_files, open_images, source_and_part
+from fpdm.extent import Extent, plain, said
 from fpdm.sampling.images import GRID, RECIPE
 
 ARRAY = "arr_0"
@@ -18,24 +19,29 @@ NUMBERED = "[0-9][0-9][0-9][0-9][0-9][0-9]*.png"  # names that sample.py gives
 
 
 class Samples:
-    """`count` images, read in batches of uint8 (B, 3, R, R)."""
+    """`count` images, read in batches of uint8 (B, 3, H, W)."""
 
-    def __init__(self, source: str, resolution: int | None = None):
-        """resolution: crop and resize images to it; without it, all images must have the size of the first one.
+    def __init__(self, source: str, resolution: Extent | None = None):
+        """resolution: crop and resize images to it, one number for squares or (height, width); without it, all images
+        must have the size of the first one. The attribute is as in score files, a number or [height, width].
 
         ValueError or FileNotFoundError if `source` cannot be read as images.
         """
         self.source = source
         if Path(source).suffix == ".npz":
             self._array, self._images = _open_npz(Path(source)), None
-            self.count, self.resolution = len(self._array), self._array.shape[1]
-            if resolution is not None and resolution != self.resolution:
-                raise ValueError(f"{source}: images of {self.resolution} pixels, {resolution} are needed")
+            self.count, self.resolution = len(self._array), plain(self._array.shape[1:3])
+            if resolution is not None and plain(resolution) != self.resolution:
+                found, needed = said(self.resolution), said(resolution)
+                raise ValueError(f"{source}: images of {found} pixels, {needed} are needed")
             return
         self._array, self._images = None, _open_folder(source)
         self.count = len(self._images)
         self.exact = resolution is None
-        self.resolution = resolution or self._images.load(0).width
+        if resolution is None:
+            first = self._images.load(0)
+            resolution = (first.height, first.width)
+        self.resolution = plain(resolution)
 
     def batches(self, batch_size: int, indices: range | None = None, workers: int = 0) -> Iterator[Tensor]:
         """All images in order, or those of `indices`. workers: processes that decode."""
@@ -61,8 +67,8 @@ class Samples:
         return digest.hexdigest()
 
 
-def load_labelled(source: str, resolution: int, most: int = 50_000, workers: int = 0) -> tuple[Tensor, Tensor, int]:
-    """uint8 images (N, 3, R, R), labels (N,) and the number of classes of a labelled set.
+def load_labelled(source: str, resolution: Extent, most: int = 50_000, workers: int = 0) -> tuple[Tensor, Tensor, int]:
+    """uint8 images (N, 3, H, W), labels (N,) and the number of classes of a labelled set.
 
     most: N is at most this, spread evenly over the set, so that memory is bounded. workers: processes that decode.
     ValueError for an npz, which has no labels.
@@ -77,7 +83,7 @@ def load_labelled(source: str, resolution: int, most: int = 50_000, workers: int
 
 
 def _open_npz(path: Path) -> np.ndarray:
-    """arr_0 uint8 (count, R, R, 3), mapped from the file if it is not compressed (sample.py and ADM write it so)."""
+    """arr_0 uint8 (count, H, W, 3), mapped from the file if it is not compressed (sample.py and ADM write it so)."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -86,7 +92,7 @@ def _open_npz(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read as npz ({error})") from error
     if array is None or array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
         found = f"no {ARRAY}" if array is None else f"{ARRAY} {array.dtype} {array.shape}"
-        raise ValueError(f"{path}: {found}; expected {ARRAY} uint8 (count, R, R, 3)")
+        raise ValueError(f"{path}: {found}; expected {ARRAY} uint8 (count, H, W, 3)")
     return array
 
 

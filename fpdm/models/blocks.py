@@ -148,14 +148,14 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
-def sincos_positions(hidden_size: int, grid_size: int) -> Tensor:
-    """Fixed 2D positions (1, grid_size**2, D): first half of the width encodes the column, second the row."""
+def sincos_positions(hidden_size: int, rows: int, columns: int) -> Tensor:
+    """Fixed 2D positions (1, rows * columns, D): first half of the width encodes the column, second the row."""
     if hidden_size % 4:
         raise ValueError(f"hidden_size={hidden_size}: 2D sin-cos positions need a multiple of 4")
     quarter = hidden_size // 4
     omega = 1.0 / 10_000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
-    along = torch.arange(grid_size, dtype=torch.float64)[:, None] * omega  # (grid, D/4)
-    line = torch.cat([along.sin(), along.cos()], dim=1)  # (grid, D/2)
-    columns = line[None, :, :].expand(grid_size, -1, -1)
-    rows = line[:, None, :].expand(-1, grid_size, -1)
-    return torch.cat([columns, rows], dim=-1).reshape(1, grid_size**2, hidden_size).float()
+    along = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * omega  # (longest, D/4)
+    line = torch.cat([along.sin(), along.cos()], dim=1)  # (longest, D/2)
+    column = line[None, :columns].expand(rows, -1, -1)
+    row = line[:rows, None].expand(-1, columns, -1)
+    return torch.cat([column, row], dim=-1).reshape(1, rows * columns, hidden_size).float()

@@ -9,10 +9,11 @@ def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str)
 
     model: a DiT or FixedPointDiT; family: DiT or FPDM.
     """
+    height, width = model.latent_size
     rows = {
         "family": "fixed point diffusion model" if model.iterative else "diffusion transformer",
         "parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,d}",
-        "latents": f"{model.in_channels} x {model.input_size} x {model.input_size}",
+        "latents": f"{model.in_channels} x {height} x {width}",
         "classes": str(model.num_classes),
         **facts,
     }

@@ -45,7 +45,7 @@ def _count_exit(twin, decode) -> int:
 
 
 def _count(twin, **kwargs) -> int:
-    x = torch.empty(1, twin.in_channels, twin.input_size, twin.input_size, device="meta")
+    x = torch.empty(1, twin.in_channels, *twin.latent_size, device="meta")
     index = torch.zeros(1, dtype=torch.long, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(x, index, index, **kwargs)

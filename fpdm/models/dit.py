@@ -1,6 +1,6 @@
 """DiT (Peebles & Xie, 2023), the explicit baseline, and what FixedPointDiT shares with it.
 
-B batch, C latent channels, H height and width, N tokens, D width.
+B batch, C latent channels, H and W height and width of the latent, N tokens, D width.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,6 +12,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from fpdm.block_options import BlockOptions
+from fpdm.extent import height_width, said
 from fpdm.models.blocks import (
     DiTBlock,
     FinalLayer,
@@ -27,7 +28,7 @@ from fpdm.precision import for_stream
 class DenoiserOutput(NamedTuple):
     """What one call of a denoiser returns.
 
-    prediction: (B, C, H, H), or (B, 2C, H, H) with learned variance, float32.
+    prediction: (B, C, H, W), or (B, 2C, H, W) with learned variance, float32.
     solution: (B, N, D) last iterate of the implicit layer, which can be passed as `init` at
         the next timestep; None for a DiT.
     residuals: (B, iterations) ||g(h) - h|| / ||g(h)|| of each update, on request. With a tolerance
@@ -50,7 +51,7 @@ class DenoiserOutput(NamedTuple):
 class Denoiser(nn.Module):
     """Patch embedding, conditioning and output head around a stack of blocks.
 
-    input_size: height and width of the latent; patch_size must divide it.
+    input_size: of the latent: one number for a square, or [height, width]; patch_size must divide both.
     in_channels: latent channels. learn_sigma: predict the variance too, with twice the output channels.
     num_classes: labels 0..num_classes-1; `num_classes` itself is the null label.
     class_dropout: probability that training replaces a label with the null label. With 0
@@ -67,7 +68,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        input_size: int,
+        input_size: int | list[int],
         patch_size: int,
         in_channels: int,
         hidden_size: int,
@@ -79,8 +80,12 @@ class Denoiser(nn.Module):
         options: BlockOptions,
     ):
         super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"patch_size={patch_size} does not divide input_size={input_size}")
+        self.latent_size = height, width = height_width("input_size", input_size)
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"patch_size={patch_size} does not divide input_size={said(input_size)}: choose another patch, or a "
+                f"height and a width that are multiples of {patch_size}"
+            )
         if hidden_size % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide hidden_size={hidden_size}")
         if num_classes < 1:
@@ -89,7 +94,6 @@ class Denoiser(nn.Module):
             raise ValueError(f"class_dropout={class_dropout}: a probability, 0 <= p < 1")
         if early_head < 0:
             raise ValueError(f"early_head={early_head}: at least 1, or 0 for none")
-        self.input_size = input_size
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.out_channels = in_channels * (2 if learn_sigma else 1)
@@ -99,15 +103,15 @@ class Denoiser(nn.Module):
         self.options = options
         self.hidden_size = hidden_size
         self.num_heads = num_heads
-        self.grid = (input_size // patch_size, input_size // patch_size)
+        self.grid = (height // patch_size, width // patch_size)
 
-        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
+        self.x_embedder = PatchEmbed(self.latent_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout)
         if options.positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, *self.token_shape))
         else:
-            fixed = sincos_positions(hidden_size, input_size // patch_size) if options.positions == "sincos" else None
+            fixed = sincos_positions(hidden_size, *self.grid) if options.positions == "sincos" else None
             self.register_buffer("pos_embed", fixed, persistent=False)
         head = (hidden_size, patch_size, self.out_channels, options.norm)
         self.final_layer = FinalLayer(*head)
@@ -138,7 +142,7 @@ class Denoiser(nn.Module):
         return []
 
     def decode(self, tokens: Tensor, c: Tensor, recompute: bool = False) -> Tensor:
-        """Tokens (B, N, D) of any exit -> prediction (B, C or 2C, H, H): the blocks of `exit_stack`, then the head."""
+        """Tokens (B, N, D) of any exit -> prediction (B, C or 2C, H, W): the blocks of `exit_stack`, then the head."""
         for block in self.exit_stack():
             tokens = apply_layer(block, tokens, block.modulation(c), recompute)
         return self.head(tokens, c)
@@ -162,7 +166,7 @@ class Denoiser(nn.Module):
         return self.final_layer.linear.weight.dtype
 
     def embed(self, x: Tensor) -> Tensor:
-        """Latents (B, C, H, H) -> tokens (B, N, D), the start of the residual stream.
+        """Latents (B, C, H, W) -> tokens (B, N, D), the start of the residual stream.
 
         Under autocast the stream is float32, whatever the type of the weights, and so is all that blocks add to it.
         """
@@ -173,12 +177,11 @@ class Denoiser(nn.Module):
         return tokens.contiguous()
 
     def head(self, tokens: Tensor, c: Tensor, early: bool = False) -> Tensor:
-        """Tokens (B, N, D) -> prediction (B, out_channels, H, H) in float32. early: by the early head."""
+        """Tokens (B, N, D) -> prediction (B, out_channels, H, W) in float32. early: by the early head."""
         layer = self.early_layer if early else self.final_layer
         patches = layer(tokens, c).float()  # (B, N, p*p*out_channels)
-        side, p = self.input_size // self.patch_size, self.patch_size
-        patches = patches.reshape(-1, side, side, p, p, self.out_channels)
-        return torch.einsum("bhwpqc->bchpwq", patches).reshape(-1, self.out_channels, self.input_size, self.input_size)
+        patches = patches.reshape(-1, *self.grid, self.patch_size, self.patch_size, self.out_channels)
+        return torch.einsum("bhwpqc->bchpwq", patches).reshape(-1, self.out_channels, *self.latent_size)
 
     def initialise(self) -> None:
         """DiT's initialisation: Xavier for linear maps, zero for modulations and the output,
@@ -212,7 +215,7 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
     def __init__(
         self,
-        input_size: int = 32,
+        input_size: int | list[int] = 32,
         patch_size: int = 2,
         in_channels: int = 4,
         hidden_size: int = 1152,
@@ -255,7 +258,7 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         drop_labels: Tensor | None = None,
         recompute: bool = False,
     ) -> DenoiserOutput:
-        """x (B, C, H, H) noisy latents, t (B,) timesteps, y (B,) labels.
+        """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels.
 
         depth: number of blocks to use, from the first; by default all. A new block is the identity, so training may
             begin with few. exits may be no larger.

@@ -1,6 +1,6 @@
 """FixedPointDiT (FPDM, Bai & Melas-Kyriazi, 2024): pre blocks, one implicit layer, post blocks.
 
-B batch, C latent channels, H height and width, N tokens, D width.
+B batch, C latent channels, H and W height and width of the latent, N tokens, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
 
     def __init__(
         self,
-        input_size: int = 32,
+        input_size: int | list[int] = 32,
         patch_size: int = 2,
         in_channels: int = 4,
         hidden_size: int = 1152,
@@ -119,7 +119,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         with_residuals: bool = False,
         recompute: bool = False,
     ) -> DenoiserOutput:
-        """x (B, C, H, H) noisy latents, t (B,) timesteps, y (B,) labels.
+        """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels.
 
         iterations: updates of the implicit layer with gradient (S-JFB's m).
         iterations_no_grad: updates before them that build no graph (S-JFB's n).

@@ -2,7 +2,7 @@
 
 Our sampler and the diffusers pipeline both use it.
 
-B batch, C latent channels, H height and width, N tokens, D width.
+B batch, C latent channels, H and W height and width of the latent, N tokens, D width.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Source(NamedTuple):
 
     denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start, ...)` if the model has an
         implicit layer. It returns an object with `.prediction` and `.solution`, as a model does.
-    cost: of one call. latent_shape: (C, h, h). guidable: whether the null label, `num_classes`, was trained.
+    cost: of one call. latent_shape: (C, H, W). guidable: whether the null label, `num_classes`, was trained.
     codec: decodes the latents; None if no images are needed. origin: facts about the source for the samples' recipe.
     reuse: whether solves start from earlier solutions unless told otherwise. reusable: whether they can.
     early_head: number of the exit that has a head of its own; 0 for none.
@@ -69,7 +69,7 @@ class Source(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The result of a call for x (B, C, H, H), after guidance. All tensors are (B, C, H, H), except those in output.
+    """The result of a call for x (B, C, H, W), after guidance. All tensors are (B, C, H, W), except those in output.
 
     updates: of each row, (B,) or (2B,), under a run-time allocation; None if the plan gives their number.
     output: the model's output for all rows. mean: the prediction in the model's parametrisation. variance: None if not
@@ -109,7 +109,7 @@ class ModelCalls:
         self._made = 0
 
     def __call__(self, x: Tensor, t: float | Tensor, level: Level, iterations: int | None) -> Call:
-        """One call for x (B, C, H, H) at timestep t, a number or a tensor with one element.
+        """One call for x (B, C, H, W) at timestep t, a number or a tensor with one element.
 
         level: that of t. iterations: from the plan; None for an explicit model.
         """

@@ -84,7 +84,7 @@ def sample_images(
     on_step: Callable[[int, Call], None] | None = None,
     with_residuals: bool = False,
 ) -> Tensor:
-    """uint8 images (len(indices), 3, R, R) on the source's device, as one batch.
+    """uint8 images (len(indices), 3, H, W) on the source's device, as one batch.
 
     on_step: see `run_plan`; with_residuals: see `ModelCalls`.
 
@@ -106,7 +106,7 @@ def sample_images(
 
 
 def sample(source: Source, count: int, batch_size: int = 64, **settings) -> Tensor:
-    """Sample images 0 to count - 1; returns uint8 (count, 3, R, R) on the CPU.
+    """Sample images 0 to count - 1; returns uint8 (count, 3, H, W) on the CPU.
 
     settings: those of a SamplingConfig, for example budget=280, iterations=4, classes=[207, 360].
     """

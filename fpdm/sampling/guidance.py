@@ -102,7 +102,7 @@ def _check_interval(name: str, interval: Sequence[int] | None) -> None:
 
 
 def guide_internally(last: Tensor, early: Tensor, latent_channels: int, scale: float) -> Tensor:
-    """Predictions (B, C or 2C, H, H) of the last iterate and of an early one -> early + scale * (last - early).
+    """Predictions (B, C or 2C, H, W) of the last iterate and of an early one -> early + scale * (last - early).
 
     A learned variance is that of the last iterate.
     """
@@ -111,7 +111,7 @@ def guide_internally(last: Tensor, early: Tensor, latent_channels: int, scale: f
 
 
 def guide(prediction: Tensor, latent_channels: int, guidance: Guidance) -> Tensor:
-    """Stacked conditional and null predictions (2B, C or 2C, H, H) -> guided prediction (B, C or 2C, H, H).
+    """Stacked conditional and null predictions (2B, C or 2C, H, W) -> guided prediction (B, C or 2C, H, W).
 
     guided = null + scale * (conditional - null) on the guided channels, of C = latent_channels. All other channels,
     including the variance, are the conditional prediction. Given x, each of v, eps and x0 is an affine function of the
@@ -126,7 +126,7 @@ def guide(prediction: Tensor, latent_channels: int, guidance: Guidance) -> Tenso
 
 
 def rescaled(mean: Tensor, conditional: Tensor, amount: float) -> Tensor:
-    """Guided mean (B, C, H, H), rescaled toward the conditional mean's standard deviation per sample.
+    """Guided mean (B, C, H, W), rescaled toward the conditional mean's standard deviation per sample.
 
     amount: 0 (unchanged) to 1 (same standard deviation). This avoids the overexposure of strong guidance (Lin et al.,
     2024, Sec. 3.4).

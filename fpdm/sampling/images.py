@@ -28,7 +28,7 @@ def png_path(folder: Path, index: int) -> Path:
 
 
 def save_png(pixels: Tensor, path: Path) -> None:
-    """uint8 (3, R, R) -> PNG. A file with this name is always complete."""
+    """uint8 (3, H, W) -> PNG. A file with this name is always complete."""
     with replaced(path, sync=False) as partial:  # level 1 is several times as fast (docs/performance.md)
         Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG", compress_level=1)
 
@@ -44,19 +44,19 @@ def is_complete(path: Path) -> bool:
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """uint8 (B, 3, R, R) -> one picture, roughly square unless `columns` is given."""
+    """uint8 (B, 3, H, W) -> one picture, roughly square unless `columns` is given."""
     columns = columns or max(1, round(len(images) ** 0.5))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_png(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255), Path(path))
 
 
 def load_pngs(folder: Path, indices: Sequence[int]) -> np.ndarray:
-    """uint8 (B, R, R, 3) of images by index."""
+    """uint8 (B, H, W, 3) of images by index."""
     return np.stack([np.array(Image.open(png_path(folder, i)).convert("RGB")) for i in indices])
 
 
 def save_npz(folder: Path, count: int) -> None:
-    """Write samples.npz: `arr_0` uint8 (count, R, R, 3), as ADM's evaluator reads it. Only one image is in memory."""
+    """Write samples.npz: `arr_0` uint8 (count, H, W, 3), as ADM's evaluator reads it. Only one image is in memory."""
     first = load_pngs(folder, [0])[0]
     with (
         replaced(folder / NPZ, sync=False) as partial,

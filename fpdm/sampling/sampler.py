@@ -21,7 +21,7 @@ def run_plan(
     advance: Advance,
     on_step: Callable[[int, Call], None] | None = None,
 ) -> Tensor:
-    """Noise x (B, C, H, H) -> clean latents (B, C, H, H).
+    """Noise x (B, C, H, W) -> clean latents (B, C, H, W).
 
     calls, advance: the model calls and the solver, see `ModelCalls` and `make_solver`; make new ones for each run.
     on_step: called with (position, the call's result) after each model call.

@@ -1,7 +1,7 @@
 """Solvers: how a sampling run moves from timestep to timestep, given the network's prediction at each.
 
 DDPM, DDIM (steps.py), Euler, Heun, Adams-Bashforth and Euler-Maruyama are implemented here; DPM-Solver++ (Lu et al.,
-2022) and UniPC (Zhao et al., 2023) are those of diffusers. All tensors are (B, C, H, H) float32.
+2022) and UniPC (Zhao et al., 2023) are those of diffusers. All tensors are (B, C, H, W) float32.
 """
 
 import math
@@ -26,7 +26,7 @@ Advance = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 class Run(NamedTuple):
     """One run of a solver: one timestep and its level for each model call, descending, and the level of the image.
 
-    eta: DDIM's. noise: step -> fresh noise (B, C, H, H), or None.
+    eta: DDIM's. noise: step -> fresh noise (B, C, H, W), or None.
     """
 
     timesteps: list[float]

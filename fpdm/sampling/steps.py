@@ -1,6 +1,6 @@
 """One denoising step, as pure functions: DDPM (Ho et al., 2020) and DDIM (Song et al., 2021).
 
-All tensors are (B, C, H, H) float32; coefficients are float64 numbers of the step.
+All tensors are (B, C, H, W) float32; coefficients are float64 numbers of the step.
 """
 
 import math

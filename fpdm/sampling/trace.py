@@ -79,7 +79,7 @@ class Fallbacks:
 
 
 class Trace(NamedTuple):
-    """timesteps (S,); residuals (B, S, K), NaN where an image had fewer updates, None for a DiT; x0 (S, B, C, H, H),
+    """timesteps (S,); residuals (B, S, K), NaN where an image had fewer updates, None for a DiT; x0 (S, B, C, H, W),
     the clean latents predicted at each timestep, on the sampling device."""
 
     timesteps: np.ndarray
@@ -98,7 +98,7 @@ def save_trace(trace: Trace, codec: Codec, folder: Path) -> None:
     if trace.residuals is not None:
         np.savez(folder / RESIDUALS, timesteps=trace.timesteps, residuals=trace.residuals)
     frames = trace.frames()
-    rows = trace.x0[frames].transpose(0, 1)  # (B, frames, C, H, H)
+    rows = trace.x0[frames].transpose(0, 1)  # (B, frames, C, H, W)
     images = torch.cat([to_uint8(codec.decode(row)).cpu() for row in rows])
     save_grid(images, folder / FILMSTRIP, columns=len(frames))
 

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig, ValidationConfig
 from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_store_codec
+from fpdm.extent import plain
 from fpdm.files import write_atomically
 from fpdm.models import Denoiser, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, has_checkpoint, point_latest, prune_checkpoints, step_of
@@ -146,8 +147,8 @@ def _check_same_latents(option: str, checkpoint: Path, store: LatentStore) -> No
 
 
 def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> Denoiser:
-    """The configured network for latents of `shape` (C, h, h) and a number of classes."""
-    channels, size, _ = shape
+    """The configured network for latents of `shape` (C, h, w) and a number of classes."""
+    channels, *size = shape
     if classes == 1 and config.model.class_dropout > 0:
         raise ValueError(
             f"model.class_dropout={config.model.class_dropout}: the data has one class, so there is no label to drop; "
@@ -155,7 +156,7 @@ def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> D
         )
     return build_model(
         config.model.name,
-        input_size=size,
+        input_size=plain(size),
         in_channels=channels,
         num_classes=classes,
         learn_sigma=config.diffusion.learn_sigma,

@@ -55,7 +55,7 @@ def step_memory(
     twin = meta_twin(model)
     with FakeTensorMode():
         twin = twin._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype)).train()
-        x = torch.empty(micro_batch, twin.in_channels, twin.input_size, twin.input_size)
+        x = torch.empty(micro_batch, twin.in_channels, *twin.latent_size)
         index = torch.zeros(micro_batch, dtype=torch.long)
         drop = torch.zeros(micro_batch, dtype=torch.bool)
         if half:

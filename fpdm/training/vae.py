@@ -15,6 +15,7 @@ from fpdm.config import VAEConfig
 from fpdm.data.batches import ImageTensors, image_batches, image_loader, to_signed, to_uint8
 from fpdm.data.images import ImageSet
 from fpdm.data.order import batch_indices
+from fpdm.extent import height_width
 from fpdm.seeding import key
 from fpdm.training.ema import EMA
 
@@ -38,7 +39,7 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
         layers_per_block=config.layers_per_block,
         latent_channels=config.latent_channels,
         norm_num_groups=math.gcd(8, *config.widths),
-        sample_size=config.resolution,
+        sample_size=max(height_width("resolution", config.resolution)),  # diffusers tiles larger images
     )
 
 
@@ -102,7 +103,7 @@ def latent_std(
 
 @torch.no_grad()
 def restore(vae: AutoencoderKL, pixels: Tensor, device: torch.device) -> Tensor:
-    """uint8 images (B, 3, R, R) encoded, decoded from the posterior's mean, and rounded to uint8 again, on the CPU."""
+    """uint8 images (B, 3, H, W) encoded, decoded from the posterior's mean, and rounded to uint8 again, on the CPU."""
     latents = vae.encode(to_signed(pixels.to(device))).latent_dist.mean
     return to_uint8(vae.decode(latents).sample).cpu()
 
@@ -119,6 +120,6 @@ def reconstruction(vae: AutoencoderKL, images: ImageSet, config: VAEConfig, devi
 
 
 def pixel_batches(images: ImageSet, config: VAEConfig) -> Iterator[Tensor]:
-    """The images as uint8 (B, 3, R, R)."""
+    """The images as uint8 (B, 3, H, W)."""
     for batch in image_batches(images, config.resolution, config.batch_size, config.workers, config.skip_broken):
         yield batch.pixels

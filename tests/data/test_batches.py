@@ -48,6 +48,25 @@ def test_crop_is_the_one_of_adm():
     assert np.array_equal(np.array(centre_crop(Image.fromarray(pixels), 32)), resized[:, 5:37])
 
 
+def test_a_rectangle_is_the_centre_of_what_covers_it():
+    """As above, spelled out for 24 x 16 of 75 x 101: halved once, then covered by the height."""
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3)).astype(np.uint8)
+    halved = Image.fromarray(pixels).resize((50, 37), Image.Resampling.BOX)
+    resized = np.array(halved.resize((round(50 * 24 / 37), 24), Image.Resampling.BICUBIC))
+    assert resized.shape == (24, 32, 3)
+    assert np.array_equal(np.array(centre_crop(Image.fromarray(pixels), (24, 16))), resized[:, 8:24])
+    wide = np.array(Image.fromarray(pixels).resize((64, round(75 * 64 / 101)), Image.Resampling.BICUBIC))
+    assert wide.shape == (48, 64, 3)
+    assert np.array_equal(np.array(centre_crop(Image.fromarray(pixels), (40, 64))), wide[4:44])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (15, 16), (17, 333), (1024, 700), (4, 9), (24, 16)])
+@pytest.mark.parametrize("resolution", [(16, 24), (24, 16), (1, 50)])
+def test_any_size_becomes_any_rectangle(size, resolution):
+    cropped = np.array(centre_crop(Image.new("RGB", size, (9, 9, 9)), resolution))
+    assert cropped.shape == (*resolution, 3) and (cropped == 9).all()  # nothing from outside of the image
+
+
 def test_crop_leaves_an_image_of_the_right_size_alone(image_folder):
     image = open_images(image_folder).load(0).crop((0, 0, 32, 32))
     assert np.array_equal(np.array(centre_crop(image, 32)), np.array(image))
@@ -66,5 +85,5 @@ def test_workers_read_the_same(image_folder):
 
 
 def test_exact_size_is_enforced_on_request(image_folder):
-    with pytest.raises(ValueError, match=r"ant/0\.png: 40x36 pixels, the others 16x16"):
+    with pytest.raises(ValueError, match=r"ant/0\.png: 36x40 pixels, the others 16x16 \(height x width\)"):
         list(image_batches(open_images(image_folder), 16, 4, exact=True))

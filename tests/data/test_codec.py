@@ -68,8 +68,10 @@ def test_sources_that_cannot_be_opened(tmp_path):
 
 
 def test_resolution_that_does_not_fit(tiny_vae):
-    with pytest.raises(ValueError, match="not a multiple of 2"):
+    with pytest.raises(ValueError, match="resolution=15: not a multiple of 2"):
         open_codec(str(tiny_vae)).encode(torch.zeros(1, 3, 15, 15))
+    with pytest.raises(ValueError, match="resolution=16x15: not a multiple of 2"):
+        open_codec(str(tiny_vae)).encode(torch.zeros(1, 3, 16, 15))
 
 
 @pytest.fixture

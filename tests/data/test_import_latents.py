@@ -206,6 +206,16 @@ def test_vae_is_recorded_and_checked(pairs, tiny_vae, tmp_path):
             import_latents(source, tmp_path / "b", **{"codec": codec} | settings)
 
 
+def test_latents_need_not_be_square(tiny_vae, tmp_path):
+    latents = draws(3, shape=(4, 6, 5))
+    save_pairs(tmp_path / "in", latents, [np.int64(0)] * 3, range(3))
+    manifest = import_latents(tmp_path / "in", tmp_path / "out", open_codec(str(tiny_vae)), resolution=(12, 10))
+    assert (manifest.shape, manifest.resolution) == ([4, 6, 5], [12, 10])
+    assert np.array_equal(everything(tmp_path / "out")[0], rounded(latents))
+    with pytest.raises(ValueError, match="resolution 10x12, the VAE's 12x10"):
+        import_latents(tmp_path / "in", tmp_path / "b", open_codec(str(tiny_vae)), resolution=[10, 12])
+
+
 def test_vae_scales_raw_shards(shards, tiny_vae, tmp_path):
     source, latents, _ = shards
     assert import_latents(source, tmp_path / "out", open_codec(str(tiny_vae))).scale == 0.5

@@ -26,7 +26,7 @@ def test_folder_without_its_grid_and_npz_are_the_same(folder):
 
 def test_images_of_mixed_sizes_are_refused(folder):
     save_png(torch.zeros(3, 9, 8, dtype=torch.uint8), png_path(folder, 3))
-    with pytest.raises(ValueError, match=r"000003\.png: 8x9 pixels, the others 8x8"):
+    with pytest.raises(ValueError, match=r"000003\.png: 9x8 pixels, the others 8x8"):
         list(Samples(str(folder)).batches(2))
 
 
@@ -56,6 +56,21 @@ def test_what_is_no_npz(tmp_path):
 def test_resolution_of_an_npz_is_fixed(folder):
     with pytest.raises(ValueError, match="images of 8 pixels, 16 are needed"):
         Samples(str(folder / "samples.npz"), 16)
+
+
+def test_images_need_not_be_square(tmp_path):
+    images = torch.randint(0, 256, (5, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for i, image in enumerate(images):
+        save_png(image, png_path(tmp_path, i))
+    save_npz(tmp_path, len(images))
+    for source in (tmp_path, tmp_path / "samples.npz"):
+        samples = Samples(str(source))
+        assert samples.resolution == [8, 12]  # height, width
+        assert torch.equal(torch.cat(list(samples.batches(2))), images)
+    assert Samples(str(tmp_path / "samples.npz"), (8, 12)).count == 5
+    with pytest.raises(ValueError, match="images of 8x12 pixels, 8 are needed"):
+        Samples(str(tmp_path / "samples.npz"), 8)
+    assert Samples(str(tmp_path), (4, 6)).fingerprint() != Samples(str(tmp_path), (6, 4)).fingerprint()
 
 
 def test_labelled_reference(image_folder):

@@ -21,7 +21,7 @@ def test_timesteps_stay_float32_under_autocast():
 
 def test_positions_are_the_published_ones(recorded):
     data = recorded("dit")
-    torch.testing.assert_close(sincos_positions(32, 4), data.state["pos_embed"], atol=1e-6, rtol=0)
-    rows = sincos_positions(8, 3).reshape(3, 3, 8)
+    torch.testing.assert_close(sincos_positions(32, 4, 4), data.state["pos_embed"], atol=1e-6, rtol=0)
+    rows = sincos_positions(8, 3, 3).reshape(3, 3, 8)
     assert torch.equal(rows[0, :, :4], rows[2, :, :4])  # the first half tells the column alone
     assert torch.equal(rows[:, 0, 4:], rows[:, 2, 4:])  # the second the row
