@@ -1,8 +1,7 @@
 """Measure costs on this machine, with one table per question: an update compared with blocks, training steps, memory,
-the published form of the network, sampling, (n, m) per process, data input and output, and time by kind of operation.
-The same command resumes an interrupted run."""
+the published form of the network, sampling, (n, m) per process, data input and output, time by kind of operation, and
+the choices of newer recipes. The same command resumes an interrupted run."""
 
-import gc
 import json
 import logging
 import os
@@ -11,16 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 
 import fpdm
 from fpdm import cli
+from fpdm.benchmarks.answers import Progress, answer
+from fpdm.benchmarks.choices import choices
 from fpdm.benchmarks.cores import cores
 from fpdm.benchmarks.counted_memory import memory
-from fpdm.benchmarks.profiles import profiles, shares
+from fpdm.benchmarks.profiles import profiles
 from fpdm.benchmarks.published_form import published_form
 from fpdm.benchmarks.ranks import ranks
 from fpdm.benchmarks.rates import rates
@@ -32,15 +32,14 @@ from fpdm.chain import end_on_sigterm, keep_settings
 from fpdm.config import check_choice, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
-from fpdm.evaluation.figures import plot_shares
-from fpdm.files import read_json, write_atomically
+from fpdm.files import write_atomically
 from fpdm.injections import INJECTIONS
 from fpdm.models.sizes import SIZES
 from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
-QUESTIONS = ("updates", "cores", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles")
-FIRST_CASE = 60  # assumed seconds of the first case of a question on a GPU, with compilation
+QUESTIONS = ("updates", "cores", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles",
+             "choices")  # fmt: skip
 SD_VAE = {  # the usual VAE of latent diffusion, 8 times smaller
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -53,7 +52,8 @@ class Settings:
 
     Args:
         out: folder for the tables, their numbers as JSON, and the profiles' picture and traces.
-        questions: updates, cores, memory, steps, published, sampling, ranks, rates, profiles; all if not given.
+        questions: updates, cores, memory, steps, published, sampling, ranks, rates, profiles,
+            choices; all if not given.
         size: size of the networks: XS, S, B, L or XL.
         patch: patch size in latent pixels; size XL and patch 2 give FPDM-XL/2.
         latent: channels, height and width of the latents; height and width must be equal.
@@ -145,13 +145,6 @@ class Settings:
         check_range(0, limits.MINUTES, minutes=self.minutes)
 
 
-class Progress(NamedTuple):
-    """Descriptions of requested cases: left because of the time limit; failed, with the reason."""
-
-    left: list[str]
-    failed: list[str]
-
-
 def parser():
     return cli.make_parser(Settings, __doc__)
 
@@ -226,66 +219,9 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
         "profiles": lambda: profiles(
             (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, modes, out
         ),
+        "choices": lambda: choices(s.size, s.patch, s.latent, s.batch_size, max(s.updates), modes, s.steps),
     }  # fmt: skip
     return ways[name]()
-
-
-def answer(bench: Bench, question: Question, name: str, out: Path, deadline: float | None, progress: Progress) -> None:
-    """Measure the cases that are not in <name>.json yet, and write the table of the requested cases.
-
-    Failed cases are saved and not tried again. A case starts only if the remaining time is at least that of the longest
-    earlier case. Cases from earlier runs are in the table too.
-    """
-    path = out / f"{name}.json"
-    kept = read_json(path) if path.is_file() else []
-    rows, on_gpu = [], bench.device.type == "cuda"
-    for case in json.loads(json.dumps(question.cases)):  # in the form in which they are read from the file
-        row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)
-        described = f"{name}: {', '.join(f'{key} {value}' for key, value in case.items())}"
-        if row is None:
-            longest = max((row.get("took_s", 0) for row in kept), default=FIRST_CASE if on_gpu else 0)
-            if deadline is not None and time.monotonic() + longest > deadline:
-                progress.left.append(described)
-                continue
-            logger.info(described)
-            row = measured(bench, question, case)
-            kept.append(row)
-            write_atomically(path, json.dumps(kept, indent=1))
-            if "failed" in row:
-                check_device(bench.device)
-        if "failed" in row:
-            progress.failed.append(f"{described} ({row['failed']}; to try it again, remove it from {path})")
-            continue
-        rows.append(row)
-        write_atomically(out / f"{name}.md", f"## {question.title}\n\n{question.table(rows)}\n")
-    if not question.cases:
-        logger.info(f"{name}: nothing to measure with these modes")
-    if rows:
-        if name == "profiles":
-            plot_shares(shares(rows), out / "profiles.png")
-        logger.info(f"\n{(out / f'{name}.md').read_text()}")
-
-
-def measured(bench: Bench, question: Question, case: dict) -> dict:
-    """The case with its numbers and seconds, or with the reason of a failure, which must not stop the other cases."""
-    gc.collect()
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
-    begun = time.monotonic()
-    try:
-        numbers = question.measure(bench, **case)
-    except Exception as error:
-        expected = isinstance(error, (torch.OutOfMemoryError, ValueError))  # train.py has logged its ValueError
-        logger.info("", exc_info=not expected)
-        said = " ".join(str(error).split())[:500]
-        numbers = {"failed": said if expected else f"{type(error).__name__}: {said}"}
-    return case | numbers | {"took_s": time.monotonic() - begun}
-
-
-def check_device(device: torch.device) -> None:
-    """Raise the error of a GPU after a failed kernel: this process cannot use the GPU any more."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> str:

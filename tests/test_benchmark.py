@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import pytest
 import torch
 
 from fpdm.benchmarks import updates
+from fpdm.benchmarks.answers import Progress, answer
+from fpdm.benchmarks.choices import OTHERS
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.injections import INJECTIONS
 
@@ -19,15 +20,10 @@ pytestmark = pytest.mark.usefixtures("warm_python")
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"updates": 2, "cores": len(INJECTIONS), "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1,
-        "rates": 5, "profiles": 4}  # fmt: skip
+        "rates": 5, "profiles": 4, "choices": 2 * len(OTHERS)}  # fmt: skip
 
 
 BENCH = Bench(torch.device("cpu"), "no", 1)
-
-
-@pytest.fixture(scope="module")
-def script():
-    return runpy.run_path(str(ROOT / "scripts" / "benchmark.py"))
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ def test_benchmark_from_beginning_to_end(benchmark, tmp_path):
     assert "| FPDM-XS/2 | graphs | 12 |" in benchmark("--questions", "sampling", "--modes", "graphs", "--budgets", 12)
 
 
-def test_what_does_not_fit_is_said_and_not_tried_again(script, tmp_path):
+def test_what_does_not_fit_is_said_and_not_tried_again(tmp_path):
     tried = []
 
     def measure(bench, size):
@@ -78,8 +74,8 @@ def test_what_does_not_fit_is_said_and_not_tried_again(script, tmp_path):
 
     question = Question("Sizes", [{"size": 2}, {"size": 3}, {"size": 1}], measure, lambda rows: f"{len(rows)} rows")
     for _ in range(2):
-        progress = script["Progress"]([], [])
-        script["answer"](BENCH, question, "sizes", tmp_path, None, progress)
+        progress = Progress([], [])
+        answer(BENCH, question, "sizes", tmp_path, None, progress)
         assert "size 2 (too large; to try it again, remove it from" in progress.failed[0]
         assert "size 3 (RuntimeError: no kernel; " in progress.failed[1] and len(progress.failed) == 2
         assert "1 rows" in (tmp_path / "sizes.md").read_text() and not progress.left
@@ -88,13 +84,13 @@ def test_what_does_not_fit_is_said_and_not_tried_again(script, tmp_path):
     assert [row.get("failed") for row in kept] == ["too large", "RuntimeError: no kernel", None]
 
 
-def test_no_case_begins_that_does_not_fit_the_time(script, tmp_path):
+def test_no_case_begins_that_does_not_fit_the_time(tmp_path):
     """By the longest before it; what is there already stays in the table."""
     question = Question("", [{"size": 1}, {"size": 2}], lambda bench, size: {}, lambda rows: f"{len(rows)} rows")
     (tmp_path / "sizes.json").write_text(json.dumps([{"size": 2, "took_s": 100}]))
     for seconds, left in ((90, ["sizes: size 1"]), (200, [])):
-        progress = script["Progress"]([], [])
-        script["answer"](BENCH, question, "sizes", tmp_path, time.monotonic() + seconds, progress)
+        progress = Progress([], [])
+        answer(BENCH, question, "sizes", tmp_path, time.monotonic() + seconds, progress)
         assert progress.left == left and not progress.failed
         assert f"{2 - len(left)} rows" in (tmp_path / "sizes.md").read_text()
 

@@ -49,6 +49,8 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     model, facts, checkpoint = load_checkpoint(settings.ckpt)
     run = checkpoint.parent.parent
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"ckpt={settings.ckpt}: not a run, so it has no snapshots; give the folder of a training run")
     steps = snapshot_steps(run)
     if not steps:
         raise ValueError(

@@ -30,7 +30,7 @@ FPDM_NAMES = (
 def read_published(path: str | Path, weights: str = EMA_WEIGHTS) -> dict[str, Tensor]:
     """The state dict in a .pt file: bare, or a training checkpoint's `ema` or `model`. No code in the file is run."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"source {path}: no such file; give the .pt file of a published DiT or FPDM")
+        raise FileNotFoundError(f"source {path}: no such file; give the .pt file of a published DiT, SiT or FPDM")
     try:
         # Training checkpoints also hold an argparse namespace; no other class is allowed besides tensors.
         with torch.serialization.safe_globals([argparse.Namespace]):

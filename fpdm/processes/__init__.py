@@ -21,7 +21,7 @@ class Process(Protocol):
     """What all processes do.
 
     t: timesteps (B,), int64 in the discrete process and float32 in 0..1 in a continuous one; time runs from image to
-    noise. x0, noise, x and the mean of a prediction are (B, C, H, H).
+    noise. x0, noise, x and the mean of a prediction are (B, C, H, W).
     """
 
     kind: str  # its name in PROCESSES
@@ -61,7 +61,7 @@ class Process(Protocol):
         """The mean part that the network should predict."""
 
     def split(self, prediction: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Prediction (B, C or 2C, H, H) -> its mean part, and its variance part if there is one."""
+        """Prediction (B, C or 2C, H, W) -> its mean part, and its variance part if there is one."""
 
     def x0_and_eps(self, mean: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Clean latent and noise that a mean part predicts at x."""

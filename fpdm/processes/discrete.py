@@ -147,11 +147,11 @@ class Diffusion:
         return (t - (gap * self.timesteps).round().long()).clamp_min(0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = sqrt(ab) x0 + sqrt(1 - ab) noise; all (B, C, H, H), t (B,)."""
+        """x_t = sqrt(ab) x0 + sqrt(1 - ab) noise; all (B, C, H, W), t (B,)."""
         return self._at("signal", t) * x0 + self._at("noise", t) * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should predict (B, C, H, H)."""
+        """What the network should predict (B, C, H, W)."""
         if self.parametrisation == "eps":
             return noise
         if self.parametrisation == "x0":
@@ -159,11 +159,11 @@ class Diffusion:
         return self._at("signal", t) * noise - self._at("noise", t) * x0
 
     def split(self, prediction: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Prediction (B, 2C, H, H) -> mean part and variance part (B, C, H, H); the latter None if not learned."""
+        """Prediction (B, 2C, H, W) -> mean part and variance part (B, C, H, W); the latter None if not learned."""
         return prediction.chunk(2, dim=1) if self.learn_sigma else (prediction, None)
 
     def x0_and_eps(self, mean: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Predicted clean latent and noise from the mean part, both (B, C, H, H).
+        """Predicted clean latent and noise from the mean part, both (B, C, H, W).
 
         Neither divides by sqrt(ab) except for eps-prediction, where ab > 0.
         """
@@ -184,7 +184,7 @@ class Diffusion:
         return (signal * x - x0) / noise
 
     def losses(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Losses:
-        """Per-sample losses (B,) of a prediction (B, C or 2C, H, H) made from add_noise(x0, noise, t)."""
+        """Per-sample losses (B,) of a prediction (B, C or 2C, H, W) made from add_noise(x0, noise, t)."""
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         expected = x0.shape[1] * (2 if self.learn_sigma else 1)
         if prediction.shape[1] != expected:
@@ -201,7 +201,7 @@ class Diffusion:
         return Losses(mse + vb, mse, vb)
 
     def distance(self, prediction: Tensor, other: Tensor, t: Tensor) -> Tensor:
-        """Squared distance (B,) between the mean parts of two predictions (B, C or 2C, H, H), weighted as the loss."""
+        """Squared distance (B,) between the mean parts of two predictions (B, C or 2C, H, W), weighted as the loss."""
         mean, _ = self.split(prediction.float())
         target, _ = self.split(other.float())
         return (self._at("weight", t) * (mean - target).square()).flatten(1).mean(1)

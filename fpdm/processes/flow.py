@@ -73,20 +73,20 @@ class Flow:
         return (t - gap).clamp_min(0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = (1 - t) x0 + t noise; all (B, C, H, H), t (B,)."""
+        """x_t = (1 - t) x0 + t noise; all (B, C, H, W), t (B,)."""
         t = t[:, None, None, None]
         return (1 - t) * x0 + t * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should predict (B, C, H, H): the velocity."""
+        """What the network should predict (B, C, H, W): the velocity."""
         return noise - x0
 
     def split(self, prediction: Tensor) -> tuple[Tensor, None]:
-        """The whole prediction (B, C, H, H), and no variance."""
+        """The whole prediction (B, C, H, W), and no variance."""
         return prediction, None
 
     def x0_and_eps(self, mean: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Clean latent and noise, both (B, C, H, H), that the velocity `mean` predicts at x."""
+        """Clean latent and noise, both (B, C, H, W), that the velocity `mean` predicts at x."""
         return x - level.noise * mean, x + level.signal * mean
 
     def mean_of(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
@@ -94,7 +94,7 @@ class Flow:
         return (x - x0) / level.noise
 
     def losses(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Losses:
-        """Per-sample losses (B,) of a prediction (B, C, H, H): the mean squared error of the velocity."""
+        """Per-sample losses (B,) of a prediction (B, C, H, W): the mean squared error of the velocity."""
         if prediction.shape != x0.shape:
             raise ValueError(
                 f"prediction has {prediction.shape[1]} channels, a flow of {x0.shape[1]} latent channels needs "
@@ -104,5 +104,5 @@ class Flow:
         return Losses(mse, mse, torch.zeros_like(mse))
 
     def distance(self, prediction: Tensor, other: Tensor, t: Tensor) -> Tensor:
-        """Mean squared distance (B,) between two predictions (B, C, H, H)."""
+        """Mean squared distance (B,) between two predictions (B, C, H, W)."""
         return (prediction.float() - other.float()).square().flatten(1).mean(1)

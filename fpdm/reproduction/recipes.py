@@ -4,30 +4,15 @@ Each is trained for the same time as the paper's recipe, with a learning rate of
 DiT alike. A choice that costs more per step therefore makes fewer steps.
 """
 
+from fpdm.chain.choices import CHOICES
 from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Laboratory, Section
-from fpdm.reproduction.ladder import ITERATIONS, RATES, SAMPLERS, TRIAL, Form, Ladder, Options, with_iterations
+from fpdm.reproduction.ladder import ITERATIONS, RATES, SAMPLERS, TRIAL, Form, Ladder, with_iterations
 
 FAMILIES = {"fpdm": "FPDM", "dit": "DiT"}
 BUDGETS = (60, 120)
-CHOICES: dict[str, Options] = {
-    "the paper's": {},
-    "flow": {"diffusion.process": "flow"},
-    "flow, logit-normal t": {"diffusion.process": "flow", "diffusion.draw": "logit-normal"},
-    "logit-normal t": {"diffusion.draw": "logit-normal"},
-    "log-normal noise levels": {"diffusion.draw": "log-normal", "diffusion.draw_mean": -0.4},
-    "QK norm": {"model.qk_norm": "true"},
-    "RMS norm": {"model.norm": "rms"},
-    "SwiGLU": {"model.mlp": "swiglu"},
-    "learned positions": {"model.positions": "learned"},
-    "rotary positions": {"model.positions": "rotary"},
-    "own value excluded": {"model.exclude_own_value": "true"},
-    "betas 0.9, 0.95": {"optim.betas": "[0.9,0.95]"},
-    "weight decay 0.1 of matrices": {"optim.weight_decay": 0.1, "optim.decay": "matrices"},
-    "Muon": {"optim.optimizer": "muon"},
-}
 
 
 def recipes(lab: Laboratory) -> Section:

@@ -15,7 +15,7 @@ from fpdm.seeding import key
 
 
 class Draws(NamedTuple):
-    """Rows of one rank. t (B,) timesteps; noise, latent_noise (B, C, h, h); drop_labels (B,) bool.
+    """Rows of one rank. t (B,) timesteps; noise, latent_noise (B, C, h, w); drop_labels (B,) bool.
 
     Only where they are needed: start (B, N, D) normal numbers, from which a solve starts; gap (B,) uniform numbers, for
     the distance to a cleaner timestep; jacobian (B, N, width of the state) normal numbers.
@@ -44,7 +44,7 @@ def draw_step(
     class_dropout: float,
     device: torch.device,
 ) -> Draws:
-    """Draws of `rows` out of a global batch of `batch_size` latents of `shape` (C, h, h)."""
+    """Draws of `rows` out of a global batch of `batch_size` latents of `shape` (C, h, w)."""
     generator = torch.Generator(device).manual_seed(key("step", seed, step))
     on = {"generator": generator, "device": device}
     t = draw_timesteps(process, batch_size, **on)

@@ -309,7 +309,7 @@ def read_batch(
 
 
 def resample(batch: LatentBatch, noise: Tensor) -> Tensor:
-    """A fresh sample (B, C, h, h) float32 of each latent, mean + std * noise, on their device."""
+    """A fresh sample (B, C, h, w) float32 of each latent, mean + std * noise, on their device."""
     mean, std = batch.moments()
     return mean if std is None else mean + std * noise
 

@@ -1,6 +1,6 @@
 """The loss of one micro-batch: what the network predicts from the last iterate, and all that is trained beside it.
 
-B samples of the micro-batch, C latent channels, h height and width, N tokens, D width.
+B samples of the micro-batch, C latent channels, h and w height and width, N tokens, D width.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from fpdm.training.sjfb import Exit, Work
 
 
 class Batch(NamedTuple):
-    """x0 (B, C, h, h) clean latents, y (B,) labels, and the random numbers of the step."""
+    """x0 (B, C, h, w) clean latents, y (B,) labels, and the random numbers of the step."""
 
     x0: Tensor
     y: Tensor

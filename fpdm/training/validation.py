@@ -73,7 +73,7 @@ class HeldOut:
         return loss_sums(self.process.losses(output.prediction, x0, noise, t), self.process.part(t, QUARTERS))
 
     def _noise(self, numbers: np.ndarray, kind: str, device: torch.device) -> Tensor:
-        """Standard normal noise (B, C, h, h) of the latents `numbers`, the same on every device."""
+        """Standard normal noise (B, C, h, w) of the latents `numbers`, the same on every device."""
         shape = self.store.manifest.shape
         generators = [np.random.Generator(np.random.Philox(key("validation", kind, int(i)))) for i in numbers]
         return send(torch.from_numpy(np.stack([g.standard_normal(shape, np.float32) for g in generators])), device)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -16,6 +18,7 @@ from fpdm.config import (
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
+from fpdm.processes import Diffusion
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,46 @@ def experiment(tiny_store, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def poison_losses(monkeypatch):
+    """Makes the loss of some calls not a number: poison_losses(lambda call: call == 2), where 1 is the first call.
+
+    Returns a list that grows with every call.
+    """
+
+    def poison(when):
+        original, calls = Diffusion.losses, []
+
+        def losses(self, *args):
+            calls.append(1)
+            found = original(self, *args)
+            return found._replace(total=found.total * math.nan) if when(len(calls)) else found
+
+        monkeypatch.setattr(Diffusion, "losses", losses)
+        return calls
+
+    return poison
+
+
+def _assert_same(a, b, where="checkpoint"):
+    """Two nests of containers and tensors are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def assert_same():
+    """Compares the contents of two checkpoints."""
+    return _assert_same

@@ -21,21 +21,6 @@ def state(checkpoint):
     return {**weights, "trainer": load_trainer(checkpoint)}
 
 
-def assert_same(a, b, where="checkpoint"):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
-    else:
-        assert a == b, where
-
-
 def log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -47,7 +32,7 @@ MODERN = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "positions": "rotary"
     "model", [{}, {"name": "DiT-XS/4", "depth": 2}, MODERN], ids=["FPDM", "DiT", "FPDM of modern blocks"]
 )
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_path, model, precision):
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(experiment, tmp_path, model, precision, assert_same):
     run_settings = {"checkpoint_every": 10, "mixed_precision": precision}
     config = experiment(model=model, optim={"steps": 20, "lr_schedule": "linear"}, run=run_settings)
     whole = train(config)
@@ -78,17 +63,8 @@ def test_log_of_a_run_stopped_amid_an_interval_is_the_same(experiment, tmp_path)
             assert ours[name] == theirs[name], name
 
 
-def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, monkeypatch):
-    from fpdm.processes import Diffusion
-
-    original, calls = Diffusion.losses, []
-
-    def poisoned(self, *args):
-        calls.append(1)
-        losses = original(self, *args)
-        return losses._replace(total=losses.total * math.nan) if len(calls) == 4 else losses
-
-    monkeypatch.setattr(Diffusion, "losses", poisoned)
+def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, poison_losses):
+    poison_losses(lambda call: call == 4)
     run = train(experiment(optim={"steps": 7}, run={"checkpoint_every": 4}))
     assert sorted(path.name for path in (run / "checkpoints").glob("0*")) == ["0000005", "0000007"]
 
@@ -187,18 +163,8 @@ def test_preview_gets_the_average(experiment):
     assert seen == [(run, 3, False), (run, 6, False)]
 
 
-def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, monkeypatch):
-    from fpdm.processes import Diffusion
-
-    original, calls = Diffusion.losses, []
-
-    def poisoned(self, *args):
-        calls.append(1)
-        losses = original(self, *args)
-        bad = len(calls) == 2 or len(calls) >= 5
-        return losses._replace(total=losses.total * math.nan) if bad else losses
-
-    monkeypatch.setattr(Diffusion, "losses", poisoned)
+def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, poison_losses):
+    calls = poison_losses(lambda call: call == 2 or call >= 5)
     run = train(experiment(run={"log_every": 1}))
     assert [line["skipped"] for line in log(run)] == [0, 1, 1, 1]
     assert ["loss" in line for line in log(run)] == [True, False, True, True]  # a skipped step has none
@@ -215,18 +181,9 @@ def test_non_finite_steps_are_skipped_counted_and_finally_stop(experiment, monke
     assert last.name == "0000004"  # the last good one
 
 
-def test_divergence_between_log_lines_is_not_missed(experiment, monkeypatch):
+def test_divergence_between_log_lines_is_not_missed(experiment, poison_losses):
     """Three bad steps in a row, the third of them neither logged nor followed by a bad one."""
-    from fpdm.processes import Diffusion
-
-    original, calls = Diffusion.losses, []
-
-    def poisoned(self, *args):
-        calls.append(1)
-        losses = original(self, *args)
-        return losses._replace(total=losses.total * math.nan) if 5 <= len(calls) <= 7 else losses
-
-    monkeypatch.setattr(Diffusion, "losses", poisoned)
+    calls = poison_losses(lambda call: 5 <= call <= 7)
     with pytest.raises(TrainingDiverged, match="3 steps in a row"):
         train(experiment(optim={"steps": 20, "max_skipped": 3}, run={"log_every": 8}))
     assert len(calls) == 8
@@ -355,7 +312,7 @@ def test_resume_auto_goes_on_or_begins(experiment):
     assert find_checkpoint(first).name == "0000006"
 
 
-def test_recomputation_follows_the_same_path(experiment):
+def test_recomputation_follows_the_same_path(experiment, assert_same):
     plain, recomputed = (train(experiment(run={"gradient_checkpointing": on})) for on in (False, True))
     assert_same(state(find_checkpoint(plain)), state(find_checkpoint(recomputed)))
 
@@ -429,7 +386,7 @@ def test_cooldown_ends_a_constant_rate():
     assert [learning_rate(whole, step) for step in (0, 1)] == pytest.approx([2, 1])
 
 
-def test_fork_that_cools_down_equals_a_run_with_that_cooldown(experiment, tmp_path):
+def test_fork_that_cools_down_equals_a_run_with_that_cooldown(experiment, tmp_path, assert_same):
     """Bit for bit: a long run, cooled down from its middle, is the short run; and the long one is as it was."""
     optim = {"steps": 12, "warmup": 2}
     whole = train(experiment(optim={**optim, "cooldown": 4}, run={"log_every": 3, "name": "whole"}))

@@ -215,17 +215,6 @@ def written(run):
     return {path.relative_to(run): path.read_bytes() for path in run.rglob("*.safetensors")}
 
 
-def same(a, b):
-    """Whether two nests of containers and tensors are equal bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def cut_back(run, step):
     """The run as a kill would leave it, had it come right before the checkpoint after `step`."""
     link = run / "checkpoints" / "latest"
@@ -235,7 +224,7 @@ def cut_back(run, step):
 
 
 @pytest.mark.parametrize("way", [name if name != "muon" else pytest.param(name, marks=needs_muon) for name in WAYS])
-def test_every_option_resumes_bit_for_bit(experiment, way):
+def test_every_option_resumes_bit_for_bit(experiment, way, assert_same):
     config = experiment(optim={**WAYS[way], "steps": 6, "lr_schedule": "cosine"}, run={"checkpoint_every": 3})
     run = train(config)
     whole, state = written(run), load_trainer(find_checkpoint(run))
@@ -243,21 +232,13 @@ def test_every_option_resumes_bit_for_bit(experiment, way):
     state = {name: deepcopy(value) for name, value in state.items()}  # its file goes away
     cut_back(run, 3)
     assert train(config, resume=str(run)) == run
-    assert written(run) == whole and same(load_trainer(find_checkpoint(run)), state)
+    assert written(run) == whole
+    assert_same(load_trainer(find_checkpoint(run)), state)
 
 
 @needs_muon
-def test_muon_skips_what_is_not_finite(experiment, monkeypatch):
-    from fpdm.processes import Diffusion
-
-    original, calls = Diffusion.losses, []
-
-    def poisoned(self, *args):
-        calls.append(1)
-        losses = original(self, *args)
-        return losses._replace(total=losses.total * math.nan) if len(calls) == 2 else losses
-
-    monkeypatch.setattr(Diffusion, "losses", poisoned)
+def test_muon_skips_what_is_not_finite(experiment, poison_losses):
+    poison_losses(lambda call: call == 2)
     run = train(experiment(optim={"steps": 4, "optimizer": "muon"}))
     assert json.loads((run / "log.jsonl").read_text().splitlines()[-1])["skipped"] == 1
     state = load_trainer(find_checkpoint(run))["optimizer"]["state"].values()

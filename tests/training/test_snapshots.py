@@ -147,6 +147,9 @@ def test_run_without_snapshots_is_told(experiment, tmp_path, capsys):
     with pytest.raises(SystemExit):
         make("--ckpt", run, "--out", tmp_path / "made")
     assert "has no snapshots; train with optim.ema_profiles and optim.ema_snapshot_every" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make("--ckpt", "assets/fpdm-digits", "--out", tmp_path / "made")
+    assert "not a run, so it has no snapshots; give the folder of a training run" in capsys.readouterr().err
 
 
 def test_snapshots_of_a_resumed_run_and_of_a_fork(experiment):

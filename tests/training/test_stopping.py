@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from fpdm.training.checkpoint import find_checkpoint, load_trainer
@@ -26,27 +25,21 @@ def log(run):
     return [{key: value for key, value in line.items() if key not in RATES} for line in lines]
 
 
-def same(a, b):
-    """Whether two nests of containers and tensors are equal bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+@pytest.fixture
+def assert_same_ending(assert_same):
+    def check(whole, resumed):
+        ours, theirs = find_checkpoint(resumed), find_checkpoint(whole)
+        assert ours.name == theirs.name
+        for name in ("model", "ema"):
+            weights = [checkpoint / name / "model.safetensors" for checkpoint in (ours, theirs)]
+            assert weights[0].read_bytes() == weights[1].read_bytes()
+        assert_same(load_trainer(ours), load_trainer(theirs))
+        assert log(resumed) == log(whole)
+
+    return check
 
 
-def assert_same_ending(whole, resumed):
-    ours, theirs = find_checkpoint(resumed), find_checkpoint(whole)
-    assert ours.name == theirs.name
-    for name in ("model", "ema"):
-        assert (ours / name / "model.safetensors").read_bytes() == (theirs / name / "model.safetensors").read_bytes()
-    assert same(load_trainer(ours), load_trainer(theirs))
-    assert log(resumed) == log(whole)
-
-
-def test_sigkill_at_many_moments(tiny_store, tmp_path):
+def test_sigkill_at_many_moments(tiny_store, tmp_path, assert_same_ending):
     """Two kills each, then resumed to the end: model, EMA, optimizer, counters, random states and log as if never."""
     trainings = 8
     program = [sys.executable, str(Path(__file__).with_name("kill_moments.py"))]
@@ -81,7 +74,7 @@ def children(pid):
 
 
 @pytest.mark.parametrize(("processes", "sent"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
-def test_signal_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, processes, sent):
+def test_signal_writes_a_checkpoint_and_ends_cleanly(experiment, tmp_path, processes, sent, assert_same_ending):
     config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     launcher = [sys.executable]
