@@ -25,7 +25,7 @@ from fpdm.reproduction.experiments import Laboratory
 logger = logging.getLogger("fpdm")
 DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS, "cifar10-small": SECTIONS}
 SECONDS = {"digits": 75, "cifar10": 240, "cifar10-small": 2400}
-STUDIES = ("longer", "ladder", "recipes", "core")  # long, so only on request
+STUDIES = ("longer", "ladder", "recipes", "starts", "core")  # long, so only on request
 FEATURES = {"digits": 64, "cifar10": 128, "cifar10-small": 128}  # dimensions
 SAMPLES = {"digits": 1000, "cifar10": 5000, "cifar10-small": 5000}
 
@@ -39,9 +39,9 @@ class Settings:
         images: for both kinds of cifar10, the training images in class folders; a folder or a zip.
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
-            length, longer, ladder, recipes; for both kinds of cifar10 yardstick, trials, convergence, quality,
+            length, longer, ladder, recipes, starts; for both kinds of cifar10 yardstick, trials, convergence, quality,
             training, claims, final, grids, core, and for cifar10 release; if not given, all but longer, ladder,
-            recipes and core, which train further networks for hours.
+            recipes, starts and core, which train further networks for hours.
         seconds: training time of each model, on this machine (75; for cifar10 240, for cifar10-small 2400).
         trial_seconds: for cifar10-small, training time of each trial.
         seeds: for digits, number of training seeds of each model.

@@ -13,7 +13,7 @@ import torch
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig
-from fpdm.reproduction import cifar10, digits, ladder, longer, recipes, targets, trainings
+from fpdm.reproduction import cifar10, digits, ladder, longer, recipes, starts, targets, trainings
 from fpdm.reproduction.contenders import load_trained
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
@@ -52,6 +52,13 @@ def laboratory(tmp_path_factory, tiny):
             patch.setattr(ladder, name, value)
         for name, value in (("CHOICES", {"the paper's": {}, "RMS norm": {"model.norm": "rms"}}), ("BUDGETS", (24,))):
             patch.setattr(recipes, name, value)
+        networks = {
+            key: starts.NETWORKS[key]._replace(starts=starts.NETWORKS[key].starts[:2]) for key in ("add", "loop")
+        }
+        for name, value in (("NETWORKS", networks), ("RATES", (1e-3, 2e-3)), ("POINTS", 2),
+                            ("SCORED", {"budget": 24, "sampler": "ab2", "iterations": 2})):  # fmt: skip
+            patch.setattr(starts, name, value)
+        patch.setattr(starts, "_steps", lambda lab, key: 4)
         patch.setattr(ladder.Ladder, "_steps", lambda self, form: 5)
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
@@ -65,7 +72,8 @@ def laboratory(tmp_path_factory, tiny):
         )
 
 
-FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1, "longer": 1, "ladder": 2}
+FIGURES = {"fig4": 1, "fig5": 1, "fig6": 3, "fig7": 1, "memorisation": 1, "length": 1, "longer": 1, "ladder": 2,
+           "starts": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)

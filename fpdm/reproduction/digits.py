@@ -22,6 +22,13 @@ def prepare(out: Path, vae_steps: int = VAE_STEPS) -> None:
                    "--mirror", "false", "--out", latents)  # fmt: skip
 
 
+def hold_out(out: Path) -> None:
+    """Create the latents of the held-out digits in out/held-out, unless they exist, with the VAE in out/vae."""
+    if not (out / "held-out" / "manifest.json").exists():
+        run_script("encode_latents.py", "--images", HELD_OUT_DIGITS, "--resolution", RESOLUTION, "--vae", out / "vae",
+                   "--mirror", "false", "--out", out / "held-out")  # fmt: skip
+
+
 def reference(cache: Path) -> Reference:
     """The training digits, the classifier trained on them, and the held-out digits."""
     return reference_of(TRAINING_DIGITS, RESOLUTION, cache, HELD_OUT_DIGITS)

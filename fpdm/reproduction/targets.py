@@ -26,6 +26,7 @@ from fpdm.reproduction.experiments import Laboratory, Section, step_flops
 from fpdm.reproduction.ladder import ladder
 from fpdm.reproduction.longer import longer
 from fpdm.reproduction.recipes import recipes
+from fpdm.reproduction.starts import starts
 from fpdm.sampling.allocation import spread_evenly
 from fpdm.sampling.generate import plan_for, sample, sample_images
 from fpdm.sampling.settings import SamplingConfig
@@ -268,7 +269,7 @@ def length(lab: Laboratory) -> Section:
 TARGETS: dict[str, Callable[[Laboratory], Section]] = {
     "tab1": table1, "tab3": table3, "tab4": table4, "tab5": table5, "fig4": figure4, "fig5": figure5, "fig6": figure6,
     "fig7": figure7, "opponents": opponents, "weighting": weighting, "memorisation": memorisation, "length": length,
-    "longer": longer, "ladder": ladder, "recipes": recipes,
+    "longer": longer, "ladder": ladder, "recipes": recipes, "starts": starts,
 }  # fmt: skip
 
 
