@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import create_repo, save_torch_state_dict, upload_folder
 
 from fpdm.data.codec import Codec, VAECodec
-from fpdm.files import write_atomically
+from fpdm.files import new_folder, write_atomically
 from fpdm.models import Denoiser
 from fpdm.models.card import model_card
 from fpdm.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
@@ -30,14 +30,20 @@ def export_model(
     history: dict[str, str],
     half: bool = False,
 ) -> None:
-    """Write the folder. codec: a codec to include; None to leave it where it is.
+    """Write a new folder; after a kill there is the whole folder or none. codec: a codec to include; None to leave it
+    where it is.
 
     history: lines for the card's table, such as the number of training steps. half: weights rounded to float16,
     in files of at most SHARD.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"out={folder}: already exists and is not empty; choose another folder")
+    with new_folder(Path(folder)) as partial:
+        write_export(partial, model, facts, codec, history, half)
+
+
+def write_export(
+    folder: Path, model: Denoiser, facts: dict, codec: Codec | None, history: dict[str, str], half: bool = False
+) -> None:
+    """The files of `export_model`, into an empty folder."""
     model.save_pretrained(folder)
     if half:
         (folder / WEIGHTS_FILE).unlink()

@@ -1,13 +1,16 @@
-"""Files that are never seen half-written, and errors that name a damaged file."""
+"""Files and folders that are never seen half-written, and errors that name a damaged file."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fpdm.locks import only_writer
 
 
 @contextmanager
@@ -22,9 +25,10 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if sync:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_to_disk(partial)
         os.replace(partial, path)
+        if sync:
+            sync_to_disk(path.parent)  # the name
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.filename not in (None, str(partial)):  # of another file, read while this one was written
@@ -32,11 +36,59 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder next to `path` to fill. It is renamed to `path` at the end, so that there is a whole folder or
+    none, also after a kill or a power failure.
+
+    ValueError if `path` is there and not empty. After an error, what was written is removed. Programs that make
+    folders in the same one do it one after the other.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    make_folder(path.parent)
+    with only_writer(path.parent, wait=True):
+        check_new(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for part in [*partial.rglob("*"), partial]:
+                sync_to_disk(part)
+            os.replace(partial, path)
+            sync_to_disk(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def check_new(path: Path, setting: str = "out") -> None:
+    """ValueError if `path` is there and is anything but an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{setting}={path}: already exists and is not empty; choose another folder")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if needed, so that they are there after a power failure too."""
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in absent:
+        sync_to_disk(folder.parent)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; ValueError with its name if it is damaged."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not text at all
+    except (ValueError, RecursionError) as error:  # not JSON, or not text at all
         raise ValueError(f"{path} is damaged ({error}); remove it, or choose another folder") from error
 
 

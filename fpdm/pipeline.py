@@ -23,7 +23,8 @@ from torch import Tensor
 from fpdm.config import check_one_of, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
-from fpdm.export import export_model, upload
+from fpdm.export import upload, write_export
+from fpdm.files import new_folder
 from fpdm.loading import load_checkpoint, make_source, open_model_codec
 from fpdm.models import Denoiser, block_cost
 from fpdm.precision import PRECISIONS
@@ -104,9 +105,10 @@ class FPDMPipeline(DiffusionPipeline):
         if self.vae is not None and self.vae.dtype != torch.float32:  # rounded weights have another fingerprint
             codec = VAECodec(deepcopy(self.vae).float(), codec.source)
             facts = facts | {"codec_fingerprint": fingerprint(codec.vae)}
-        export_model(folder, model, facts, codec, history or {})
-        self.scheduler.save_pretrained(folder / "scheduler")
-        self.save_config(folder)
+        with new_folder(folder) as partial:
+            write_export(partial, model, facts, codec, history or {})
+            self.scheduler.save_pretrained(partial / "scheduler")
+            self.save_config(partial)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload the folder that save_pretrained writes; returns the URL of the commit."""

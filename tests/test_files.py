@@ -1,11 +1,12 @@
 """Files written whole or not at all."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
 
-from fpdm.files import read_json, replaced, write_arrays, write_atomically
+from fpdm.files import make_folder, new_folder, read_json, replaced, write_arrays, write_atomically
 
 
 def test_text_and_arrays(tmp_path):
@@ -46,3 +47,39 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "scores.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"scores\.json is damaged .*; remove it"):
         read_json(tmp_path / "scores.json")
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "above" / "made"
+    with new_folder(path) as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "a.txt").write_text("a")
+        assert not path.exists()
+    assert (path / "sub" / "a.txt").read_text() == "a" and [p.name for p in path.parent.iterdir()] == ["made"]
+    with pytest.raises(ValueError, match="already exists and is not empty"), new_folder(path):
+        raise AssertionError
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KeyError), new_folder(tmp_path / "empty") as partial:
+        raise KeyError
+    (tmp_path / ".empty.partial").mkdir()
+    (tmp_path / ".empty.partial" / "old").touch()  # what a kill has left
+    with new_folder(tmp_path / "empty") as partial:
+        (partial / "new").touch()
+    assert [p.name for p in (tmp_path / "empty").iterdir()] == ["new"]
+    assert {p.name for p in tmp_path.iterdir()} == {"above", "empty"}
+
+
+def test_names_reach_the_disk_too(tmp_path, monkeypatch):
+    """After the content, so that a name never stands for less than the whole."""
+    synced, fsync = [], os.fsync
+
+    def note(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    make_folder(tmp_path / "a" / "b")
+    assert synced == [str(tmp_path / "a"), str(tmp_path)]
+    synced.clear()
+    write_atomically(tmp_path / "a" / "b" / "c.txt", "text")
+    assert synced == [str(tmp_path / "a" / "b" / ".c.txt.partial"), str(tmp_path / "a" / "b")]

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What a package or module may not import of ours, the rest of its rules being general. A new one has the general rules.
 LEAVES = ("config", "cost", "processes", "files", "precision", "seeding", "devices", "weightings", "lr_schedules",
-          "injections", "block_options", "extent")  # fmt: skip
-ABOVE = ("loading", "validation", "pipeline", "export", "commands", "reproduction", "benchmarks", "on_gpu")
+          "injections", "block_options", "extent", "locks", "records")  # fmt: skip
+ABOVE = ("loading", "validation", "pipeline", "export", "commands", "reproduction", "benchmarks", "on_gpu",
+         "soak")  # fmt: skip
 FORBIDDEN = {
     "models": {"data", "processes", "sampling", "training", "evaluation", "devices", *ABOVE},
     "data": {"models", "processes", "sampling", "training", "evaluation", *ABOVE},
@@ -21,8 +22,9 @@ FORBIDDEN = {
     "evaluation": {"models", "training", *ABOVE},
     **{name: {"models", "data", "sampling", "training", "evaluation", *ABOVE} for name in LEAVES},
 }
-TOPMOST = {"commands", "reproduction", "benchmarks", "on_gpu"}  # which nothing else in the package imports
-BESIDE = {"reproduction": {"commands"}, "on_gpu": {"benchmarks", "commands"}, "benchmarks": {"commands"}}
+TOPMOST = {"commands", "reproduction", "benchmarks", "on_gpu", "soak"}  # which nothing else in the package imports
+BESIDE = {"reproduction": {"commands"}, "on_gpu": {"benchmarks", "commands"}, "benchmarks": {"commands"},
+          "soak": {"commands"}}  # fmt: skip
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 
 

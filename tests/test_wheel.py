@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-CLONE_ONLY = ("benchmarks", "chain", "on_gpu", "reproduction")  # they run scripts/, or need configs/ or tests/
+CLONE_ONLY = ("benchmarks", "chain", "on_gpu", "reproduction", "soak")  # they run scripts/, or need configs/ or tests/
 
 
 def pip(*words) -> None:

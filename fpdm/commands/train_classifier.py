@@ -8,8 +8,8 @@ from pathlib import Path
 from fpdm import cli
 from fpdm.data.images import open_images
 from fpdm.devices import process_state
-from fpdm.evaluation.classifier import CONFIG
 from fpdm.evaluation.classifier_training import ClassifierConfig, train_classifier
+from fpdm.files import check_new
 
 logger = logging.getLogger("fpdm")
 
@@ -33,8 +33,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
-    if (Path(settings.out) / CONFIG).exists():
-        raise ValueError(f"out={settings.out} already holds a classifier; choose another folder")
+    check_new(Path(settings.out))
     model = train_classifier(open_images(settings.images), settings, process_state().device)
     model.save(settings.out)
     accuracy = ", ".join(f"{share:.1%} at {size} pixels" for size, share in model.facts.accuracy.items())

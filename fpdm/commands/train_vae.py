@@ -12,6 +12,7 @@ from fpdm import cli
 from fpdm.config import VAEConfig
 from fpdm.data.images import open_parts
 from fpdm.devices import process_state
+from fpdm.files import check_new, new_folder
 from fpdm.sampling.images import save_grid
 from fpdm.training.vae import pixel_batches, reconstruction, restore, train_vae
 
@@ -39,18 +40,20 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     out = Path(settings.out)
-    if (out / "config.json").exists():
-        raise ValueError(f"out={out} already holds a VAE; choose another folder")
+    check_new(out)
     training, held_out = open_parts(settings.images)
     device = process_state().device
     vae = train_vae(training, settings, device)
     result = reconstruction(vae, held_out, settings, device)
-    vae.save_pretrained(out)
     facts = result._asdict() | {"held_out_images": len(held_out), "scaling_factor": vae.config.scaling_factor}
-    (out / "reconstruction.json").write_text(json.dumps(facts | {"settings": asdict(settings)}, indent=1))
-
     pixels = next(pixel_batches(held_out.subset(list(range(min(STRIP_IMAGES, len(held_out))))), settings))
-    save_grid(torch.cat([pixels, restore(vae, pixels, device)]), out / "reconstruction.png", columns=len(pixels))
+    strip = torch.cat([pixels, restore(vae, pixels, device)])
+    with new_folder(out) as partial:
+        vae.save_pretrained(partial)
+        (partial / "reconstruction.json").write_text(json.dumps(facts | {"settings": asdict(settings)}, indent=1))
+        save_grid(strip, partial / "reconstruction.png", columns=len(pixels))
+        for weights in partial.glob("*.safetensors"):  # written readable only by their owner
+            weights.chmod((partial / "reconstruction.json").stat().st_mode)
     logger.info(
         f"{out}: reconstruction MSE {result.mse:.2e} (pixel values 0..1), PSNR {result.psnr:.1f} dB "
         f"on {len(held_out)} held-out images; latents scaled by {vae.config.scaling_factor:.3f}"

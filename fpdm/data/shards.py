@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fpdm.data.latents import JOURNAL, MANIFEST, Manifest, load_manifest, shard_name
-from fpdm.files import write_atomically
+from fpdm.files import make_folder, sync_to_disk, write_atomically
 
 CHUNK_BYTES = 16 * 2**20
 JOURNAL_SECONDS = 60  # a shared file system may take so long to show another process's file
@@ -50,7 +50,7 @@ class StoreFolder:
         if any(self.folder.glob("shard-*")):
             raise ValueError(f"{self.folder} holds shards but no {JOURNAL}; choose another --out or remove it")
         with _writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_atomically(self.folder / JOURNAL, json.dumps(asdict(self.draft), indent=1))
 
     def check_begun(self) -> None:
@@ -117,9 +117,9 @@ class StoreFolder:
         with _writing(path):
             path.touch()  # if every image was skipped
             self._summarise(shard, path)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+            sync_to_disk(path)
             os.replace(path, self.folder / shard_name(shard))
+            sync_to_disk(self.folder)
 
     def finish(self) -> Manifest:
         """Once all shards are there, write the manifest, which makes the folder a store."""

@@ -11,7 +11,7 @@ is written last; without it there is no store.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from tqdm import tqdm
 from fpdm.data.codec import LatentMoments
 from fpdm.data.latents import Manifest
 from fpdm.data.shards import StoreFolder
+from fpdm.files import make_folder
+from fpdm.locks import only_writer
 
 POLL_SECONDS = 0.5
 
@@ -51,11 +53,27 @@ def write_store(
     order; images left out count as skipped. Rank r takes the missing ones of the shards r, r + ranks, ...
     barrier: waits for all processes; called once, before any of them writes a shard. After
     that the main process waits without a time limit, by looking at the folder.
-    A finished store with the same settings is not changed.
+    A finished store with the same settings is not changed. ValueError while another program writes the store.
     """
-    store = StoreFolder(folder, draft)
+    with ExitStack() as held:
+        return _write(StoreFolder(folder, draft), held, batches, batch_size, title, rank, ranks, barrier)
+
+
+def _write(
+    store: StoreFolder,
+    held: ExitStack,
+    batches: Callable[[list[range]], Iterable[Batch]],
+    batch_size: int,
+    title: str,
+    rank: int,
+    ranks: int,
+    barrier: Callable[[], None],
+) -> Manifest | None:
+    """`write_store`; held: takes the lock of the folder, on the main process."""
     finished = store.finished()
     if finished is None and rank == 0:
+        make_folder(store.folder)
+        held.enter_context(only_writer(store.folder))
         store.begin()
     # By number, not by position in the list: processes on other machines may see an older state of the folder.
     share = [shard for shard in store.missing() if shard % ranks == rank] if finished is None else []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpdm.evaluation.extractor import Features
+from fpdm.files import new_folder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -85,11 +86,11 @@ class ResidualClassifier(nn.Module):
         return self.pool(images) * self.scale
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights and the facts to a folder."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / WEIGHTS)
-        (path / CONFIG).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
+        """Write the weights and the facts to a new folder."""
+        with new_folder(Path(folder)) as path:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / WEIGHTS)
+            (path / CONFIG).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
+            (path / WEIGHTS).chmod((path / CONFIG).stat().st_mode)  # it is written readable only by its owner
 
     @classmethod
     def load(cls, folder: str | Path) -> "ResidualClassifier":

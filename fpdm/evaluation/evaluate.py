@@ -25,7 +25,7 @@ from fpdm.evaluation.scores import score
 from fpdm.evaluation.selftest import Check, check_metrics
 from fpdm.evaluation.tables import markdown_table
 from fpdm.extent import Extent, plain
-from fpdm.files import read_json, write_atomically
+from fpdm.files import make_folder, read_json, write_atomically
 from fpdm.sampling.images import RECIPE
 
 logger = logging.getLogger("fpdm")
@@ -224,6 +224,6 @@ def _given_resolution(config: ScoringConfig) -> int | list[int]:
 
 
 def _write(path: Path, result: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, json.dumps(result, indent=1))
     logger.info(f"written to {path}")

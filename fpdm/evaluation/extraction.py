@@ -9,6 +9,7 @@ gathered.npz    the result; the files of the ranks are removed once it exists
 
 import os
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ from fpdm.evaluation.accumulate import Accumulator, random_splits
 from fpdm.evaluation.extractor import Extractor
 from fpdm.evaluation.metrics import Statistics
 from fpdm.evaluation.samples import Samples
-from fpdm.files import write_arrays
+from fpdm.files import make_folder, write_arrays
+from fpdm.locks import only_writer
 
 KEPT, RESULT = "kept.f32", "gathered.npz"
 CHUNK = 4096  # images between two saves
@@ -59,17 +61,19 @@ def gather(
     ValueError if a file in the folder is damaged, or if features are not finite.
     """
     result = folder / RESULT
-    if not result.exists():
-        _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk)
-    state.wait_for_everyone()
-    return _load(folder)
+    with ExitStack() as held:
+        if state.is_main_process:
+            make_folder(folder)
+            held.enter_context(only_writer(folder, wait=True))  # another program may compute the same features
+        state.wait_for_everyone()
+        if not result.exists():
+            _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk)
+        state.wait_for_everyone()
+        return _load(folder)
 
 
 def _extract(samples, extractor, folder, state, batch_size, workers, keep, chunk) -> None:
     kept = np.unique(np.linspace(0, samples.count - 1, min(keep, samples.count)).round().astype(int))
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-    state.wait_for_everyone()
     mine = folder / f"rank-{state.process_index:04d}.npz"
     finished = {int(i) for path in sorted(folder.glob("rank-*.npz")) for i in _read(path)["chunks"]}
     state.wait_for_everyone()  # nobody writes before everybody has looked
@@ -116,6 +120,8 @@ def _keep(path: Path, kept: np.ndarray, first: int, features: Tensor) -> None:
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:  # other processes write to it too
         file.seek(4 * width * int(low))
         file.write(features[kept[low:high] - first].numpy().astype("<f4").tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # before the file of the rank says that they are there
 
 
 def _merge(folder: Path, chunks: int) -> None:

@@ -6,7 +6,6 @@ B images of H x W pixels.
 """
 
 import hashlib
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,8 @@ from fpdm.evaluation.classifier import WEIGHTS, ResidualClassifier
 from fpdm.evaluation.extractor import Extractor, Features
 from fpdm.evaluation.samples import load_labelled
 from fpdm.extent import Extent, said
+from fpdm.files import make_folder, replaced
+from fpdm.locks import only_writer
 
 SPATIAL_CHANNELS = 7  # of 192; ADM's evaluator uses the first 7 for sFID
 DINOV2 = {"dinov2": "vit_large_patch14_dinov2.lvd142m", "dinov2-s": "vit_small_patch14_dinov2.lvd142m"}
@@ -203,16 +204,19 @@ def cached_classifier(images: Tensor, labels: Tensor, num_classes: int, cache: P
     digest.update(images.numpy().tobytes())
     digest.update(labels.numpy().tobytes())
     path = cache / f"cnn-{digest.hexdigest()}.pt"
-    if path.exists():
-        model = Classifier(num_classes)
+    make_folder(cache)
+    with only_writer(cache, wait=True):  # another program may train the same one
+        if not path.exists():
+            model = train_classifier(images, labels, num_classes)
+            with replaced(path) as partial:
+                torch.save(model.state_dict(), partial)
+            return model, digest.hexdigest()
+    model = Classifier(num_classes)
+    try:
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval().requires_grad_(False), digest.hexdigest()
-    model = train_classifier(images, labels, num_classes)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    torch.save(model.state_dict(), partial)
-    os.replace(partial, path)
-    return model, digest.hexdigest()
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        raise ValueError(f"{path} is damaged ({error}); remove it") from error
+    return model.eval().requires_grad_(False), digest.hexdigest()
 
 
 def weights_key(path: str | None, default: str) -> str:

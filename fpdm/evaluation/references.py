@@ -13,7 +13,7 @@ import torch
 
 from fpdm.evaluation.extraction import Gathered
 from fpdm.evaluation.metrics import Statistics
-from fpdm.files import write_arrays
+from fpdm.files import make_folder, write_arrays
 
 UNKNOWN_COUNT = -1  # ADM's files do not have the number of images
 
@@ -41,7 +41,7 @@ def save_reference(path: Path, gathered: Gathered, facts: dict) -> None:
     if gathered.spatial is not None:
         arrays |= {"mu_s": gathered.spatial.mean, "sigma_s": gathered.spatial.covariance}
     arrays["facts"] = np.array(json.dumps(facts | {"images": gathered.pool.count}))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_arrays(path, arrays)
 
 

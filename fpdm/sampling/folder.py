@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from fpdm.config import check_range, limits
 from fpdm.devices import SAMPLING_PATIENCE, process_state, tf32_as
-from fpdm.files import read_json, write_atomically
+from fpdm.files import make_folder, read_json, write_atomically
+from fpdm.locks import only_writer
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import check_decodable, plan_for, sample_images, total_flops
@@ -71,7 +73,8 @@ def sample_to_folder(
     number of processes.
 
     folder: by default `samples/<step>-<recipe>` in the checkpoint's run, or in the working directory. A folder holds
-        images of one recipe; ValueError for another recipe, or for fewer images than it already has. A source that is
+        images of one recipe; ValueError for another recipe, for fewer images than it already has, and while another
+        program samples into it. A source that is
         not from `load_source` needs a folder that does not exist yet.
     batch_size: images per batch and process. settings: those of a SamplingConfig, as for `sample`.
     trace: number of images, from index 0, whose residuals and predictions are saved in the folder's trace/; at most
@@ -88,13 +91,15 @@ def sample_to_folder(
     state = process_state(SAMPLING_PATIENCE)
     recipe = make_recipe(source, config, asked.protocol, plan) | {"tf32": tf32, "num_samples": num_samples}
     work = Work(source, config, plan, _folder_for(source, folder, recipe))
-    if state.is_main_process:
-        _announce(work, recipe)
-        open_folder(work.folder, recipe)
-    state.wait_for_everyone()
-    with tf32_as(tf32):
+    with ExitStack() as held, tf32_as(tf32):
+        if state.is_main_process:
+            _announce(work, recipe)
+            make_folder(work.folder)
+            held.enter_context(only_writer(work.folder))
+            open_folder(work.folder, recipe)
+        state.wait_for_everyone()
         _fill(work, state, num_samples, batch_size, trace)
-    state.wait_for_everyone()
+        state.wait_for_everyone()
     return work.folder
 
 

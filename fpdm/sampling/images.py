@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fpdm.files import read_json, replaced, write_atomically
+from fpdm.files import make_folder, read_json, replaced, write_atomically
 from fpdm.sampling.settings import SamplingConfig
 
 GRID = "grid.png"
@@ -90,7 +90,7 @@ def open_folder(folder: Path, recipe: dict) -> None:
             raise ValueError(f"{folder} holds samples of another recipe ({changed}); choose another folder")
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files but no {RECIPE}; choose another folder, or an empty one")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(path, json.dumps(recipe, indent=1))
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 
+from fpdm.files import sync_to_disk
 from fpdm.models.pretrained import WEIGHTS_FILE
 
 TRAINER = "trainer.pt"
@@ -49,7 +50,7 @@ def save_checkpoint(
             (partial / name / WEIGHTS_FILE).chmod((partial / name / SAMPLING).stat().st_mode)
         torch.save(trainer, partial / TRAINER)
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync_to_disk(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own on a full disk
         _clear_remains(folder)
         before = (
@@ -191,12 +192,4 @@ def _point(name: str, checkpoint: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.name)
     os.replace(link, folder / name)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_to_disk(folder)

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -83,8 +83,23 @@ def train(
     init: weights that the network of a new run starts from, and with it the averages. With resume=auto, only if there
         is no run of this name yet.
 
-    SIGTERM, SIGUSR1 or Ctrl-C stops it early, with a checkpoint, after the current step or the next one.
+    SIGTERM, SIGUSR1 or Ctrl-C stops it early, with a checkpoint, after the current step or the next one. ValueError if
+    another program is training this run.
     """
+    with ExitStack() as held:
+        return _train(config, resume, on_preview, measure, fork, init, held)
+
+
+def _train(
+    config: ExperimentConfig,
+    resume: str | None,
+    on_preview: Callable[[Path, int, nn.Module], None] | None,
+    measure: Measure | None,
+    fork: str | None,
+    init: Init | None,
+    held: ExitStack,
+) -> Path:
+    """`train`, with what it holds until it ends."""
     optim, seed = config.optim, config.run.seed
     check_start(resume, fork, init and init.source)
     check_precision("run.mixed_precision", config.run.mixed_precision, process_state().device)
@@ -134,7 +149,7 @@ def train(
     step_loss = StepLoss(config, model, network, process, objective)
 
     held_out = None if config.validation.latents is None else HeldOut(config, store.manifest, process, accelerator)
-    run, checkpoint = open_run(config, store, resume, fork, init and init.source, accelerator)
+    run, checkpoint = open_run(config, store, resume, fork, init and init.source, accelerator, held)
     meter = Meter(device, optim.batch_size, device_peak_tflops(device, config.run.mixed_precision, config.run.tf32))
     start = skipped = skipped_in_a_row = 0
     best = {"step": 0, "score": math.inf}  # of the validations
@@ -274,6 +289,7 @@ def train(
                             "random": states,
                         }
                         facts = sampling_facts(config, store.manifest)
+                        log.sync()
                         weights = {"model": network} | {name: one.model for name, one in averages.items()}
                         written = save_checkpoint(run, done, weights, trainer, facts)
                         if config.run.keep_best and best["step"] == done:

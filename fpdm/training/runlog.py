@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from fpdm.files import write_atomically
+from fpdm.files import make_folder, sync_to_disk, write_atomically
 from fpdm.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger("fpdm")
@@ -47,6 +47,11 @@ class RunLog:
                 raise OSError(f"{self.run / LOG} cannot be written ({error}); the checkpoints are intact") from error
             self.say(line)
 
+    def sync(self) -> None:
+        """Put log.jsonl on the disk, before a checkpoint that stands for its steps."""
+        if self.is_main:
+            os.fsync(self._jsonl.fileno())
+
     def close(self) -> None:
         if self.is_main:
             with suppress(OSError):  # of a full disk, already reported by `record`
@@ -77,11 +82,17 @@ def start_tracker(accelerator: Accelerator, tracker: str, run: Path, settings: d
 def new_run(results: str, name: str) -> Path:
     """Create results/<number>-<name> with the next free number."""
     root = Path(results)
-    root.mkdir(parents=True, exist_ok=True)
-    taken = [int(match[1]) for path in root.iterdir() if (match := re.match(r"(\d+)-", path.name))]
-    run = root / f"{max(taken, default=-1) + 1:03d}-{name.replace('/', '-')}"
-    (run / "checkpoints").mkdir(parents=True)
-    return run
+    make_folder(root)
+    while True:
+        taken = [int(match[1]) for path in root.iterdir() if (match := re.match(r"(\d+)-", path.name))]
+        run = root / f"{max(taken, default=-1) + 1:03d}-{name.replace('/', '-')}"
+        try:
+            run.mkdir()
+        except FileExistsError:  # another program took the number just now
+            continue
+        make_folder(run / "checkpoints")
+        sync_to_disk(root)
+        return run
 
 
 def latest_run(results: str, name: str) -> Path:

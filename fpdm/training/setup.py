@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_store_codec
 from fpdm.extent import plain
 from fpdm.files import write_atomically
+from fpdm.locks import only_writer
 from fpdm.models import Denoiser, build_model
 from fpdm.training.checkpoint import SAMPLING, find_checkpoint, has_checkpoint, point_latest, prune_checkpoints, step_of
 from fpdm.training.runlog import copy_log, forget_after, has_run, latest_run, new_run
@@ -180,15 +182,16 @@ def open_run(
     fork: str | None,
     init: str | None,
     accelerator: Accelerator,
+    held: ExitStack,
 ) -> tuple[Path, Path | None]:
     """The run's folder and the checkpoint to continue from; the same on every rank.
 
-    init: the source of weights that the network has, if the run is new.
+    init: the source of weights that the network has, if the run is new. held: takes the lock of the run's folder.
     """
     found = [None, None, None]
     if accelerator.is_main_process:
         try:
-            found[:2] = _find_or_create(config, store, resume, fork, init)
+            found[:2] = _find_or_create(config, store, resume, fork, init, held)
         except (ValueError, OSError) as error:  # raised on every rank, so that none waits for a rank that is gone
             found[2] = error
     broadcast_object_list(found)
@@ -199,7 +202,12 @@ def open_run(
 
 
 def _find_or_create(
-    config: ExperimentConfig, store: LatentStore, resume: str | None, fork: str | None, init: str | None
+    config: ExperimentConfig,
+    store: LatentStore,
+    resume: str | None,
+    fork: str | None,
+    init: str | None,
+    held: ExitStack,
 ) -> list[Path | None]:
     name = run_name(config)
     if is_new(config, resume):
@@ -213,6 +221,7 @@ def _find_or_create(
                     "optim.steps counts the steps of the other run too, so set it higher"
                 )
         run = new_run(config.run.results, name)
+        held.enter_context(only_writer(run))
         if fork is not None:
             copy_log(checkpoint.parent.parent, run, step_of(checkpoint))
             take_snapshots(checkpoint.parent.parent, run, step_of(checkpoint))
@@ -226,6 +235,7 @@ def _find_or_create(
                     f"--resume auto with {option} {other}: {name} is the run to {what}; set run.name to another name"
                 )
         _check_resumable(f"--resume {resume}", config, store, checkpoint)
+        held.enter_context(only_writer(run))
         forget_after(run, step_of(checkpoint))
         forget_snapshots_after(run, step_of(checkpoint))
         point_latest(checkpoint)

@@ -170,5 +170,5 @@ def test_the_command_writes_a_folder_once(tmp_path, monkeypatch, caplog):
         main()
     assert ResidualClassifier.load(tmp_path / "made").facts.training["steps"] == 20
     assert "made: accuracy on held-out images " in caplog.text and "% at 8 pixels" in caplog.text
-    with pytest.raises(ValueError, match="already holds a classifier; choose another folder"):
+    with pytest.raises(ValueError, match="already exists and is not empty; choose another folder"):
         main()

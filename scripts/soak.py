@@ -1,0 +1,76 @@
+"""The reliability campaign: commands are killed, stopped, starved of disk and fed with bad input, and must lose
+nothing (docs/reliability.md). The same command resumes an interrupted campaign."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the campaign runs many small processes
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TQDM_MININTERVAL", "30")
+
+from fpdm import cli
+from fpdm.chain import end_on_sigterm
+from fpdm.config import check_choice, check_range, limits
+from fpdm.soak.campaign import Campaign
+from fpdm.soak.experiments import EXPERIMENTS
+from fpdm.soak.preload import preload
+
+logger = logging.getLogger("fpdm")
+
+
+@dataclass
+class Settings:
+    """What is tried, and how often.
+
+    Args:
+        experiments: names of experiments; all if not given.
+        rounds: rounds of each experiment (null for the number of a full campaign, in docs/reliability.md).
+        seed: seed of the first round; the next round has the next seed.
+        minutes: time limit; the same command resumes (null for no limit).
+        out: folder for journals, the report, and the files of a round that lost something.
+    """
+
+    experiments: tuple[str, ...] = ()
+    rounds: int | None = None
+    seed: int = 0
+    minutes: float | None = None
+    out: str = "results/soak"
+
+    def __post_init__(self):
+        for name in self.experiments:
+            check_choice("experiments", name, tuple(EXPERIMENTS))
+        check_range(1, limits.REPEATS, rounds=self.rounds)
+        check_range(0, limits.SEED, seed=self.seed)
+        check_range(0, limits.MINUTES, minutes=self.minutes)
+
+
+def parser():
+    listed = "\n".join(
+        f"{name}: {experiment.about} ({experiment.rounds:,d})" for name, experiment in EXPERIMENTS.items()
+    )
+    return cli.make_parser(Settings, f"{__doc__}\n\nExperiments, with the rounds of a full campaign:\n{listed}")
+
+
+def main() -> None:
+    end_on_sigterm()
+    settings = cli.parse(Settings, parser())
+    deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    campaign = Campaign(Path(settings.out), settings.seed, deadline)
+    preload()
+    campaign.material.make()
+    lost = False
+    for name in settings.experiments or EXPERIMENTS:
+        lost = campaign.play(name, settings.rounds or EXPERIMENTS[name].rounds) is not None
+        if lost:
+            break
+    logger.info(f"\n{campaign.report()}\n\nreport in {campaign.out / 'report.md'}")
+    if lost:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)
