@@ -14,7 +14,7 @@ from typing import TypeVar
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from fpdm.config_files import check_names, layers
-from fpdm.devices import end_processes
+from fpdm.devices import end_processes, is_lost_process
 
 KINDS = {  # part of a type's name -> what to call it in an error; the first match is used
     r"int \| list\[int": "a whole number, or two as in 256,128",
@@ -26,6 +26,7 @@ KINDS = {  # part of a type's name -> what to call it in an error; the first mat
     r"\bfloat\b": "a number",
     r"\bbool\b": "true or false",
 }
+LOST = 3  # exit status of a process whose neighbour was lost
 Settings = TypeVar("Settings")
 
 
@@ -166,6 +167,12 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename}: {error.strerror}; check the path and whether it can be written"
         sys.exit(_fail(f"error: {message}"))
+    except RuntimeError as error:
+        if not is_lost_process(error) or os.environ.get("FPDM_DEBUG") == "1":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        _fail(f"error: another process of this command has ended or does not answer ({reason}); run it again to resume")
+        os._exit(LOST)  # leaving the group in order would wait for the process that is lost
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
 

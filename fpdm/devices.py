@@ -14,6 +14,8 @@ from torch import Tensor
 
 SAMPLING_PATIENCE = timedelta(hours=6)  # the remaining work may take one process longer than another
 
+LOST_PROCESS = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|wait timeout", re.IGNORECASE)
+
 
 def on_cpu() -> bool:
     """Whether to run on the CPU: there is no accelerator, or accelerate's ACCELERATE_USE_CPU=true requests it.
@@ -43,6 +45,12 @@ def end_processes() -> None:
         gc.collect()
         process_state().wait_for_everyone()
         torch.distributed.destroy_process_group()
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process of this program ended or did not answer in time."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and (isinstance(error, torch.distributed.DistError) or bool(LOST_PROCESS.search(str(error))))
 
 
 def check_precision(setting: str, precision: str, device: torch.device) -> None:

@@ -1,6 +1,5 @@
 """From a checkpoint to a source of images. This module joins packages that do not import each other."""
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from fpdm.models.pretrained import resolve_folder
 from fpdm.precision import PRECISIONS
 from fpdm.processes import Process, make_process
 from fpdm.sampling.call import Source
-from fpdm.training.checkpoint import SAMPLING, find_checkpoint
+from fpdm.training.checkpoint import SAMPLING, find_checkpoint, read_facts
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -30,7 +29,7 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser,
         folder has only one of them.
     """
     if (exported := _exported(source)) is not None:
-        facts = json.loads((exported / SAMPLING).read_text())
+        facts = read_facts(exported)
         kind = facts.get("weights", "model")
         if weights not in ("ema", kind):
             raise ValueError(f"weights={weights}: {source} is an export of the {kind} weights only")
@@ -39,7 +38,7 @@ def load_checkpoint(source: str | Path, weights: str = "ema") -> tuple[Denoiser,
     kinds = sorted(path.parent.name for path in checkpoint.glob(f"*/{SAMPLING}"))
     if weights not in kinds:
         raise ValueError(f"weights={weights!r}: {checkpoint} has {', '.join(kinds)}; choose one of them")
-    facts = json.loads((checkpoint / weights / SAMPLING).read_text())
+    facts = read_facts(checkpoint / weights)
     return load_pretrained(checkpoint / weights), facts, checkpoint
 
 

@@ -17,6 +17,7 @@ from fpdm.chain import end_on_sigterm
 from fpdm.config import check_choice, check_range, limits
 from fpdm.soak.campaign import Campaign
 from fpdm.soak.experiments import EXPERIMENTS
+from fpdm.soak.outcome import Lost
 from fpdm.soak.preload import preload
 
 logger = logging.getLogger("fpdm")
@@ -30,6 +31,7 @@ class Settings:
         experiments: names of experiments; all if not given.
         rounds: rounds of each experiment (null for the number of a full campaign, in docs/reliability.md).
         seed: seed of the first round; the next round has the next seed.
+        length: training steps, and sampled images, of the long runs.
         minutes: time limit; the same command resumes (null for no limit).
         out: folder for journals, the report, and the files of a round that lost something.
     """
@@ -37,6 +39,7 @@ class Settings:
     experiments: tuple[str, ...] = ()
     rounds: int | None = None
     seed: int = 0
+    length: int = 200_000
     minutes: float | None = None
     out: str = "results/soak"
 
@@ -44,6 +47,7 @@ class Settings:
         for name in self.experiments:
             check_choice("experiments", name, tuple(EXPERIMENTS))
         check_range(1, limits.REPEATS, rounds=self.rounds)
+        check_range(100, limits.STEPS, length=self.length)
         check_range(0, limits.SEED, seed=self.seed)
         check_range(0, limits.MINUTES, minutes=self.minutes)
 
@@ -59,9 +63,12 @@ def main() -> None:
     end_on_sigterm()
     settings = cli.parse(Settings, parser())
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
-    campaign = Campaign(Path(settings.out), settings.seed, deadline)
+    campaign = Campaign(Path(settings.out), settings.seed, deadline, settings.length)
     preload()
-    campaign.material.make()
+    try:
+        campaign.material.make()
+    except Lost as error:
+        raise ValueError(f"{error}") from error
     lost = False
     for name in settings.experiments or EXPERIMENTS:
         lost = campaign.play(name, settings.rounds or EXPERIMENTS[name].rounds) is not None

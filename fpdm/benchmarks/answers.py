@@ -13,6 +13,7 @@ from fpdm.benchmarks.profiles import shares
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.evaluation.figures import plot_shares
 from fpdm.files import read_json, write_atomically
+from fpdm.records import fits
 
 logger = logging.getLogger("fpdm")
 FIRST_CASE = 60  # assumed seconds of the first case of a question on a GPU, with compilation
@@ -33,6 +34,8 @@ def answer(bench: Bench, question: Question, name: str, out: Path, deadline: flo
     """
     path = out / f"{name}.json"
     kept = read_json(path) if path.is_file() else []
+    if not fits(kept, list[dict]):
+        raise ValueError(f"{path}: expected a list of measured cases; remove it to measure them again")
     rows, on_gpu = [], bench.device.type == "cuda"
     for case in json.loads(json.dumps(question.cases)):  # in the form in which they are read from the file
         row = next((row for row in kept if all(row.get(key) == value for key, value in case.items())), None)

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from fpdm.files import read_json, write_atomically
+from fpdm.files import write_atomically
+from fpdm.records import read_object
 
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,7 +147,7 @@ def end_on_sigterm() -> None:
 def keep_settings(path: Path, decisive: dict) -> None:
     """Save the settings of a folder in `path`; ValueError if the folder was started with other settings."""
     decisive = json.loads(json.dumps(decisive))  # as it will be read
-    before = read_json(path) if path.exists() else decisive
+    before = read_object(path) if path.exists() else decisive
     if before != decisive:
         changed = ", ".join(f"{name} {before.get(name)} (now {decisive[name]})" for name in decisive
                             if before.get(name) != decisive[name])  # fmt: skip

@@ -11,7 +11,8 @@ import yaml
 from fpdm import cli
 from fpdm.chain import Task, run_scripts
 from fpdm.config import ExperimentConfig
-from fpdm.files import read_json, write_atomically
+from fpdm.files import write_atomically
+from fpdm.records import check_fields, read_object
 
 WARM, TIMED = 30, 60  # steps of one measurement
 ROUNDS = 3
@@ -57,7 +58,9 @@ def steps_for_equal_time(
         steps = {name: max(int(seconds * rate), 1) for name, rate in medians.items()}
         path.with_name(f"{path.stem}-rates.json").write_text(json.dumps(rates, indent=1))
         write_atomically(path, json.dumps(steps))
-    return read_json(path)
+    steps = read_object(path)
+    check_fields(path, steps, dict.fromkeys(arguments, int), list(arguments))
+    return steps
 
 
 class Stage(NamedTuple):

@@ -5,13 +5,16 @@ B images of H x W pixels, latents (B, C, h, w) with h = H / f, w = W / f and f t
 """
 
 import hashlib
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fpdm.config import check_positive, check_range, limits
 from fpdm.extent import check_multiple
+from fpdm.records import read_fields
 
 PIXELS = "pixels"
 # The most that is decoded at once. 16 images of 256 x 256 keep a GPU busy, and their activations stay at 1 GiB each.
@@ -123,11 +126,17 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
     parent = Path(source).parent
     if not local and (Path(source).is_absolute() or (parent != Path(".") and parent.is_dir())):
         raise FileNotFoundError(f"vae {source}: no such folder in {parent}; give a local folder, a Hub id or 'pixels'")
+    if local:
+        check_vae(Path(source) / "config.json")
     try:
-        vae = AutoencoderKL.from_pretrained(source, local_files_only=local)
-    except OSError as error:
+        vae, found = AutoencoderKL.from_pretrained(source, local_files_only=local, output_loading_info=True)
+        if found["missing_keys"]:
+            raise OSError(f"its weights lack {sorted(found['missing_keys'])[0]}")
+    except Exception as error:  # a damaged file can make diffusers raise anything
         if local:
             raise FileNotFoundError(f"vae {source}: holds no AutoencoderKL that can be opened ({error})") from error
+        if not isinstance(error, OSError):
+            raise
         raise FileNotFoundError(
             f"vae {source}: no such folder, and not a Hub repository that can be reached; "
             "give a local folder, a Hub id or 'pixels'"
@@ -135,6 +144,44 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
     codec = VAECodec(vae, str(Path(source).resolve()) if local else source, fingerprint(vae))
     torch.nn.Module.to(vae, device, dtype)  # after the fingerprint of the stored weights; diffusers' own to() warns
     return codec
+
+
+@dataclass
+class VAEFacts:
+    """What the config.json of an AutoencoderKL holds, where a wrong value would do harm. diffusers reads it."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    block_out_channels: list[int] = field(default_factory=lambda: [64])
+    down_block_types: list[str] = field(default_factory=list)
+    up_block_types: list[str] = field(default_factory=list)
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    latents_mean: list[float] | None = None
+    latents_std: list[float] | None = None
+    sample_size: int | list[int] = 32
+
+
+def check_vae(path: Path) -> None:
+    """ValueError for a config.json of an AutoencoderKL with a wrong value."""
+    known = {entry.name for entry in fields(VAEFacts)}
+    found = {name: value for name, value in read_fields(path, VAEFacts).items() if name in known}
+    facts = VAEFacts(**found)
+    try:
+        check_range(1, limits.LATENT, in_channels=facts.in_channels, out_channels=facts.out_channels,
+                    latent_channels=facts.latent_channels)  # fmt: skip
+        check_range(1, limits.CHANNELS, block_out_channels=facts.block_out_channels,
+                    norm_num_groups=facts.norm_num_groups)  # fmt: skip
+        check_range(1, limits.WORKERS, layers_per_block=facts.layers_per_block)
+        check_positive(limits.FACTOR, scaling_factor=facts.scaling_factor, latents_std=facts.latents_std)
+        check_range(-limits.FACTOR, limits.FACTOR, shift_factor=facts.shift_factor, latents_mean=facts.latents_mean)
+        if not facts.block_out_channels:
+            raise ValueError("block_out_channels=[]: give at least one")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; restore the file") from error
 
 
 def _per_channel(config, name: str) -> list[float] | None:

@@ -6,11 +6,15 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+
+from fpdm.config import limits
+from fpdm.records import fits, shown
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 DIGITS = "digits"
@@ -183,7 +187,7 @@ class _ZipReader:
 
     def __call__(self, i: int) -> Image.Image:
         archive = self._opened.get(os.getpid()) or self._opened.setdefault(os.getpid(), zipfile.ZipFile(self.path))
-        image = Image.open(io.BytesIO(archive.read(self.names[i])))
+        image = Image.open(io.BytesIO(_member(archive, self.names[i])))
         image.load()
         return image
 
@@ -213,10 +217,10 @@ def _folder(root: Path) -> ImageSet:
 
 
 def _zip(path: Path) -> ImageSet:
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         listed = archive.namelist()
         table = next((name for name in listed if PurePosixPath(name).name == "dataset.json"), None)
-        edm = json.loads(archive.read(table)) if table else None
+        edm = _table(path, archive, table) if table else None
     if table:
         names, labels, class_names = _edm_labels(listed, table, edm)
         keys = [name.removeprefix(f"{PurePosixPath(table).parent}/") for name in names]
@@ -230,6 +234,31 @@ def _zip(path: Path) -> ImageSet:
     return ImageSet([f"{path}:{name}" for name in names], labels, class_names, _ZipReader(path, names), keys=keys)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(f"images {path}: not a whole zip file ({error}); copy it again") from error
+
+
+def _table(path: Path, archive: zipfile.ZipFile, name: str) -> dict:
+    """EDM's dataset.json; ValueError for one that is damaged or enormous."""
+    try:
+        return json.loads(_member(archive, name))
+    except (*DECODE_ERRORS, RecursionError) as error:
+        raise ValueError(f"{path}: {name} is damaged ({error}); replace it") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a file in a zip; ValueError before it is unpacked if it is larger than any image."""
+    size = archive.getinfo(name).file_size
+    if size > limits.FILE_IN_ZIP:
+        raise ValueError(f"{name} unpacks to {size:,d} bytes; at most {limits.FILE_IN_ZIP:,d}")
+    return archive.read(name)
+
+
 def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str]]:
     """EDM's dataset.json: {"labels": [[name, class], ...]}, or null for unconditional data."""
     root = PurePosixPath(table).parent
@@ -238,8 +267,10 @@ def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], li
         names = sorted(name for name in listed if _is_image(name))
         return names, [0] * len(names), ["images"]
     known = set(listed)
+    if not fits(labels, list[tuple[str, int]]):
+        raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {shown(labels)}")
     pairs = sorted((str(root / name), label) for name, label in labels)
-    wrong = [label for _, label in pairs if not isinstance(label, int) or label < 0]
+    wrong = [label for _, label in pairs if not 0 <= label < limits.CLASSES]
     if not pairs or wrong:
         raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {wrong[:1] or labels}")
     missing = [name for name, _ in pairs if name not in known]

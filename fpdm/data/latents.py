@@ -10,7 +10,6 @@ Each use samples new latents from the moments, so a store is not one fixed sampl
 """
 
 import errno
-import json
 import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpdm.config import check_choice, check_extent, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, LatentMoments
+from fpdm.precision import PRECISIONS
+from fpdm.records import read_object, read_record
 
 MANIFEST = "manifest.json"
 JOURNAL = "encoding.json"
@@ -73,14 +75,31 @@ class Manifest:
 
 def load_manifest(path: Path) -> Manifest:
     """The manifest in the file `path`; ValueError for one that is damaged or of another format."""
-    try:
-        fields = json.loads(path.read_text())
-        found = fields["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a latent store's manifest; remove {path.parent} and encode again") from error
+    found = read_object(path).get("format")
     if found != FORMAT:
         raise ValueError(f"latents {path.parent}: format {found}, this version reads {FORMAT}; encode again")
-    return Manifest(**fields)
+    manifest = read_record(path, Manifest)
+    try:
+        _check_numbers(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; restore the file, or encode again") from error
+    return manifest
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    """ValueError for numbers that no store has."""
+    check_range(1, limits.LATENT, shape=manifest.shape)
+    if len(manifest.shape) != 3:
+        raise ValueError(f"shape={manifest.shape}: three numbers, channels, height and width")
+    check_range(1, 2, flips=manifest.flips, parts=manifest.parts)
+    check_range(1, limits.RECORDS, shard=manifest.shard, images=manifest.images)
+    check_range(0, limits.RECORDS, count=manifest.count, skipped=manifest.skipped, shards=manifest.shards)
+    check_extent(limits.RESOLUTION, resolution=manifest.resolution)
+    check_choice("precision", manifest.precision or "no", PRECISIONS)
+    if manifest.content and (
+        sum(manifest.shards) != manifest.count or len(manifest.shards) != -(-manifest.images // manifest.shard)
+    ):
+        raise ValueError(f"shards={manifest.shards}: not the {manifest.count} records of {manifest.images} images")
 
 
 class LatentBatch(NamedTuple):
@@ -164,6 +183,11 @@ class LatentStore:
         for shard, rows, local in groups:
             records = self._shards[shard]
             moments[rows], labels[rows] = records["moments"][local, flips[rows]], records["label"][local]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.manifest.class_names):
+            raise ValueError(
+                f"latents {self.folder}: a label of none of the {len(self.manifest.class_names)} classes; "
+                "the store is damaged, encode again"
+            )
         # Infinity and NaN have bits above the largest finite float16: an order of magnitude faster than isfinite.
         if (moments.view(np.uint16) & 0x7FFF).max(initial=0) > 0x7BFF:
             damaged = indices[~np.isfinite(moments).all(axis=(1, 2, 3, 4))]

@@ -6,18 +6,29 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fpdm.data.latents import JOURNAL, MANIFEST, Manifest, load_manifest, shard_name
 from fpdm.files import make_folder, sync_to_disk, write_atomically
+from fpdm.records import read_record
 
 CHUNK_BYTES = 16 * 2**20
 JOURNAL_SECONDS = 60  # a shared file system may take so long to show another process's file
 NOT_COMPARED = {"codec", "count", "skipped", "shards", "std", "content"}  # a VAE may move; the rest are results
 SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)"}
+
+
+@dataclass
+class Summary:
+    """Of a finished shard: records, a hash of them, sums of their values."""
+
+    count: int
+    digest: str
+    sum: float
+    squares: float
 
 
 class StoreFolder:
@@ -183,8 +194,8 @@ class StoreFolder:
     def _load_summary(self, shard: int) -> dict:
         """A finished shard's summary; made again if a crash of the machine lost it."""
         try:
-            return json.loads(self._summary(shard).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            return asdict(read_record(self._summary(shard), Summary))
+        except (FileNotFoundError, ValueError):
             return self._summarise(shard, self.folder / shard_name(shard))
 
     def _summarise(self, shard: int, path: Path) -> dict:

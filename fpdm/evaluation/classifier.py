@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpdm.config import check_range, limits
 from fpdm.evaluation.extractor import Features
 from fpdm.files import new_folder
+from fpdm.records import read_record
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -56,6 +58,12 @@ class ResidualClassifier(nn.Module):
     def __init__(self, facts: ClassifierFacts):
         super().__init__()
         self.facts, self.name = facts, facts.name
+        check_range(1, limits.CHANNELS, widths=facts.widths)
+        check_range(1, limits.RESOLUTION, resolution=facts.resolution)
+        if len(facts.widths) != 3 or not facts.class_names:
+            raise ValueError(
+                f"widths={facts.widths}, {len(facts.class_names)} classes: three widths, at least one class"
+            )
         first, second, third = facts.widths
         self.stages = nn.Sequential(
             *_convolution(3, first), nn.ReLU(),
@@ -102,7 +110,7 @@ class ResidualClassifier(nn.Module):
                     f"classifier {folder}: no {name} in it; give a folder that train_classifier.py wrote"
                 )
         try:
-            model = cls(ClassifierFacts(**json.loads((path / CONFIG).read_text())))
+            model = cls(read_record(path / CONFIG, ClassifierFacts))
             model.load_state_dict(load_file(path / WEIGHTS))
         except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"classifier {folder}: damaged ({' '.join(str(error).split())}); make it again") from error

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpdm.evaluation.metrics import Memorisation, frechet_distance, nearest, statistics
-from fpdm.files import read_json, write_atomically
+from fpdm.files import write_atomically
+from fpdm.records import check_fields, read_object
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for, sample_images, total_flops
@@ -62,7 +63,8 @@ class ScoreBook:
         self.path, self.extractor, self.extractor_key = path, extractor, extractor_key
         self.real, self.held_out, self.images, self.batch_size = real, held_out, images, batch_size
         self.reference = statistics(real)
-        self._known = read_json(path) if path.exists() else {}
+        self._known = read_object(path) if path.exists() else {}
+        check_fields(path, self._known, dict.fromkeys(self._known, list[float | int | None]), [])
 
     @cached_property
     def _near(self) -> Tensor:

@@ -25,8 +25,8 @@ from fpdm.evaluation.scores import score
 from fpdm.evaluation.selftest import Check, check_metrics
 from fpdm.evaluation.tables import markdown_table
 from fpdm.extent import Extent, plain
-from fpdm.files import make_folder, read_json, write_atomically
-from fpdm.sampling.images import RECIPE
+from fpdm.files import make_folder, write_atomically
+from fpdm.sampling.images import RECIPE, read_recipe
 
 logger = logging.getLogger("fpdm")
 PATIENCE = timedelta(hours=6)  # one process may train a classifier or compute the scores while the others wait
@@ -133,7 +133,7 @@ def recipe_of(samples: Samples) -> dict | None:
     path = (folder if folder.is_dir() else folder.parent) / RECIPE
     if not path.is_file():
         return None
-    recipe = read_json(path)
+    recipe = read_recipe(path)
     if recipe["num_samples"] != samples.count:
         raise ValueError(
             f"samples {samples.source}: {samples.count} images, its {RECIPE} says {recipe['num_samples']}; "

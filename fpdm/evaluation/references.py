@@ -6,6 +6,7 @@ in ADM's files. Our files also have `features` of single images and `facts` (JSO
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from fpdm.evaluation.extraction import Gathered
 from fpdm.evaluation.metrics import Statistics
 from fpdm.files import make_folder, write_arrays
+from fpdm.records import check_fields, shown
 
 UNKNOWN_COUNT = -1  # ADM's files do not have the number of images
 
@@ -45,14 +47,39 @@ def save_reference(path: Path, gathered: Gathered, facts: dict) -> None:
     write_arrays(path, arrays)
 
 
+def _check(source: str, arrays: dict[str, np.ndarray], facts: object) -> None:
+    """ValueError for arrays and facts that no reference file has."""
+    if not isinstance(facts, dict):
+        raise ValueError(f"reference {source}: facts={shown(facts)}: expected an object; make it again")
+    check_fields(f"reference {source}: facts", facts, {"images": int, "extractor": str}, ["extractor"])
+    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
+        if mean not in arrays and mean == "mu_s":
+            continue
+        length = arrays[mean].shape[0] if arrays[mean].ndim == 1 else 0
+        floats = all(arrays[name].dtype.kind == "f" for name in (mean, covariance) if name in arrays)
+        if not length or covariance not in arrays or arrays[covariance].shape != (length, length) or not floats:
+            raise ValueError(
+                f"reference {source}: {mean} and {covariance} must be numbers (F,) and (F, F); make it again"
+            )
+    kept = arrays.get("features")
+    if kept is not None and (kept.ndim != 2 or kept.dtype.kind != "f" or kept.shape[1] != len(arrays["mu"])):
+        raise ValueError(
+            f"reference {source}: features {kept.dtype} {kept.shape}: must be numbers (K, F); make it again"
+        )
+
+
 def load_reference(source: str, expected: dict) -> Gathered:
     """Read a reference file. expected: facts it must have; ValueError if the file was made with others.
 
     ADM's files have no facts; they are taken to be for Inception, at any resolution.
     """
-    with np.load(source) as file:
-        arrays = {name: file[name] for name in file.files if name != "arr_0"}
-    facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {"extractor": "inception"}
+    try:
+        with np.load(source) as file:
+            arrays = {name: file[name] for name in file.files if name != "arr_0"}
+        facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {"extractor": "inception"}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RecursionError) as error:
+        raise ValueError(f"reference {source}: damaged ({error}); make it again") from error
+    _check(source, arrays, facts)
     for name, value in expected.items():
         if facts.get(name, value) != value:
             raise ValueError(f"reference {source}: made with {name} {facts[name]}, this is for {value}; make another")

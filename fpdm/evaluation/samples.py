@@ -1,7 +1,9 @@
 """Images to score: a folder or zip of images, ADM's npz, or the digits."""
 
 import hashlib
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpdm.config import limits
 from fpdm.data.batches import image_batches
 from fpdm.data.images import ImageSet, open_files, open_images, source_and_part
 from fpdm.extent import Extent, plain, said
@@ -88,7 +91,16 @@ def _open_npz(path: Path) -> np.ndarray:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             array = _mapped(path, archive, f"{ARRAY}.npy") if f"{ARRAY}.npy" in names else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(f"{path}: cannot be read as npz ({error})") from error
     if array is None or array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
         found = f"no {ARRAY}" if array is None else f"{ARRAY} {array.dtype} {array.shape}"
@@ -99,14 +111,19 @@ def _open_npz(path: Path) -> np.ndarray:
 def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     info = archive.getinfo(name)
     with archive.open(name) as member:
-        if info.compress_type != zipfile.ZIP_STORED:
-            return np.lib.format.read_array(member, allow_pickle=False)
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(member)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
         header = member.tell()
+        if info.file_size != header + math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"its {info.file_size:,d} bytes are not those of an array {shape}")
+    if info.compress_type != zipfile.ZIP_STORED:  # the whole of it is unpacked into memory
+        if info.file_size > max(limits.UNPACKED * info.compress_size, 2**20):
+            raise ValueError(f"{info.compress_size:,d} bytes that unpack to {info.file_size:,d}, as no images do")
+        with archive.open(name) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
     with path.open("rb") as file:  # the data follow the member's own header, whose last two parts vary in length
         file.seek(info.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")

@@ -1,18 +1,22 @@
 """Open a folder or Hub repository written by `save_pretrained`, of either family."""
 
-import json
+import math
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from fpdm.config import check_range, limits
 from fpdm.models.dit import Denoiser
 from fpdm.models.sizes import class_of
+from fpdm.records import check_fields, read_arguments, read_object
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+SIZES_ABOVE_0 = ("input_size", "patch_size", "in_channels", "hidden_size", "num_heads")
 INDEX = f"{WEIGHTS_FILE}.index.json"  # there when the weights are in several files
 
 
@@ -23,13 +27,43 @@ def load_pretrained(source: str | Path) -> Denoiser:
     fit that architecture, FileNotFoundError if there is nothing to open.
     """
     folder = resolve_folder(source)
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    path = folder / CONFIG_FILE
+    config = read_object(path)
     try:
-        model = class_of(config)(**config)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+        family = class_of(config)
+        read_arguments(path, family.__init__)
+        check_range(0, limits.WIDTH, **{name: value for name, value in config.items() if _is_size(name, value)})
+        check_range(1, limits.WIDTH, **{name: config[name] for name in SIZES_ABOVE_0 if name in config})
+        check_range(0, limits.DEPTH, **{name: value for name, value in config.items() if name.endswith("depth")})
+        check_range(0, limits.CLASSES, num_classes=config.get("num_classes"))
+        _check_size(family, config, folder)
+        model = family(**config)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     load_weights(model, folder)
     return model.eval()
+
+
+def _is_size(name: str, value: object) -> bool:
+    return name != "num_classes" and isinstance(value, (int, list)) and not isinstance(value, bool)
+
+
+def _check_size(family: type[Denoiser], config: dict, folder: Path) -> None:
+    """ValueError if the network of the config is larger than its files: it is not made before it is known to fit."""
+    with torch.device("meta"):
+        parameters = sum(value.numel() for value in family(**config).parameters())
+    stored = sum(_numbers(path) for path in weight_files(folder))
+    if parameters > stored:
+        raise ValueError(f"{parameters:,d} parameters, but the weights are {stored:,d}: those of another architecture")
+
+
+def _numbers(path: Path) -> int:
+    """How many numbers a file of weights holds, from its header; ValueError if it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); use another checkpoint") from error
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -41,7 +75,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     for path in weight_files(folder):
         try:
             weights |= load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, KeyError) as error:  # a header may name a type that does not exist
             raise ValueError(f"{path} is damaged ({error}); use another checkpoint") from error
     try:
         model.load_state_dict(weights)
@@ -53,8 +87,12 @@ def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the files that it was split into."""
     if not (folder / INDEX).is_file():
         return [folder / WEIGHTS_FILE]
-    listed = json.loads((folder / INDEX).read_text())["weight_map"]
-    return [folder / name for name in sorted(set(listed.values()))]
+    found = read_object(folder / INDEX)
+    check_fields(folder / INDEX, found, {"weight_map": dict[str, str]}, ["weight_map"])
+    names = sorted(set(found["weight_map"].values()))
+    if any(Path(name).name != name for name in names):
+        raise ValueError(f"{folder / INDEX}: weight_map names a file outside of the folder; restore the file")
+    return [folder / name for name in names]
 
 
 def resolve_folder(source: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """A folder of samples: PNGs named by index, a grid, ADM's npz, and their recipe. One process or several can write it.
 
-Only missing images are sampled, each by one process. The files of a batch are written while the next batch is computed.
+Only missing images are written, each by one process. The files of a batch are written while the next batch is computed.
+Batches are the same after an interruption, because the rounding of an image depends on the size of its batch.
 """
 
 import json
@@ -9,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from tqdm import tqdm
 
 from fpdm.config import check_range, limits
 from fpdm.devices import SAMPLING_PATIENCE, process_state, tf32_as
-from fpdm.files import make_folder, read_json, write_atomically
+from fpdm.files import make_folder, write_atomically
 from fpdm.locks import only_writer
+from fpdm.records import read_fields, shown
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import check_decodable, plan_for, sample_images, total_flops
@@ -103,6 +105,14 @@ def sample_to_folder(
     return work.folder
 
 
+@dataclass
+class Allocation:
+    """allocation.json: how many images it is about, and their mean number of updates at each timestep."""
+
+    images: int
+    updates: list[float]
+
+
 def check_sizes(num_samples: int, batch_size: int, trace: int) -> None:
     """ValueError for numbers of images that are out of range."""
     check_range(1, limits.SAMPLES, num_samples=num_samples)
@@ -128,8 +138,8 @@ def _fill(work: Work, state: PartialState, num_samples: int, batch_size: int, tr
     missing = [i for i in range(num_samples) if not is_complete(png_path(work.folder, i))]
     state.wait_for_everyone()  # no process writes before all have looked for missing images
     started = time.perf_counter()
-    mine = missing[state.process_index :: state.num_processes]
-    spent, fallbacks = _make(work, mine, batch_size, say=state.is_main_process)
+    mine = list(range(num_samples))[state.process_index :: state.num_processes]
+    spent, fallbacks = _make(work, mine, set(missing), batch_size, say=state.is_main_process)
     state.wait_for_everyone()
     rate = len(missing) / (time.perf_counter() - started)
     spent_by_all = gather_object([spent and (spent.images, spent.updates)])
@@ -178,8 +188,11 @@ def _announce(work: Work, recipe: dict) -> None:
         logger.info(f"{config.allocation}: this is the maximum; {at_run_time.explain(config)}")
 
 
-def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[Spent | None, Fallbacks | None]:
-    """Sample these images. Returns the updates spent (adaptive allocation only) and the fallbacks (Anderson only)."""
+def _make(
+    work: Work, indices: list[int], missing: set[int], batch_size: int, say: bool
+) -> tuple[Spent | None, Fallbacks | None]:
+    """Sample the batches of these images in which one is missing, and write the missing ones. Returns the updates spent
+    (adaptive allocation only) and the fallbacks (Anderson only)."""
     source, config, plan, folder = work
     adaptive = ALLOCATIONS[config.allocation].at_run_time is not None
     counted = _counted_before(folder) if adaptive else 0
@@ -191,21 +204,24 @@ def _make(work: Work, indices: list[int], batch_size: int, say: bool) -> tuple[S
         for observer in observers:
             observer(*seen)
 
-    again = [i for i in indices if i < counted]  # sampled again: their updates were counted the first time
+    again = [i for i in indices if i < counted]  # their updates were counted the first time
+    batches = _batches(again, batch_size) + _batches(indices[len(again) :], batch_size)
     with (
         ThreadPoolExecutor(2) as writers,
-        tqdm(total=len(indices), desc="sample", unit="image", disable=not say) as progress,
+        tqdm(total=len(missing.intersection(indices)), desc="sample", unit="image", disable=not say) as progress,
     ):
         writing = []
-        for batch in _batches(again, batch_size) + _batches(indices[len(again) :], batch_size):
+        for batch in [batch for batch in batches if missing.intersection(batch)]:
             watched = on_step if observers and batch[0] >= counted else None
             images = sample_images(source, config, plan, batch, watched).cpu()
             for job in writing:  # the previous batch's files, written while this batch was computed
                 job.result()
             writing = [
-                writers.submit(save_png, image, png_path(folder, i)) for image, i in zip(images, batch, strict=True)
+                writers.submit(save_png, image, png_path(folder, i))
+                for image, i in zip(images, batch, strict=True)
+                if i in missing
             ]
-            progress.update(len(batch))
+            progress.update(len(writing))
         for job in writing:
             job.result()
     return spent, fallbacks
@@ -218,14 +234,19 @@ def _batches(indices: list[int], size: int) -> list[list[int]]:
 def _counted_before(folder: Path) -> int:
     """Number of images, from index 0, that allocation.json already covers."""
     path = folder / ALLOCATION
-    return read_json(path)["images"] if path.is_file() else 0
+    return read_fields(path, Allocation)["images"] if path.is_file() else 0
 
 
 def _write_allocation(work: Work, spent: list[tuple[int, Tensor]]) -> str:
     """Write the mean updates at each timestep over all images of the folder; returns a summary line."""
     plan, path = work.plan, work.folder / ALLOCATION
     if path.is_file():  # from images of earlier calls
-        before = read_json(path)
+        before = read_fields(path, Allocation)
+        if len(before["updates"]) != len(plan.timesteps):
+            raise ValueError(
+                f"{path}: updates={shown(before['updates'])}: must be one for each of {len(plan.timesteps)} timesteps; "
+                "remove it"
+            )
         spent = [*spent, (before["images"], before["images"] * torch.tensor(before["updates"], dtype=torch.float64))]
     images = sum(count for count, _ in spent)
     mean = (sum(updates for _, updates in spent) / images).tolist()

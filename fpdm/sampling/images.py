@@ -4,7 +4,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fpdm.files import make_folder, read_json, replaced, write_atomically
+from fpdm.files import make_folder, replaced, write_atomically
+from fpdm.records import read_fields
 from fpdm.sampling.settings import SamplingConfig
 
 GRID = "grid.png"
@@ -69,6 +70,30 @@ def save_npz(folder: Path, count: int) -> None:
             out.write(load_pngs(folder, [index])[0].tobytes())
 
 
+@dataclass
+class Recipe:
+    """samples.json, as `fpdm.sampling.folder.make_recipe` makes it; older ones lack some of its entries."""
+
+    num_samples: int
+    sampling: dict = field(default_factory=dict)
+    checkpoint: str | None = None
+    weights: str | None = None
+    precision: str | None = None
+    codec: str | None = None
+    plan: list | None = None
+    block_passes: int | None = None
+    flops_per_image: float | None = None
+    tf32: bool | None = None
+
+
+def read_recipe(path: Path) -> dict:
+    """The recipe in a file; ValueError for a damaged one."""
+    found = read_fields(path, Recipe)
+    if found["num_samples"] < 1:
+        raise ValueError(f"{path}: num_samples={found['num_samples']}: at least 1; restore the file")
+    return found
+
+
 def open_folder(folder: Path, recipe: dict) -> None:
     """Create a folder for samples of this recipe, or continue one; ValueError if it has another recipe.
 
@@ -77,7 +102,7 @@ def open_folder(folder: Path, recipe: dict) -> None:
     path = folder / RECIPE
     if path.exists():
         now = _flat(recipe)
-        before = {name: value for name, value in DEFAULTS.items() if name in now} | _flat(read_json(path))
+        before = {name: value for name, value in DEFAULTS.items() if name in now} | _flat(read_recipe(path))
         if before["num_samples"] > now["num_samples"]:
             raise ValueError(
                 f"num_samples={now['num_samples']}: {folder} already has {before['num_samples']} images of this "

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -20,9 +21,9 @@ logger = logging.getLogger("fpdm")
 class Campaign:
     """The files of a campaign in `out`: journals/<experiment>.jsonl, the material, and the folder of the round."""
 
-    def __init__(self, out: Path, seed: int, deadline: float | None):
+    def __init__(self, out: Path, seed: int, deadline: float | None, length: int):
         self.out, self.seed, self.deadline = out.resolve(), seed, deadline
-        self.material = Material(self.out / "material")
+        self.material = Material(self.out / "material", length)
         (self.out / "journals").mkdir(parents=True, exist_ok=True)
 
     def play(self, name: str, rounds: int) -> dict | None:
@@ -44,30 +45,31 @@ class Campaign:
             except Lost as error:
                 found, trouble = Round("", "lost", {}), " ".join(str(error).split())
             line = {"seed": seed, **found._asdict(), "seconds": round(time.monotonic() - started, 2)}
+            line |= {} if trouble is None else {"trouble": trouble}
             with journal.open("a") as file:
-                file.write(json.dumps(line | ({} if trouble is None else {"trouble": trouble})) + "\n")
+                file.write(json.dumps(line) + "\n")
             if trouble is not None:
                 logger.info(f"{name}, seed {seed}: LOST: {trouble}\nits files are in {folder}; to repeat it:\n"
                             f"python scripts/soak.py --experiments {name} --rounds 1 --seed {seed}")  # fmt: skip
                 return line
-            for path in (self.out / "rounds").glob(f"{name}-{seed}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(folder)
+            for path in folder.parent.glob(f"{folder.name}.*"):
+                path.unlink()
         return None
 
     def journal(self, name: str) -> Path:
         return self.out / "journals" / f"{name}.jsonl"
 
     def lines(self, name: str) -> list[dict]:
-        """The lines of a journal; one that a kill cut short is left out."""
+        """The lines of a journal, the last one of each seed; one that a kill cut short is left out."""
         if not self.journal(name).exists():
             return []
-        found = []
-        for line in self.journal(name).read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return found
+        found = {}
+        for text in self.journal(name).read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                found[line["seed"]] = line
+        return list(found.values())
 
     def report(self) -> str:
         """A table of all journals, written to report.md; the numbers beside it in report.json."""

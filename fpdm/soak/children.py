@@ -101,6 +101,8 @@ def start(
             status = 1
             try:
                 os.setpgid(0, pids[0] if pids else 0)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 _redirect(said)
                 os.environ.update(variables or {})
                 if processes > 1:

@@ -44,7 +44,7 @@ def play(works: dict[str, Work], material: Material, draw: Random, folder: Path)
 def finish(name: str, work: Work, material: Material, folder: Path) -> None:
     """Run the command to its end in a folder that an interrupted one has left; Lost if the result differs."""
     ended = run(command(work.words(material, folder)), folder.with_suffix(".txt"), work.limit, processes=work.processes)
-    if not ended.well and not refused_as_done(folder, ended):
+    if not ended.well and not refused_as_done(ended):
         raise Lost(f"the same command does not finish it: {ended.statuses} {ended.said[-1500:]}")
     check(work.intact, folder)
     found, expected = result_of(work, folder), uninterrupted(name, work, material)["result"]
@@ -54,7 +54,7 @@ def finish(name: str, work: Work, material: Material, folder: Path) -> None:
                    f"{str(found.get(names[0]))[:700]} instead of {str(expected.get(names[0]))[:700]}")  # fmt: skip
 
 
-def refused_as_done(folder: Path, ended: Ended) -> bool:
+def refused_as_done(ended: Ended) -> bool:
     """Whether a command that makes its whole result at once says that the result is there."""
     return ended.statuses == [2] and "already exists and is not empty" in ended.said
 

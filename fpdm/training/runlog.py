@@ -132,10 +132,10 @@ def forget_after(run: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, RecursionError, KeyError, TypeError):
             continue  # a line that a kill cut short
     write_atomically(path, "".join(f"{line}\n" for line in kept))

@@ -1,7 +1,6 @@
 """What happens before the first step: checks, the network for this data, each rank's share, the run's folder."""
 
 import importlib.util
-import json
 import math
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,7 +18,15 @@ from fpdm.extent import plain
 from fpdm.files import write_atomically
 from fpdm.locks import only_writer
 from fpdm.models import Denoiser, build_model
-from fpdm.training.checkpoint import SAMPLING, find_checkpoint, has_checkpoint, point_latest, prune_checkpoints, step_of
+from fpdm.records import read_yaml, shown
+from fpdm.training.checkpoint import (
+    find_checkpoint,
+    has_checkpoint,
+    point_latest,
+    prune_checkpoints,
+    read_facts,
+    step_of,
+)
 from fpdm.training.runlog import copy_log, forget_after, has_run, latest_run, new_run
 from fpdm.training.sjfb import largest_iterations
 from fpdm.training.snapshots import forget_snapshots_after, take_snapshots
@@ -140,7 +147,7 @@ def open_store_codec(data: DataConfig, store: LatentStore, device: torch.device)
 
 def _check_same_latents(option: str, checkpoint: Path, store: LatentStore) -> None:
     """ValueError if a run would resume, or fork, with other latents than it started with."""
-    stored = json.loads((checkpoint / "model" / SAMPLING).read_text())["latents"]
+    stored = read_facts(checkpoint / "model")["latents"]
     if stored != store.manifest.content:
         raise ValueError(
             f"{option}: the latents in {store.folder} are not those the run was trained on (content {stored}, "
@@ -255,7 +262,12 @@ def _check_resumable(option: str, config: ExperimentConfig, store: LatentStore, 
 
 
 def _check_same_experiment(option: str, config: ExperimentConfig, run: Path) -> None:
-    before, now = yaml.safe_load((run / "config.yaml").read_text()), asdict(config)
+    before, now = read_yaml(run / "config.yaml"), asdict(config)
+    for section, values in before.items():
+        if section not in now or not isinstance(values, dict):
+            raise ValueError(
+                f"{run / 'config.yaml'}: {section}={shown(values)}: not a section of settings; restore the file"
+            )
     # A setting that the run's program did not have yet was what its default is now.
     defaults = asdict(ExperimentConfig())
     changed = [

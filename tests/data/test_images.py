@@ -56,7 +56,7 @@ def test_edm_zip_takes_its_labels(image_folder, tmp_path):
     ("labels", "says"),
     [
         ([["a.png", -1]], r"found \[-1\]"),
-        ([["a.png", [0, 1]]], r"found \[\[0, 1\]\]"),
+        ([["a.png", [0, 1]]], r"found \[\['a\.png', \[0, 1\]\]\]"),
         ([], "classes 0, 1"),
         ([["b.png", 0]], r"1 images that are not in the zip, the first is b\.png"),
         (None, None),
