@@ -1,5 +1,6 @@
 """Tools for scripts that run other scripts: run one, or several at a time, as a user would."""
 
+import ctypes
 import json
 import logging
 import os
@@ -10,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ from fpdm.records import read_object
 
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[2]
+
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PARENT_ENDS = 1  # PR_SET_PDEATHSIG: which signal the system sends then
 
 
 class OutOfTime(ValueError):
@@ -118,11 +122,16 @@ def _start(
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | variables
     if log is not None:
         environment.setdefault("TQDM_MININTERVAL", "10")  # every update of a progress bar is a line in the file
-    # A job in the background ignores SIGINT, and would pass that on: its children could not be interrupted.
-    heeded = partial(signal.signal, stop, signal.SIG_DFL)
+
+    def prepare() -> None:
+        # A job in the background ignores SIGINT, and would pass that on: its children could not be interrupted.
+        signal.signal(stop, signal.SIG_DFL)
+        if LIBC is not None:  # a script must not go on writing when the one that started it was killed
+            LIBC.prctl(PARENT_ENDS, signal.SIGKILL)
+
     with nullcontext() if log is None else log.open("a") as output:
         return subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=folder, stdout=output,
-                                stderr=None if log is None else subprocess.STDOUT, preexec_fn=heeded)  # fmt: skip
+                                stderr=None if log is None else subprocess.STDOUT, preexec_fn=prepare)  # fmt: skip
 
 
 def _end(process: subprocess.Popen, stop: signal.Signals, patience: float | None) -> None:

@@ -12,13 +12,15 @@ def _killed(about: str, rounds: int, *begins: str) -> Experiment:
     return Experiment(f"SIGKILL: {about}", rounds, partial(kills.play, works))
 
 
-ALONE = {name: work for name, work in WORKS.items() if work.processes == 1 and "bf16" not in name}
+STUDIES = ("reproduce", "benchmark")  # a minute each
+ALONE = {n: work for n, work in WORKS.items() if work.processes == 1 and "bf16" not in n and n not in STUDIES}
 IN_PAIRS = {name: work for name, work in WORKS.items() if work.processes == 2}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "kill-training": _killed("training, alone and in two processes", 500, "train FPDM", "train DiT"),
     "kill-preparation": _killed("VAE, classifier, encoding", 250, "train VAE", "train classifier", "encode"),
     "kill-sampling": _killed("sampling and scoring", 200, "sample", "evaluate"),
+    "kill-studies": _killed("reproduction and benchmark", 50, "reproduce", "benchmark"),
     "power": Experiment("power failure", 300, partial(power.play, ALONE)),
     "full-disk": Experiment("a full disk", 300, partial(faults.full_disk, ALONE)),
     "failing-read": Experiment("a read that fails, a file that vanishes", 300, partial(faults.failing_read, ALONE)),

@@ -19,4 +19,3 @@ def preload() -> None:
         importlib.import_module(module.name)
     describe.describe_memory = lambda *facts: "not counted"  # of a step, for the first screen: half of a run's time
     gc.collect()
-    gc.freeze()

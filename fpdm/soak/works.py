@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from fpdm.data.latents import LatentStore
+from fpdm.files import read_json
 from fpdm.models import load_pretrained
+from fpdm.records import read_object
 from fpdm.soak.children import command, run
 from fpdm.soak.outcome import Lost
 from fpdm.training.checkpoint import find_checkpoint, has_checkpoint, load_trainer
@@ -233,6 +235,54 @@ def evaluation() -> Work:
     return Work(words, result, intact)
 
 
+def reproduction() -> Work:
+    """A figure of the digits; how long its model is trained is given, because it is measured otherwise."""
+
+    def words(material: Material, folder: Path) -> list:
+        steps = folder / "out" / "steps" / "fpdm.json"
+        if not steps.exists():
+            steps.parent.mkdir(parents=True)
+            steps.write_text(json.dumps({"fpdm": 4}))
+        return ["reproduce", "--out", folder / "out", "--seconds", 0.2, "--seeds", 1, "--samples", 65, "--vae-steps", 6,
+                "--targets", "fig5", "--train",
+                "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1 --run.preview_every 0"]  # fmt: skip
+
+    def intact(folder: Path) -> None:
+        if (folder / "out" / "scores.json").exists():
+            read_object(folder / "out" / "scores.json")
+        for run_folder in (folder / "out" / "runs").glob("*"):
+            if has_checkpoint(run_folder):
+                load_trainer(find_checkpoint(run_folder))
+
+    def result(folder: Path) -> dict:
+        scores = read_object(folder / "out" / "scores.json")
+        untimed = {name: [*score[:4], *score[5:]] for name, score in scores.items()}
+        return {"scores": untimed, "report": (folder / "out" / "report.md").exists()}
+
+    return Work(words, result, intact, limit=400)
+
+
+def benchmark() -> Work:
+    """Costs of updates and of sampling; the cases are the same, their seconds are not."""
+
+    def words(material: Material, folder: Path) -> list:
+        return ["benchmark", "--out", folder / "out", "--questions", "updates,memory,sampling", "--size", "XS",
+                "--patch", 2, "--latent", "4,8,8", "--batch-size", 2, "--memory-batch-size", 4, "--updates", 2,
+                "--sizes", "XS", "--batch-sizes", "1,2", "--modes", "eager", "--budgets", "12,24", "--iterations", 2,
+                "--repeats", 2, "--steps", 2, "--vae", "pixels", "--latent", "3,8,8"]  # fmt: skip
+
+    def intact(folder: Path) -> None:
+        for path in (folder / "out").glob("*.json"):
+            read_json(path)
+
+    def result(folder: Path) -> dict:
+        kept = {path.name: read_json(path) for path in sorted((folder / "out").glob("*.json"))}
+        rows = {name: [sorted(row) for row in kept[name]] for name in kept if isinstance(kept[name], list)}
+        return {"rows": rows, "files": sorted(path.name for path in (folder / "out").iterdir())}
+
+    return Work(words, result, intact, limit=400)
+
+
 WORKS: dict[str, Work] = {
     "train FPDM": training(*FPDM, *SNAPSHOTS, share=2),
     "train FPDM bf16": training(*FPDM, "--run.mixed_precision", "bf16"),
@@ -247,4 +297,6 @@ WORKS: dict[str, Work] = {
     "sample": sampling(1),
     "sample, 2 processes": sampling(2),
     "evaluate": evaluation(),
+    "reproduce": reproduction(),
+    "benchmark": benchmark(),
 }

@@ -42,7 +42,8 @@ def soak(out: Path, *words) -> subprocess.CompletedProcess:
 
 
 def test_every_experiment_has_a_short_form():
-    assert ROUNDS.keys() == EXPERIMENTS.keys()
+    """But one, of minutes: test_reproduce.py and test_benchmark.py stop and resume these commands."""
+    assert EXPERIMENTS.keys() - ROUNDS.keys() == {"kill-studies"}
 
 
 @pytest.mark.parametrize("name", ROUNDS)
