@@ -109,3 +109,18 @@ assert peak_memory(torch.device("cpu")) > 2**20 and len(SIGNALS) == 2
 def test_package_imports_where_unix_has_more():
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:539", True),
+        ("NCCL communicator was aborted on rank 1", True),
+        ("wait timeout after 300000ms, keys: /default_pg/0//store_based_barrier", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)", False),
+    ],
+)
+def test_a_lost_process_is_told_from_other_errors(monkeypatch, said, lost):
+    assert not devices.is_lost_process(RuntimeError(said))  # alone, no process can be lost
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert devices.is_lost_process(RuntimeError(said)) == lost

@@ -1,0 +1,173 @@
+"""Files with wrong values, and archives that claim more than they hold: one error that names file and field."""
+
+import io
+import json
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fpdm.data.codec import open_codec
+from fpdm.data.images import open_images
+from fpdm.data.latents import LatentStore
+from fpdm.evaluation.classifier import ResidualClassifier
+from fpdm.evaluation.references import load_reference
+from fpdm.evaluation.samples import Samples
+from fpdm.loading import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+GONE = object()
+
+
+def changed(folder: Path, name: str, **values) -> Path:
+    """The folder, with other values in one of its JSON files."""
+    path = folder / name
+    content = json.loads(path.read_text())
+    for field, value in values.items():
+        content.pop(field) if value is GONE else content.update({field: value})
+    path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"shards": -1}, r"manifest\.json: shards=-1: expected a list, each a whole number"),
+        ({"shape": [4, 8]}, r"manifest\.json: shape=\[4, 8\]: three numbers"),
+        ({"shape": [10**9, 8, 8]}, r"manifest\.json: shape=1000000000: at least 1"),
+        ({"flips": 3}, r"manifest\.json: flips=3"),
+        ({"count": 7}, r"manifest\.json: shards=\[24\]: not the 7 records"),
+        ({"class_names": GONE}, r"manifest\.json: class_names is missing"),
+        ({"resolutoin": 16}, r"manifest\.json: resolutoin=16: no such field is known"),
+        ({"precision": "int4"}, r"manifest\.json: precision='int4'"),
+    ],
+)
+def test_manifest(tiny_store, tmp_path, values, says):
+    shutil.copytree(tiny_store, tmp_path / "store")
+    with pytest.raises(ValueError, match=says):
+        LatentStore(changed(tmp_path / "store", "manifest.json", **values))
+
+
+def test_a_label_of_no_class(tiny_store, tmp_path):
+    shutil.copytree(tiny_store, tmp_path / "store")
+    with (tmp_path / "store" / "shard-00000.bin").open("r+b") as file:
+        file.write(struct.pack("<i", 3))
+    store = LatentStore(tmp_path / "store")
+    store.read(np.arange(1, 24))
+    with pytest.raises(ValueError, match="a label of none of the 3 classes; the store is damaged"):
+        store.read(np.arange(24))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"latent_channels": None}, "latent_channels=None: expected a whole number"),
+        ({"scaling_factor": {}}, "scaling_factor={}: expected a number"),
+        ({"scaling_factor": 0}, "scaling_factor=0: must be positive"),
+        ({"latents_mean": -1}, "latents_mean=-1: expected a list"),
+        ({"block_out_channels": []}, r"block_out_channels=\[\]: give at least one"),
+        ({"block_out_channels": [10**9]}, "block_out_channels=1000000000: at least 1"),
+    ],
+)
+def test_config_of_a_vae(tiny_vae, tmp_path, values, says):
+    shutil.copytree(tiny_vae, tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"vae/config\.json: " + says):
+        open_codec(str(changed(tmp_path / "vae", "config.json", **values)))
+
+
+@pytest.mark.parametrize("values", [{"down_block_types": ["No", "Such"]}, {"latent_channels": 5}, {"act_fn": 3}])
+def test_a_vae_that_diffusers_refuses(tiny_vae, tmp_path, values):
+    shutil.copytree(tiny_vae, tmp_path / "vae")
+    with pytest.raises(FileNotFoundError, match="holds no AutoencoderKL that can be opened"):
+        open_codec(str(changed(tmp_path / "vae", "config.json", **values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"diffusion": -1}, "diffusion=-1: expected an object"),
+        ({"diffusion": {"timesteps": "many"}}, "diffusion: timesteps='many': expected a whole number"),
+        ({"diffusion": {"timestepz": 3}}, r"diffusion\.timestepz: no such setting"),
+        ({"diffusion": {"timesteps": 0}}, r"diffusion\.timesteps=0"),
+        ({"codec": -1}, "codec=-1: expected a text or null"),
+        ({"class_names": GONE}, "class_names is missing"),
+    ],
+)
+def test_facts_of_a_model(tmp_path, values, says):
+    shutil.copytree(ROOT / "assets" / "fpdm-digits", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model/sampling\.json: .*" + says):
+        load_checkpoint(changed(tmp_path / "model", "sampling.json", **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"num_heads": 0}, "num_heads=0: at least 1"),
+        ({"hidden_size": "128"}, "hidden_size='128': expected a whole number"),
+        ({"pre_depth": 10**9}, "pre_depth=1000000000"),
+        ({"hidden_size": 4096}, r"parameters, but the weights are [\d,]+: those of another architecture"),
+    ],
+)
+def test_config_of_a_model(tmp_path, values, says):
+    shutil.copytree(ROOT / "assets" / "fpdm-digits", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model/config\.json: .*" + says):
+        load_checkpoint(changed(tmp_path / "model", "config.json", **values))
+
+
+def test_weights_outside_of_the_folder(tmp_path):
+    shutil.copytree(ROOT / "assets" / "fpdm-digits", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
+    with pytest.raises(ValueError, match="names a file outside of the folder"):
+        load_checkpoint(tmp_path / "model")
+
+
+def test_config_of_a_classifier(tmp_path):
+    shutil.copytree(ROOT / "assets" / "cifar10-classifier", tmp_path / "made")
+    for values, says in (({"widths": [4]}, "three widths"), ({"widths": -1}, "widths=-1: expected a list")):
+        with pytest.raises(ValueError, match=says):
+            ResidualClassifier.load(changed(tmp_path / "made", "config.json", **values))
+
+
+def test_a_member_of_a_zip_that_unpacks_to_too_much(tmp_path):
+    """Refused by the size that the zip tells, before anything is unpacked."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("cat/1.png", picture.getvalue())
+    content = bytearray((tmp_path / "images.zip").read_bytes())
+    at = content.find(b"PK\x01\x02") + 24
+    content[at : at + 4] = struct.pack("<I", 2**32 - 2)
+    (tmp_path / "images.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"1\.png unpacks to 4,294,967,294 bytes"):
+        open_images(tmp_path / "images.zip").load(0)
+
+
+@pytest.mark.parametrize("count", [10**6, 300])
+def test_an_array_that_unpacks_to_too_much(tmp_path, count):
+    """By what its header says, which the file does not hold; and by what it holds, zeros alone."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (count, 64, 64, 3)})
+    zeros = bytes(300 * 64 * 64 * 3)
+    with zipfile.ZipFile(tmp_path / "samples.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + zeros)
+    with pytest.raises(ValueError, match=r"not those of an array|as no images do"):
+        Samples(str(tmp_path / "samples.npz"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"mu and sigma must be numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "facts": np.array("[]")}, r"facts=\[\]: expected an object"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "facts": np.array("{")}, "damaged"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((4, 3))}, "features float64"),
+    ],
+)
+def test_reference_files(tmp_path, arrays, says):
+    np.savez(tmp_path / "reference.npz", **arrays)
+    with pytest.raises(ValueError, match=says):
+        load_reference(str(tmp_path / "reference.npz"), {})
