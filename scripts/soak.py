@@ -7,10 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the campaign runs many small processes
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ.setdefault("TQDM_MININTERVAL", "30")
+from huggingface_hub import constants
 
 from fpdm import cli
 from fpdm.chain import end_on_sigterm
@@ -29,7 +26,7 @@ class Settings:
 
     Args:
         experiments: names of experiments; all if not given.
-        rounds: rounds of each experiment (null for the number of a full campaign, in docs/reliability.md).
+        rounds: rounds of each experiment (null for the number of a full campaign, which --help lists).
         seed: seed of the first round; the next round has the next seed.
         length: training steps, and sampled images, of the long runs.
         minutes: time limit; the same command resumes (null for no limit).
@@ -63,8 +60,10 @@ def main() -> None:
     end_on_sigterm()
     settings = cli.parse(Settings, parser())
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_MININTERVAL": "30"}  # of all processes
     campaign = Campaign(Path(settings.out), settings.seed, deadline, settings.length)
     preload()
+    constants.HF_HUB_OFFLINE = True  # names in bad input must not be looked up
     try:
         campaign.material.make()
     except Lost as error:

@@ -37,7 +37,7 @@ def pytest_addoption(parser):
 # Files that take minutes, the longest first: begun last, they would leave all processes but one without work.
 SLOW = ("test_quickstart.py", "test_vae.py", "test_reproduce.py", "test_your_own_idea.py", "test_benchmark.py",
         "test_processes.py", "test_scripts.py", "test_wheel.py", "test_objective.py", "test_stopping.py",
-        "test_on_gpu.py", "test_sample_script.py", "test_compiled.py")  # fmt: skip
+        "test_soak.py", "test_on_gpu.py", "test_sample_script.py", "test_compiled.py")  # fmt: skip
 
 
 def pytest_configure(config):
