@@ -18,7 +18,8 @@ from fpdm.soak.works import FPDM, STEPS, TINY, Material
 
 MEMORY = 2 * 2**30  # bytes that a command may map beyond what its libraries have mapped
 SECONDS = 120
-UNFINISHED = re.compile(r"\.partial$|^encoding\.json$")
+# The last three are of a run, which is none before its first checkpoint.
+UNFINISHED = re.compile(r"\.partial$|^encoding\.json$|^config\.yaml$|^log\.jsonl$|^log\.txt$")
 CANARY = "pwned"  # what a pickle that runs would leave
 
 
