@@ -41,16 +41,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder next to `path` to fill. It is renamed to `path` at the end, so that there is a whole folder or
     none, also after a kill or a power failure.
 
-    ValueError if `path` is there and not empty. After an error, what was written is removed. Programs that make
-    folders in the same one do it one after the other.
+    ValueError if `path` is there and not empty. After an error, what was written is removed. Of two programs that make
+    the same folder, the second waits for the first, and is then refused.
     """
+    check_new(path)
     partial = path.with_name(f".{path.name}.partial")
-    make_folder(path.parent)
-    with only_writer(path.parent, wait=True):
-        check_new(path)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    make_folder(partial)
+    with only_writer(partial, wait=True):
         try:
+            check_new(path)
+            for part in partial.iterdir():  # what a kill has left
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
             yield partial
             for part in [*partial.rglob("*"), partial]:
                 sync_to_disk(part)

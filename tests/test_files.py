@@ -2,11 +2,14 @@
 
 import errno
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from fpdm.files import make_folder, new_folder, read_json, replaced, write_arrays, write_atomically
+from fpdm.locks import only_writer
 
 
 def test_text_and_arrays(tmp_path):
@@ -83,3 +86,26 @@ def test_names_reach_the_disk_too(tmp_path, monkeypatch):
     synced.clear()
     write_atomically(tmp_path / "a" / "b" / "c.txt", "text")
     assert synced == [str(tmp_path / "a" / "b" / ".c.txt.partial"), str(tmp_path / "a" / "b")]
+
+
+def test_two_that_make_the_same_folder(tmp_path):
+    """The second waits and is refused; the first is whole. Neither waits for the folder above."""
+    begun, refused = threading.Event(), []
+
+    def second():
+        begun.wait()
+        try:
+            with new_folder(tmp_path / "made") as partial:
+                (partial / "second").touch()
+        except (ValueError, OSError) as error:
+            refused.append(str(error))
+
+    other = threading.Thread(target=second)
+    other.start()
+    with only_writer(tmp_path), new_folder(tmp_path / "made") as partial:
+        begun.set()
+        time.sleep(0.3)
+        (partial / "first").touch()
+    other.join(10)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["first"]
+    assert len(refused) == 1 and "already exists and is not empty" in refused[0]

@@ -85,7 +85,8 @@ class Work(NamedTuple):
     """words: of the command that writes into a folder. result: what must be the same after any interruption.
 
     intact: Lost if something in the folder of an interrupted command passes for whole and is not. processes: of the
-    command. share: of all rounds, relative to other works. limit: seconds after which it hangs.
+    command. share: of all rounds, relative to other works. limit: seconds after which it hangs. synced: whether
+    `intact` holds after a power failure too, before the command has run again.
     """
 
     words: Callable[[Material, Path], list]
@@ -94,6 +95,7 @@ class Work(NamedTuple):
     processes: int = 1
     share: float = 1.0
     limit: float = 120
+    synced: bool = True
 
 
 def training(*options, processes: int = 1, share: float = 1.0) -> Work:
@@ -178,7 +180,7 @@ def sampling(processes: int) -> Work:
             with Image.open(path) as image:
                 image.load()
 
-    return Work(words, files_result, intact, processes)
+    return Work(words, files_result, intact, processes, synced=False)
 
 
 def vae_training() -> Work:
