@@ -1,12 +1,18 @@
 """Models conditioned on attributes, from images with a table to samples, exports and pipelines."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -41,6 +47,7 @@ from fpdm.training.loop import train
 from fpdm.training.start import Init
 from fpdm.validation import SampledDistance
 
+ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 NAMES = ["level", "tilt"]
 FAMILIES = ["FPDM-XS/4", "DiT-XS/4"]
@@ -280,6 +287,26 @@ def test_a_resumed_run_is_the_same_bit_for_bit(name, store, tmp_path):
     shutil.rmtree(run / "checkpoints" / "0000004")
     train(config, resume=str(run / "checkpoints" / "0000002"))
     assert weights(run, 4) == whole
+
+
+@pytest.mark.usefixtures("warm_python")
+def test_two_processes_train_like_one(store, tmp_path):
+    """In parts, so that gradients must be in DDP's buckets before the first."""
+    config = experiment(store, tmp_path / "one", optim={"micro_batch_size": 2}, run={"tf32": False})
+    config.model.class_dropout = 0.4
+    one = train(config)
+    config.run.results = str(tmp_path / "two")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "scripts" / "train.py"), "--config", "config.yaml"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = tmp_path / "two" / one.name
+    ours, theirs = (load_checkpoint(run, "model")[0].state_dict() for run in (one, two))
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4, msg=key)
+    assert weights(two, 4)[2] == weights(one, 4)[2]
 
 
 def test_a_run_starts_from_weights_measures_its_loss_and_previews(trained, store, held_out, tmp_path):
