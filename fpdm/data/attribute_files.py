@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ def with_attributes(images: ImageSet, path: str | Path) -> ImageSet:
     image, and for images that have attributes already."""
     if images.attributes is not None:
         raise ValueError(f"attributes={path}: the images have attributes of their own, in dataset.json; leave it out")
-    images.attributes = read_attributes(path, images.keys)
-    return images
+    found = copy(images)
+    found.attributes = read_attributes(path, images.keys)
+    return found
 
 
 def read_attributes(path: str | Path, keys: Sequence[str]) -> Attributes:
@@ -39,7 +41,7 @@ def read_attributes(path: str | Path, keys: Sequence[str]) -> Attributes:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"attributes {path}: not text ({error}); give CelebA's list, or a CSV") from error
-    is_list = text.split("\n", 1)[0].strip().isdigit()
+    is_list = text.split("\n", 1)[0].strip().isdecimal()
     header, *lines = _celeba(path, text) if is_list else _csv(path, text)
     names = header.cells[1:]
     for number, name in enumerate(names):
@@ -69,15 +71,18 @@ def _celeba(path: str | Path, text: str) -> Iterator[Line]:
 def _csv(path: str | Path, text: str) -> Iterator[Line]:
     """The header, then the images."""
     reader = csv.reader(io.StringIO(text), skipinitialspace=True)
-    rows = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells))
-    number, header = next(rows, (1, []))
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+    except csv.Error as error:
+        raise ValueError(f"attributes {path}, line {reader.line_num}: {error}; correct it") from error
+    number, header = rows[0] if rows else (1, [])
     if len(header) < 2:
         raise ValueError(
             f"attributes {path}, line {number}: {','.join(header)[:40]!r} is neither the number of images, as in "
             "CelebA's list, nor the header image,NAME,... of a CSV with at least one attribute"
         )
     yield Line(f"attributes {path}, line {number}", header)
-    for number, cells in rows:
+    for number, cells in rows[1:]:
         yield Line(f"attributes {path}, line {number}", cells)
 
 

@@ -25,14 +25,16 @@ class Attributes(NamedTuple):
 
     def constant(self) -> list[str]:
         """The names of the attributes that are the same in all images."""
-        same = self.vectors.min(0) == self.vectors.max(0)
-        return [name for name, is_same in zip(self.names, same, strict=True) if is_same]
+        return [name for name, same in zip(self.names, self._same(), strict=True) if same]
+
+    def _same(self) -> np.ndarray:
+        return self.vectors.min(0) == self.vectors.max(0)
 
     def facts(self) -> dict:
         """What a store's manifest says of them. The deviation of a constant attribute counts as 1, so that standardised
         ones are finite."""
         values = self.vectors.astype(np.float64)
-        std = np.where(self.vectors.min(0) == self.vectors.max(0), 1.0, values.std(0))
+        std = np.where(self._same(), 1.0, values.std(0))
         digest = hashlib.blake2b("\0".join(self.names).encode(), digest_size=16)
         digest.update(self.vectors.astype("<f4").tobytes())
         return {

@@ -79,6 +79,7 @@ BAD = {
     "same names": (CELEBA.replace("Male", "Smiling"), "line 2: the name 'Smiling' is empty or there twice"),
     "no name": ("image,n,\n", "line 1: the name '' is empty or there twice; give each attribute a name"),
     "no columns": ("image\n000001.jpg\n", "line 1: 'image' is neither the number of images, .* nor the header image,"),
+    "long": ("image,n\n000001.jpg," + "1" * 140_000, "line 2: field larger than field limit .* correct it"),
     "spaces": ("Smiling Male\n000001.jpg 1 1\n", "line 1: 'Smiling Male' is neither"),
     "nothing": ("", "line 1: '' is neither"),
 }

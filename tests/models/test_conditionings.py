@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from fpdm.conditionings import CONDITIONINGS, Conditions
+from fpdm.config import OptimConfig
 from fpdm.models import build_model, forward_cost
 from fpdm.models.inherit import inherit
+from fpdm.training.optimizers import parameter_groups
 
 MEAN, STD = [2010.25, -0.5], [3.0, 0.25]
 Y = torch.tensor([[2009.0, -0.5], [2013.25, 0.0], [1998.0, -1.5]])
@@ -135,6 +137,15 @@ def test_a_call_costs_the_two_maps_more():
     ours, plain = forward_cost(network()), forward_cost(build_model("FPDM-XS/2", **SIZES))
     assert ours.explicit_flops - plain.explicit_flops == 2 * (2 * 32 + 32 * 32)
     assert ours.update_flops == plain.update_flops
+
+
+def test_mups_rates_are_those_of_an_input_map_and_of_a_hidden_one():
+    model = network()
+    groups = parameter_groups(OptimConfig(mup_base_width=8, decay="matrices"), model)
+    kinds = {id(one): (group.factor, group.decayed) for group in groups for one in group.parameters}
+    first, second = model.y_embedder.mlp[0], model.y_embedder.mlp[2]
+    assert kinds[id(first.weight)] == (1, True) and kinds[id(second.weight)] == (8 / 32, True)
+    assert kinds[id(model.y_embedder.null_embedding)] == kinds[id(second.bias)] == (1, False)
 
 
 @pytest.mark.parametrize(
