@@ -1,13 +1,12 @@
 """Checkpoints: written under another name, synced, then renamed, so a kill at any moment leaves the last one intact.
 
-checkpoints/0050000/model/    config.json, model.safetensors, sampling.json
+checkpoints/0050000/model/    config.json, model.safetensors, sampling.json, with attributes attributes.safetensors
                     ema/      the same, and so every other average (fpdm.training.ema)
                     trainer.pt
 checkpoints/latest            link to the newest
 checkpoints/best              link to the one with the best validation, with run.keep_best
 """
 
-import json
 import os
 import random
 import shutil
@@ -20,9 +19,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 
 from fpdm.models.pretrained import WEIGHTS_FILE
+from fpdm.training.facts import SAMPLING, write_facts
 
 TRAINER = "trainer.pt"
-SAMPLING = "sampling.json"
 LATEST, BEST = "latest", "best"
 REPLACED = "-replaced"  # the old checkpoint while a new one of the same step is written
 PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: not checkpoints
@@ -44,7 +43,7 @@ def save_checkpoint(
     try:
         for name, model in weights.items():
             model.save_pretrained(partial / name)
-            (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
+            write_facts(partial / name, sampling)
             # Weights are written readable only by their owner, whatever the umask; give them the other files' mode.
             (partial / name / WEIGHTS_FILE).chmod((partial / name / SAMPLING).stat().st_mode)
         torch.save(trainer, partial / TRAINER)
