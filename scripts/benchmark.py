@@ -1,6 +1,6 @@
 """Measure costs on this machine, with one table per question: an update compared with blocks, training steps, memory,
-the published form of the network, sampling, (n, m) per process, data input and output, and time by kind of operation.
-The same command resumes an interrupted run."""
+the published form of the network, sampling, (n, m) per process, data input and output, time by kind of operation, and
+the page of demo.py. The same command resumes an interrupted run."""
 
 import gc
 import json
@@ -20,6 +20,7 @@ import fpdm
 from fpdm import cli
 from fpdm.benchmarks.cores import cores
 from fpdm.benchmarks.counted_memory import memory
+from fpdm.benchmarks.dial import dial
 from fpdm.benchmarks.profiles import profiles, shares
 from fpdm.benchmarks.published_form import published_form
 from fpdm.benchmarks.ranks import ranks
@@ -39,7 +40,7 @@ from fpdm.models.sizes import SIZES
 from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
-QUESTIONS = ("updates", "cores", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles")
+QUESTIONS = ("updates", "cores", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles", "dial")
 FIRST_CASE = 60  # assumed seconds of the first case of a question on a GPU, with compilation
 SD_VAE = {  # the usual VAE of latent diffusion, 8 times smaller
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -53,7 +54,7 @@ class Settings:
 
     Args:
         out: folder for the tables, their numbers as JSON, and the profiles' picture and traces.
-        questions: updates, cores, memory, steps, published, sampling, ranks, rates, profiles; all if not given.
+        questions: updates, cores, memory, steps, published, sampling, ranks, rates, profiles, dial; all if not given.
         size: size of the networks: XS, S, B, L or XL.
         patch: patch size in latent pixels; size XL and patch 2 give FPDM-XL/2.
         latent: channels, height and width of the latents; height and width must be equal.
@@ -226,6 +227,7 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
         "profiles": lambda: profiles(
             (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, modes, out
         ),
+        "dial": lambda: dial(s.budgets, s.iterations),
     }  # fmt: skip
     return ways[name]()
 

@@ -17,17 +17,24 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
+FPDM = "assets/fpdm-digits"
 PICTURES = ROOT / "docs" / "images"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-COLOURS = 128  # of a picture; the page has few, and the file stays small
+SAMPLE = "python scripts/sample.py"
+COLOURS = 256  # of a picture, so that the file stays small
 PATIENCE = 30_000  # milliseconds
-# What is set on the page for each picture, in order, and what its second side says when it is there.
+# What is set on the page for each picture, and the settings in the command of each side when it is drawn.
 EXPERIMENTS = {
-    "smoothing": ({"Iterations": 10, "Iterations (second)": 1}, "20 timesteps"),
-    "reuse": ({"Iterations": 1, "Reuse solutions (second)": False}, "20 timesteps"),
-    "budget-12": ({"Budget": 12, "Iterations": 1, "Sampler (second)": "ab2"}, "12 block passes"),
-    "decreasing": ({"Iterations": 2, "Iterations (second)": 2, "Allocation (second)": "decreasing"}, "3 to 1 iter"),
-    "dit": ({"Iterations": 1, "Sampler": "ab2", "Model (second)": "dit", "Sampler (second)": "ab2"}, "12 blocks each"),
+    "smoothing": ({"Iterations": 10, "Iterations (second)": 1},
+                  ("--budget 60 --iterations 10", "--budget 60 --iterations 1")),
+    "reuse": ({"Iterations": 1, "Reuse solutions (second)": False},
+              ("--budget 60 --iterations 1", "--budget 60 --iterations 1 --reuse false")),
+    "budget-12": ({"Budget": 12, "Iterations": 1, "Sampler (second)": "ab2"},
+                  ("--budget 12 --iterations 1", "--budget 12 --iterations 1 --sampler ab2")),
+    "decreasing": ({"Iterations": 2, "Iterations (second)": 2, "Allocation (second)": "decreasing"},
+                   ("--budget 60 --iterations 2", "--budget 60 --iterations 2 --allocation decreasing")),
+    "dit": ({"Iterations": 1, "Sampler": "ab2", "Model (second)": "dit", "Sampler (second)": "ab2"},
+            ("--budget 60 --iterations 1 --sampler ab2", "--budget 60 --sampler ab2")),
 }  # fmt: skip
 
 
@@ -120,41 +127,40 @@ class Visitor:
 
 def save(picture: bytes, path: Path) -> None:
     """Write a screenshot with fewer colours."""
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    whole = Image.open(io.BytesIO(picture)).convert("RGB")
+    whole.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
-def take(chromium: Browser, url: str, names: list[str]) -> None:
-    """Take the pictures of these experiments, and one of the whole page."""
+def take(chromium: Browser, url: str, names: list[str], checkpoints: list[str]) -> None:
+    """Take the pictures of these experiments, and one of the whole page. checkpoints: of the FPDM, and of the DiT."""
     visitor = Visitor(chromium, url)
     save(visitor.page.screenshot(full_page=True), PICTURES / "demo.png")
     visitor.close()
     for name in names:
         visitor = Visitor(chromium, url, width=1180)
-        controls, said = EXPERIMENTS[name]
-        visitor.set("Compare with a second setting", True)
-        visitor.until("20 timesteps")
-        for label, value in controls.items():
+        controls, commands = EXPERIMENTS[name]
+        for label, value in {"Compare with a second setting": True, **controls}.items():
             visitor.set(label, value)
-        visitor.page.get_by_label("Second setting").get_by_text(said).wait_for()
-        visitor.page.wait_for_timeout(1500)  # until the last of several drawings is there
-        visitor.until(said)
+        for side, settings in enumerate(commands):
+            ckpt = checkpoints[side if name == "dit" else 0]
+            visitor.until_command(f"{SAMPLE} --ckpt {ckpt} {settings} --num-samples 16 --batch-size 16", side)
         save(visitor.results.locator(".sides").screenshot(), PICTURES / f"demo-{name}.png")
         visitor.close()
 
 
 def main() -> None:
-    from fpdm.demo.models import open_models, released
+    from fpdm.demo.models import open_models
     from fpdm.demo.page import build, serve
     from fpdm.demo.request import Bounds
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dit", help="a trained DiT of the digits, for the last picture")
     dit = parser.parse_args().dit
-    models = open_models([*released(), *([dit] if dit else [])])
-    page = build(models, Bounds(64, 480, 32), queue=5)
+    checkpoints = [FPDM, *([dit] if dit else [])]
+    page = build(open_models(checkpoints), Bounds(64, 480, 32), queue=5)
     url = serve(page, "127.0.0.1", free_port())
     with browser() as chromium:
-        take(chromium, url, [name for name in EXPERIMENTS if dit or name != "dit"])
+        take(chromium, url, [name for name in EXPERIMENTS if dit or name != "dit"], checkpoints)
     page.close()
 
 

@@ -16,6 +16,7 @@ from fpdm.demo.download import archive, command_line
 from fpdm.demo.drawing import Drawn, Progress
 from fpdm.sampling.images import encode_png
 from fpdm.sampling.plan import describe
+from fpdm.sampling.trace import FRAMES
 
 COLOURS = matplotlib.colormaps["viridis"]
 LEAST, MOST = 1e-3, 1.0  # residuals with the first and the last colour; the same in every drawing
@@ -64,7 +65,7 @@ def filmstrip(drawn: Drawn) -> str:
     times = "".join(f"<span>{t:.3g}</span>" for t in drawn.times)
     about = f"Predicted images of the first {rows} at {frames} timesteps, from noise to image"
     return (
-        f"<figure><figcaption>Predicted images, from noise to image; timestep t above</figcaption>"
+        f'<figure style="--share: {frames / FRAMES:.3f}"><figcaption>Predicted images at timestep t</figcaption>'
         f'<div class="times" style="--columns: {frames}">{times}</div>'
         f'<img class="strip" src="{data_url(strip)}" alt="{about}"></figure>'
     )

@@ -40,10 +40,11 @@ IN_WAY = len(Way._fields)
 
 
 class Tab:
-    """What the server knows of one tab: what is being drawn for it, and when that was cancelled."""
+    """What the server knows of one tab: what is being drawn, when that was cancelled, and what was drawn last."""
 
     def __init__(self):
         self.drawing: Drawing | None = None
+        self.results = ""
         self._cancelled = -math.inf
 
     def cancel(self) -> None:
@@ -64,28 +65,37 @@ class Handlers:
     def __init__(self, models: Mapping[str, Offered], bounds: Bounds):
         self.models, self.bounds, self.studio = models, bounds, Studio()
 
-    def draw(self, tab: Tab, *values) -> Iterator[tuple]:
-        """(status, results) again and again until the images are there. values: Shared, compare, first Way, second."""
+    def draw(self, tab: Tab, *values) -> Iterator[str]:
+        """The status, again and again until the results are there. values: Shared, compare, first Way, second.
+
+        `show` has the results. If they were an output here that is left as it is while the status changes, Gradio would
+        make a new component for the tab each time, and keep it.
+        """
         if tab.cancelled:
-            yield markup.message(CANCELLED), gr.skip()
+            yield markup.message(CANCELLED)
             return
         try:
             sides = self.sides(values)
         except ValueError as error:
-            yield markup.message(str(error), error=True), gr.skip()
+            yield markup.message(str(error), error=True)
             return
         drawing = tab.drawing = self.studio.begin(sides)
         try:
             while (drawn := drawing.wait(REFRESH)) is None:
-                yield markup.progress(drawing.progress, len(sides)), gr.skip()
-            yield markup.message("Done."), markup.results(drawn)
+                yield markup.progress(drawing.progress, len(sides))
+            tab.results = markup.results(drawn)
+            yield markup.message("Done.")
         except Stopped:
-            yield markup.message(CANCELLED), gr.skip()
+            yield markup.message(CANCELLED)
         except Exception:  # a visitor sees one line, and the page goes on
             logger.exception("a drawing failed")
-            yield markup.message("This could not be drawn; the server's log says why.", error=True), gr.skip()
+            yield markup.message("This could not be drawn; the server's log says why.", error=True)
         finally:
             drawing.stop()
+
+    def show(self, tab: Tab) -> str:
+        """What was drawn last for this tab."""
+        return tab.results
 
     def sides(self, values: Sequence) -> list[Asked]:
         """The checked requests; one ValueError if anything is wrong."""
@@ -151,7 +161,7 @@ def lay_out(models: Mapping[str, Offered], bounds: Bounds) -> Parts:
             first = way_controls(models, names[0], bounds, DEFAULT_ITERATIONS)
             compare = gr.Checkbox(False, label="Compare with a second setting")
             with gr.Column(visible=False) as group:
-                second = way_controls(models, names[-1], bounds, 1, " (second)")
+                second = way_controls(models, names[0], bounds, 1, " (second)")
     return Parts(gr.State(Tab()), shared, compare, group, first, second, draw, cancel, status, results)
 
 
@@ -166,13 +176,14 @@ def connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         [page.load, parts.draw.click, *moved],
         handlers.draw,
         [parts.tab, *controls],
-        [parts.status, parts.results],
+        parts.status,
         preprocess=False,  # `ask` checks every value, and says in one line what is wrong
         trigger_mode="always_last",
         concurrency_limit=1,
         show_progress="hidden",
         api_name="draw",
     )
+    drawing.then(handlers.show, parts.tab, parts.results, queue=False, show_progress="hidden", api_name="results")
     private = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     parts.cancel.click(handlers.cancel, parts.tab, parts.status, cancels=[drawing], **private)
     parts.compare.input(lambda on: gr.update(visible=on), parts.compare, parts.group, **private)

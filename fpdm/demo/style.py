@@ -10,7 +10,7 @@ CSS = """
 #buttons { flex-wrap: nowrap; }
 #buttons button { min-width: 0; padding: .4rem; font-size: 1rem; }
 #settings input { text-overflow: ellipsis; }
-#results, #status { padding: 0; }
+#results > *, #status > * { padding: 0 !important; }
 #results p, #results h2, #status div { margin-left: 0; padding: 0; }
 #results .links { margin: .6rem 0 0; }
 #results .sides { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
@@ -23,6 +23,7 @@ CSS = """
     color: var(--body-text-color); overflow-wrap: anywhere; }
 #results figure { margin: 0; }
 #results figure:first-child figcaption { margin-top: 0; }
+#results .times, #results .strip { width: calc(100% * var(--share)); }
 #results .times { display: grid; grid-template-columns: repeat(var(--columns), 1fr); font-size: .65rem;
     text-align: center; overflow: hidden; }
 #results svg { display: block; width: 100%; height: calc(min(var(--updates), 12) * 14px); shape-rendering: crispEdges; }
@@ -32,7 +33,7 @@ CSS = """
 #results .scale i { width: 8rem; height: .6rem; display: inline-block; }
 #results .command { font-size: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem; margin: 0;
     background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 4px; }
-#results a { color: var(--link-text-color); text-decoration: underline; font-size: .85rem; }
+#results a { padding: 0; color: var(--link-text-color); text-decoration: underline; font-size: .85rem; }
 #status { min-height: 1.5rem; }
 #status .error { color: var(--error-text-color); font-weight: 600; }
 #status .bar { height: .5rem; background: var(--border-color-primary); border-radius: 4px; overflow: hidden; }

@@ -120,8 +120,10 @@ def test_the_keyboard_moves_the_dial(visitor):
 
 
 def test_two_settings_side_by_side(visitor):
-    """At first the second model with its only setting, then the first one with other iterations."""
+    """Another model with its only setting, then the first one with other iterations."""
     visitor.set("Compare with a second setting", True)
+    visitor.until_command(command(), side=1)
+    visitor.set("Model (second)", "dit")
     visitor.until_command(command("results/dit", iterations=None), side=1)
     visitor.set("Model (second)", "fpdm")
     visitor.set("Iterations (second)", 4)
