@@ -18,6 +18,7 @@ from fpdm.devices import end_processes, is_lost_process
 
 KINDS = {  # part of a type's name -> what to call it in an error; the first match is used
     r"int \| list\[int": "a whole number, or two as in 256,128",
+    r"list\[dict": "a list of names with numbers, as in [{Smiling: 1}, {Smiling: -1}]",
     r"list\[list": "a list of lists of numbers, as in [[0,1],[0.5,2]]",
     r"(list|tuple)\[int": "a list of whole numbers, as in 0,2,5",
     r"(list|tuple)\[str": "a list of names, as in a,b",

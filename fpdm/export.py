@@ -2,6 +2,7 @@
 
 config.json, model.safetensors    as from_pretrained opens them
 sampling.json                     diffusion, class names, what it was trained on
+attributes.safetensors            vectors of attributes that sampling draws from, if the model is conditioned on them
 vae/                              the autoencoder, if it is included
 README.md                         model card
 """
@@ -16,7 +17,7 @@ from fpdm.files import new_folder, write_atomically
 from fpdm.models import Denoiser
 from fpdm.models.card import model_card
 from fpdm.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
-from fpdm.training.checkpoint import SAMPLING
+from fpdm.training.facts import SAMPLING, write_facts
 
 VAE = "vae"
 SHARD = "14MB"
@@ -55,10 +56,12 @@ def write_export(
         config.pop("_name_or_path", None)  # its path on this machine
         write_atomically(folder / VAE / CONFIG_FILE, json.dumps(config, indent=1))
         facts = facts | {"codec": VAE}
-    write_atomically(folder / SAMPLING, json.dumps(facts, indent=1))
+    write_facts(folder, facts)
     for weights in folder.rglob("*.safetensors"):  # written readable only by their owner
         weights.chmod((folder / SAMPLING).stat().st_mode)
     facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
+    if "attributes" in facts:
+        facts_told["attributes"] = ", ".join(facts["attributes"].names)
     iterations = " --iterations 4" if model.iterative else ""
     usage = f"Images:\n\n```\nfpdm-sample --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
     model_card(model, model.family, facts_told, usage).save(folder / "README.md")

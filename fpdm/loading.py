@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from fpdm.conditionings import LABELS
 from fpdm.cost import ForwardCost
+from fpdm.data.attributes import Attributes
 from fpdm.data.codec import Codec, open_codec
 from fpdm.devices import SAMPLING_PATIENCE, check_precision, process_state
 from fpdm.export import locate_codec
@@ -16,7 +18,8 @@ from fpdm.models.pretrained import resolve_folder
 from fpdm.precision import PRECISIONS
 from fpdm.processes import Process, make_process
 from fpdm.sampling.call import Source
-from fpdm.training.checkpoint import SAMPLING, find_checkpoint, read_facts
+from fpdm.training.checkpoint import find_checkpoint
+from fpdm.training.facts import SAMPLING, read_facts
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -81,7 +84,8 @@ def open_source(
     device = torch.device(device)
     check_precision("precision", precision, device)
     codec = open_model_codec(model, facts, vae, device)
-    return make_source(model.to(device), make_process(facts["diffusion"]), codec, precision)
+    process, attributes = make_process(facts["diffusion"]), facts.get("attributes")
+    return make_source(model.to(device), process, codec, precision, attributes=attributes)
 
 
 def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, device: torch.device | str = "cpu") -> Codec:
@@ -94,9 +98,21 @@ def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, devic
 
 
 def make_source(
-    model: Denoiser, process: Process, codec: Codec | None, precision: str = "no", cost: ForwardCost | None = None
+    model: Denoiser,
+    process: Process,
+    codec: Codec | None,
+    precision: str = "no",
+    cost: ForwardCost | None = None,
+    attributes: Attributes | None = None,
 ) -> Source:
-    """A source from parts that are already on their device. cost: of a call, counted if not given."""
+    """A source from parts that are already on their device. cost: of a call, counted if not given. attributes: of the
+    training data, for a model that is conditioned on them; ValueError without. Other models do not use them."""
+    of_labels = model.conditioned_on == LABELS
+    if not of_labels and attributes is None:
+        raise ValueError(
+            "attributes=None: the model is conditioned on attributes; give those of some training data, as they are in "
+            "the facts that load_checkpoint returns"
+        )
     return Source(
         denoise=denoiser(model, precision),
         process=process,
@@ -109,6 +125,7 @@ def make_source(
         reuse=model.reuse,
         reusable=model.reusable,
         early_head=model.early_head,
+        attributes=None if of_labels else attributes,
     )
 
 

@@ -20,6 +20,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from fpdm.conditionings import LABELS
 from fpdm.config import check_one_of, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
@@ -32,7 +33,7 @@ from fpdm.processes import Level, make_process
 from fpdm.sampling.allocation import DEFAULT_ITERATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.guidance import Guidance, InternalGuidance
-from fpdm.sampling.noise import check_labels
+from fpdm.sampling.noise import attribute_vectors, check_labels
 from fpdm.sampling.plan import check_iterations
 from fpdm.sampling.solving import Solving
 from fpdm.schedulers import check_scheduler, default_scheduler, set_steps, takes_variance, timestep_of
@@ -51,8 +52,8 @@ class FPDMPipelineOutput(BaseOutput):
 class FPDMPipeline(DiffusionPipeline):
     """Samples images from a FixedPointDiT or a DiT with a diffusers scheduler.
 
-    facts: diffusion, codec and class names, from a checkpoint's sampling.json. vae: None for a model of pixels. Any
-    discrete-timestep scheduler built with `from_config(pipe.scheduler.config)` works.
+    facts: diffusion, codec, class names and attributes, as load_checkpoint returns them. vae: None for a model of
+    pixels. Any discrete-timestep scheduler built with `from_config(pipe.scheduler.config)` works.
     """
 
     model_cpu_offload_seq = "model->vae"
@@ -137,8 +138,9 @@ class FPDMPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int],
+        class_labels: int | Sequence[int] | None = None,
         *,
+        attributes: Sequence[float] | Sequence[Sequence[float]] | Sequence[dict[str, float]] | None = None,
         budget: int | None = None,
         num_inference_steps: int | None = None,
         iterations: int | Sequence[int] | None = None,
@@ -158,8 +160,9 @@ class FPDMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["FPDMPipeline", int, Tensor, dict], dict] | None = None,
     ) -> FPDMPipelineOutput | tuple:
-        """Sample one image for each class label.
+        """Sample one image for each class label; from a model that is conditioned on attributes, one for each vector.
 
+        attributes: of each image, numbers in the order of the model's attributes, or {name: number} with all names.
         budget: block passes per image; the scheduler takes as many steps as fit, with one or two model calls per step.
             Give budget or num_inference_steps.
         iterations: per model call, one number for all calls or a list (FPDM only; 4 if not given).
@@ -172,13 +175,13 @@ class FPDMPipeline(DiffusionPipeline):
         callback_on_step_end: called as (pipeline, position, timestep, {"latents": latents}) after each model call; it
             may return other latents.
         """
-        labels = self._labels(class_labels)
+        y = self._conditions(class_labels, attributes)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         check_scheduler(self.scheduler, self.process)
-        if isinstance(generator, list) and len(generator) != len(labels):
+        if isinstance(generator, list) and len(generator) != len(y):
             raise ValueError(
-                f"generator: {len(generator)} generators for {len(labels)} labels; give one, or one for each label"
+                f"generator: {len(generator)} generators for {len(y)} labels; give one, or one for each label"
             )
         accepted = inspect.signature(self.scheduler.step).parameters
         check_range(0, 1, eta=eta)
@@ -190,11 +193,11 @@ class FPDMPipeline(DiffusionPipeline):
             InternalGuidance(internal_guidance, internal_exit),
         )  # fmt: skip
         solving = Solving(reuse, reuse_weight, extrapolation, anderson)
-        calls = ModelCalls(self._source(device), labels.to(device), guidance, solving)
+        calls = ModelCalls(self._source(device), y.to(device), guidance, solving)
         cost = calls.source.cost_with(guidance)
         counts = self._plan(cost, budget, num_inference_steps, iterations, device)
 
-        shape = (len(labels), *calls.source.latent_shape)
+        shape = (len(y), *calls.source.latent_shape)
         if latents is None:
             latents = randn_tensor(shape, generator, device, torch.float32)
         elif latents.shape != shape:
@@ -225,7 +228,8 @@ class FPDMPipeline(DiffusionPipeline):
         if precision is None:
             raise ValueError(f"the model is in {half}: use float32, float16 or bfloat16, as in pipe.to(torch.float32)")
         codec = PixelCodec() if self.vae is None else None
-        source = make_source(self.model, self.process, codec, precision, block_cost(self.model))
+        cost, known = block_cost(self.model), self.facts.get("attributes")
+        source = make_source(self.model, self.process, codec, precision, cost, known)
         return source._replace(device=device)
 
     def _for_scheduler(self, found: Call, x: Tensor, level: Level) -> Tensor:
@@ -233,6 +237,19 @@ class FPDMPipeline(DiffusionPipeline):
         mean = found.mean if self.vae is not None else self.process.mean_of(found.x0, x, level)
         learned = takes_variance(self.scheduler)
         return torch.cat([mean, found.variance], dim=1) if learned and found.variance is not None else mean
+
+    def _conditions(self, class_labels, attributes) -> Tensor:
+        """Labels (B,) or attributes (B, A), whichever the model is conditioned on; ValueError for the other."""
+        of_labels = self.model.conditioned_on == LABELS
+        wanted, other = (class_labels, attributes) if of_labels else (attributes, class_labels)
+        if wanted is None or other is not None:
+            what = "classes; give class_labels" if of_labels else "attributes; give attributes"
+            raise ValueError(
+                f"class_labels={class_labels}, attributes={attributes}: this model is conditioned on {what} alone"
+            )
+        if of_labels:
+            return self._labels(class_labels)
+        return attribute_vectors("attributes", attributes, self.facts["attributes"].names)
 
     def _labels(self, class_labels: int | Sequence[int]) -> Tensor:
         labels = [int(class_labels)] if isinstance(class_labels, Integral) else [int(label) for label in class_labels]

@@ -15,6 +15,7 @@ from fpdm.evaluation.metrics import frechet_distance
 from fpdm.loading import make_source
 from fpdm.models import Denoiser
 from fpdm.processes import make_process
+from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for, sample_images
 from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.setup import build_network, check_store, open_store_codec
@@ -26,7 +27,7 @@ WEIGHTS = {"inception": "inception", "dinov2": "dinov2", "dinov2-s": "dinov2", "
 class SampledDistance:
     """A measure for `train`: the distance of sampled images from real ones. The processes share the sampling.
 
-    Images depend on their number alone: they have the same noise and labels each time and in every run.
+    Images depend on their number alone: they have the same noise and conditions each time and in every run.
     """
 
     def __init__(self, config: ExperimentConfig):
@@ -36,14 +37,15 @@ class SampledDistance:
         check_store(config.data, store)
         self.state, self.process = process_state(), make_process(asdict(config.diffusion))
         self.codec = open_store_codec(config.data, store, self.state.device)
+        self.attributes = store.kept_attributes
         pixels = [length * self.codec.downsampling for length in store.manifest.shape[1:]]
         features = open_features(scoring_of(self.settings), self.settings.reference, pixels)
         self.extractor, self.reference = features.extractor, features.reference(self.settings.reference).pool
         with torch.device("meta"):
-            model = build_network(config, store.manifest.shape, len(store.manifest.class_names))
+            model = build_network(config, store.manifest.shape, len(store.manifest.class_names), store.manifest)
         try:
             for iterations in self._counts(model):
-                plan_for(make_source(model, self.process, self.codec), self._sampling(iterations))
+                plan_for(self._source(model), self._sampling(iterations))
         except ValueError as error:
             raise ValueError(f"validation: {error}") from error
 
@@ -55,7 +57,7 @@ class SampledDistance:
 
     @torch.inference_mode()
     def _distance(self, model: Denoiser, iterations: int | None) -> float:
-        source, config = make_source(model, self.process, self.codec, self.precision), self._sampling(iterations)
+        source, config = self._source(model), self._sampling(iterations)
         plan, count, size = plan_for(source, config), self.settings.samples, self.settings.batch_size
         mine = FeatureMoments()
         for first in range(0, count, size)[self.state.process_index :: self.state.num_processes]:
@@ -66,6 +68,9 @@ class SampledDistance:
         for part in gather_object([(mine.count, *sums)]):
             whole.merge(FeatureMoments(*part))
         return frechet_distance(whole.statistics(), self.reference)
+
+    def _source(self, model: Denoiser) -> Source:
+        return make_source(model, self.process, self.codec, self.precision, attributes=self.attributes)
 
     def _counts(self, model: Denoiser) -> list[int | None]:
         return list(self.settings.iterations) if model.iterative else [None]

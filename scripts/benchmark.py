@@ -1,6 +1,6 @@
 """Measure costs on this machine, with one table per question: an update compared with blocks, training steps, memory,
-the published form of the network, sampling, (n, m) per process, data input and output, time by kind of operation, and
-the choices of newer recipes. The same command resumes an interrupted run."""
+the published form of the network, sampling, (n, m) per process, data input and output, time by kind of operation,
+the choices of newer recipes, and the page of demo.py. The same command resumes an interrupted run."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from fpdm.benchmarks.answers import Progress, answer
 from fpdm.benchmarks.choices import choices
 from fpdm.benchmarks.cores import cores
 from fpdm.benchmarks.counted_memory import memory
+from fpdm.benchmarks.dial import dial
 from fpdm.benchmarks.profiles import profiles
 from fpdm.benchmarks.published_form import published_form
 from fpdm.benchmarks.ranks import ranks
@@ -39,7 +40,7 @@ from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
 QUESTIONS = ("updates", "cores", "memory", "steps", "published", "sampling", "ranks", "rates", "profiles",
-             "choices")  # fmt: skip
+             "choices", "dial")  # fmt: skip
 SD_VAE = {  # the usual VAE of latent diffusion, 8 times smaller
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -53,7 +54,7 @@ class Settings:
     Args:
         out: folder for the tables, their numbers as JSON, and the profiles' picture and traces.
         questions: updates, cores, memory, steps, published, sampling, ranks, rates, profiles,
-            choices; all if not given.
+            choices, dial; all if not given.
         size: size of the networks: XS, S, B, L or XL.
         patch: patch size in latent pixels; size XL and patch 2 give FPDM-XL/2.
         latent: channels, height and width of the latents; height and width must be equal.
@@ -220,6 +221,7 @@ def ask(name: str, s: Settings, codec: Codec, out: Path) -> Question:
             (dit_name, fpdm_name), s.latent, s.batch_size, largest, s.budgets[0], s.iterations, modes, out
         ),
         "choices": lambda: choices(s.size, s.patch, s.latent, s.batch_size, max(s.updates), modes, s.steps),
+        "dial": lambda: dial(s.budgets, s.iterations),
     }  # fmt: skip
     return ways[name]()
 

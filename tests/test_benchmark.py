@@ -14,13 +14,14 @@ from fpdm.benchmarks import updates
 from fpdm.benchmarks.answers import Progress, answer
 from fpdm.benchmarks.choices import OTHERS
 from fpdm.benchmarks.timing import Bench, Question
+from fpdm.demo.models import released
 from fpdm.injections import INJECTIONS
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"updates": 2, "cores": len(INJECTIONS), "memory": 6, "steps": 3, "published": 2, "sampling": 4, "ranks": 1,
-        "rates": 5, "profiles": 4, "choices": 2 * len(OTHERS)}  # fmt: skip
+        "rates": 5, "profiles": 4, "choices": 2 * len(OTHERS), "dial": 2 * len(released())}  # fmt: skip
 
 
 BENCH = Bench(torch.device("cpu"), "no", 1)

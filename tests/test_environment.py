@@ -146,6 +146,11 @@ def test_the_site_needs_nothing_that_the_tests_do_not_install():
     assert set(extras["docs"]) <= set(extras["test"])
 
 
+def test_the_page_needs_nothing_that_the_tests_do_not_install():
+    extras = runpy.run_path(str(SCRIPT))["read_project"]()["optional-dependencies"]
+    assert set(extras["demo"]) <= set(extras["test"])
+
+
 def test_citation_has_the_version_and_the_paper():
     import yaml
 

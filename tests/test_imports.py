@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What a package or module may not import of ours, the rest of its rules being general. A new one has the general rules.
 LEAVES = ("config", "cost", "processes", "files", "precision", "seeding", "devices", "weightings", "lr_schedules",
-          "injections", "block_options", "extent", "locks", "records")  # fmt: skip
-ABOVE = ("loading", "validation", "pipeline", "export", "commands", "reproduction", "benchmarks", "on_gpu",
+          "injections", "block_options", "conditionings", "extent", "locks", "records")  # fmt: skip
+ABOVE = ("loading", "validation", "pipeline", "export", "commands", "demo", "reproduction", "benchmarks", "on_gpu",
          "soak")  # fmt: skip
 FORBIDDEN = {
     "models": {"data", "processes", "sampling", "training", "evaluation", "devices", *ABOVE},
@@ -20,11 +20,19 @@ FORBIDDEN = {
     "training": {"sampling", "evaluation", *ABOVE},
     "sampling": {"models", "training", "evaluation", *ABOVE},
     "evaluation": {"models", "training", *ABOVE},
+    "demo": {"models", "training", "evaluation", "validation", "pipeline", "export"},
     **{name: {"models", "data", "sampling", "training", "evaluation", *ABOVE} for name in LEAVES},
 }
-TOPMOST = {"commands", "reproduction", "benchmarks", "on_gpu", "soak"}  # which nothing else in the package imports
-BESIDE = {"reproduction": {"commands"}, "on_gpu": {"benchmarks", "commands"}, "benchmarks": {"commands"},
-          "soak": {"commands"}}  # fmt: skip
+TOPMOST = {
+    "commands",
+    "demo",
+    "reproduction",
+    "benchmarks",
+    "on_gpu",
+    "soak",
+}  # what nothing else imports
+BESIDE = {"reproduction": {"commands"}, "on_gpu": {"benchmarks", "commands"}, "benchmarks": {"commands", "demo"},
+          "commands": {"demo"}, "soak": {"commands"}}  # fmt: skip
 FILES = sorted((ROOT / "fpdm").rglob("*.py"))
 
 
@@ -87,7 +95,7 @@ def test_the_rules_see_what_is_imported():
 
 @pytest.mark.parametrize("module", ["fpdm.models", "fpdm.processes", "fpdm.sampling.sampler", "fpdm.sampling.settings"])
 def test_light_modules_stay_light(module):
-    heavy = ("diffusers", "accelerate", "matplotlib", "torch_fidelity", "sklearn")
+    heavy = ("diffusers", "accelerate", "matplotlib", "torch_fidelity", "sklearn", "gradio")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (page.name, block)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if page.name != "your-own-idea.md"  # whose blocks are changes of the package: test_your_own_idea.py makes them
+    # The blocks of the first are changes of the package: test_your_own_idea.py makes them. That of the second is a
+    # server, which tests/demo/test_command.py starts.
+    if page.name not in ("your-own-idea.md", "demo.md")
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 ]
 

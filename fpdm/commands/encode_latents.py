@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from fpdm import cli
 from fpdm.config import EncodeConfig
+from fpdm.data.attribute_files import with_attributes
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
@@ -27,12 +28,16 @@ class Settings(EncodeConfig):
         + """    images: folder or zip of images, or digits.
         vae: local folder or Hub id of an AutoencoderKL, or pixels.
         out: folder of the store.
+        attributes: file with attributes of the images, for model.conditioning=attributes: CelebA's
+            list_attr_celeba.txt, or a CSV with the header image,NAME,... (null for none, or for those in a zip's
+            dataset.json).
     """
     )
 
     images: str = "digits"
     vae: str = "stabilityai/sd-vae-ft-ema"
     out: str = "data/latents"
+    attributes: str | None = None
 
 
 def parser():
@@ -45,6 +50,8 @@ def main() -> None:
     check_precision("precision", settings.precision, state.device)
     allow_tf32(settings.tf32)
     images = open_images(settings.images)
+    if settings.attributes is not None:
+        images = with_attributes(images, settings.attributes)
     codec = open_codec(settings.vae, state.device, PRECISIONS[settings.precision])
     manifest = encode(
         images, codec, settings.out, settings, state.device,
@@ -52,12 +59,17 @@ def main() -> None:
     )  # fmt: skip
     if manifest is None:
         return
+    conditions = f"{len(manifest.class_names)} class(es)"
+    if manifest.attribute_names:
+        conditions += f", {len(manifest.attribute_names)} attribute(s)"
     logger.info(
-        f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
+        f"{settings.out}: {manifest.count:,d} latents {tuple(manifest.shape)}, {conditions}, "
         f"{manifest.flips} flip(s), {manifest.skipped} broken image(s) skipped, standard deviation {manifest.std:.3f}"
     )
     if warning := check_std(manifest):
         logger.warning(warning)
+    if images.attributes and (constant := images.attributes.constant()):
+        logger.warning(f"warning: the same in all images: {', '.join(constant)}; nothing can be learned from that")
 
 
 def run() -> None:

@@ -108,7 +108,7 @@ def make_preview(config: ExperimentConfig):
     process = make_process(asdict(config.diffusion))
 
     def preview(run: Path, step: int, model: nn.Module) -> None:
-        source = make_source(model, process, codec)
+        source = make_source(model, process, codec, attributes=store.kept_attributes)
         sampling = SamplingConfig(budget=PREVIEW_BUDGET, seed=config.run.seed)
         plan, indices = plan_for(source, sampling), range(PREVIEW_IMAGES)
         parts = [indices[i : i + PREVIEW_BATCH] for i in range(0, PREVIEW_IMAGES, PREVIEW_BATCH)]

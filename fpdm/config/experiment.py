@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 
 from fpdm.block_options import MLPS, NORMS, POSITIONS
+from fpdm.conditionings import CONDITIONINGS
 from fpdm.config import limits
 from fpdm.config.checks import check_choice, check_positive, check_range
 from fpdm.config.optim import OptimConfig
@@ -29,7 +30,8 @@ class ModelConfig:
         depth: number of blocks of a DiT, if not the named size's.
         pre_depth: number of explicit blocks of an FPDM before the implicit layer (1 if not given).
         post_depth: number of explicit blocks of an FPDM after the implicit layer (1 if not given).
-        class_dropout: share of labels replaced with the null label in training; 0 for data with one class.
+        class_dropout: share of conditions (labels or vectors of attributes) replaced with the null one in training; 0
+            for labels of one class.
         pre_post_timestep_conditioning: condition an FPDM's explicit blocks on timestep + label, not on the label only.
         implicit_depth: number of blocks in an FPDM's implicit layer (1 if not given, the paper's).
         injection: how the pre blocks' output enters every update of an FPDM, one of {", ".join(INJECTIONS)}
@@ -46,6 +48,8 @@ class ModelConfig:
         mlp: MLP of the blocks, one of {", ".join(MLPS)} (gelu if not given).
         positions: positions of the tokens, one of {", ".join(POSITIONS)} (sincos if not given).
         exclude_own_value: attention gives each token nothing along its own value (false if not given).
+        conditioning: what the network is conditioned on, one of {", ".join(CONDITIONINGS)}; attributes must be in the
+            latents (encode_latents.py --attributes).
     """
 
     name: str = "FPDM-XL/2"
@@ -66,6 +70,7 @@ class ModelConfig:
     mlp: str | None = None
     positions: str | None = None
     exclude_own_value: bool | None = None
+    conditioning: str = "class"
 
     def __post_init__(self):
         check_range(1, limits.WIDTH, **{"model.hidden_size": self.hidden_size, "model.num_heads": self.num_heads})
@@ -73,6 +78,7 @@ class ModelConfig:
             check_range(0, limits.DEPTH, **{f"model.{name}": getattr(self, name)})
         check_range(1, limits.DEPTH, **{"model.implicit_depth": self.implicit_depth})
         choices = {"injection": INJECTIONS, "norm": NORMS, "mlp": MLPS, "positions": POSITIONS}
+        choices["conditioning"] = CONDITIONINGS
         for name, known in choices.items():
             if getattr(self, name) is not None:
                 check_choice(f"model.{name}", getattr(self, name), known)

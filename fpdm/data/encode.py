@@ -42,7 +42,8 @@ def encode(
         for indices, pixels, labels in image_loader(dataset, config.workers, config.skip_broken, batch_sampler=ranges):
             x = to_signed(send(_filled(pixels, full), device))
             moments = [codec.encode(view) for view in (x, x.flip(-1))[: draft.flips]]
-            yield Batch(indices, labels, [_first(view, len(labels)) for view in moments])
+            attributes = images.attributes and images.attributes.vectors[indices.numpy()]
+            yield Batch(indices, labels, [_first(view, len(labels)) for view in moments], attributes)
 
     return write_store(folder, draft, batches, full, "encode", rank, ranks, barrier)
 
@@ -69,6 +70,7 @@ def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.d
         tf32=config.tf32,
         latents_mean=codec.latents_mean,
         latents_std=codec.latents_std,
+        **(images.attributes.facts() if images.attributes else {}),
     )
 
 

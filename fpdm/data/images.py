@@ -9,11 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fpdm.config import limits
+from fpdm.data.attributes import Attributes, of_vectors
 from fpdm.records import fits, shown
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -42,7 +44,8 @@ class ImageSet:
 
     names: one per image, for messages; keys: names within the source, the same wherever it lies. labels: the class of
     each, an index into class_names (one class for unconditional data). read: record number -> PIL image, picklable for
-    worker processes; records: the record number of each image (all in order, if not given).
+    worker processes; records: the record number of each image (all in order, if not given). attributes: of each image,
+    if they are known.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class ImageSet:
         read: Callable[[int], Image.Image],
         records: Sequence[int] | None = None,
         keys: list[str] | None = None,
+        attributes: Attributes | None = None,
     ):
         self.names, self.labels, self.class_names = names, labels, class_names
         self.keys = names if keys is None else keys
+        self.attributes = attributes
         self._read = read
         self._records = range(len(names)) if records is None else records
 
@@ -67,7 +72,8 @@ class ImageSet:
         names, labels, records, keys = (
             [of_all[i] for i in indices] for of_all in (self.names, self.labels, self._records, self.keys)
         )
-        return ImageSet(names, labels, self.class_names, self._read, records, keys)
+        attributes = self.attributes and self.attributes.subset(indices)
+        return ImageSet(names, labels, self.class_names, self._read, records, keys, attributes)
 
     def held_out(self) -> list[bool]:
         """Which images are held out: about a tenth, chosen by a hash of their names within the source."""
@@ -85,8 +91,8 @@ def open_images(source: str | Path) -> ImageSet:
     """A folder or zip of class folders or of images, or `digits`; or a part of one, SOURCE@training or SOURCE@held-out.
 
     Classes are the sub-folders in sorted order; a flat folder is one class. A zip may also hold
-    EDM's dataset.json, whose labels are then used. The parts have no image in common. An image belongs to the same part
-    on every machine, in a folder and in a zip (`is_held_out`).
+    EDM's dataset.json, whose labels are then used: classes, or vectors of attributes. The parts have no image in
+    common. An image belongs to the same part on every machine, in a folder and in a zip (`is_held_out`).
     """
     whole, part = source_and_part(source)
     if part is not None:
@@ -222,16 +228,18 @@ def _zip(path: Path) -> ImageSet:
         table = next((name for name in listed if PurePosixPath(name).name == "dataset.json"), None)
         edm = _table(path, archive, table) if table else None
     if table:
-        names, labels, class_names = _edm_labels(listed, table, edm)
+        names, labels, class_names, attributes = _edm_labels(listed, table, edm)
         keys = [name.removeprefix(f"{PurePosixPath(table).parent}/") for name in names]
     else:
         # The parent of all class folders, such as data/train/ for data/train/cat/1.png.
         above = [str(PurePosixPath(name).parent.parent) for name in listed if _is_image(name)]
         prefix = os.path.commonpath(above or [""]).strip(".")
         prefix = f"{prefix}/" if prefix else ""
+        attributes = None
         keys, labels, class_names = _classify([name.removeprefix(prefix) for name in listed], str(path))
         names = [prefix + name for name in keys]
-    return ImageSet([f"{path}:{name}" for name in names], labels, class_names, _ZipReader(path, names), keys=keys)
+    names, reader = [f"{path}:{name}" for name in names], _ZipReader(path, names)
+    return ImageSet(names, labels, class_names, reader, keys=keys, attributes=attributes)
 
 
 @contextmanager
@@ -259,25 +267,29 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
-def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str]]:
-    """EDM's dataset.json: {"labels": [[name, class], ...]}, or null for unconditional data."""
+def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str], Attributes | None]:
+    """EDM's dataset.json: {"labels": [[name, class], ...]}, with vectors of numbers instead of classes, or null for
+    unconditional data."""
     root = PurePosixPath(table).parent
     labels = edm.get("labels") if isinstance(edm, dict) else None
     if labels is None:
         names = sorted(name for name in listed if _is_image(name))
-        return names, [0] * len(names), ["images"]
+        return names, [0] * len(names), ["images"], None
     known = set(listed)
-    if not fits(labels, list[tuple[str, int]]):
+    if not fits(labels, list[tuple[str, Any]]):
         raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {shown(labels)}")
     pairs = sorted((str(root / name), label) for name, label in labels)
-    wrong = [label for _, label in pairs if not 0 <= label < limits.CLASSES]
+    vectors = pairs and isinstance(pairs[0][1], list)
+    wrong = [label for _, label in pairs if not vectors and not (fits(label, int) and 0 <= label < limits.CLASSES)]
     if not pairs or wrong:
         raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {wrong[:1] or labels}")
     missing = [name for name, _ in pairs if name not in known]
     if missing:
         raise ValueError(f"{table} names {len(missing)} images that are not in the zip, the first is {missing[0]}")
-    classes = max(label for _, label in pairs) + 1
-    return [name for name, _ in pairs], [label for _, label in pairs], [str(c) for c in range(classes)]
+    names, labels = map(list, zip(*pairs, strict=True))
+    if vectors:
+        return names, [0] * len(names), ["images"], of_vectors(table, pairs)
+    return names, labels, [str(c) for c in range(max(labels) + 1)], None
 
 
 def _classify(names: list[str], source: str) -> tuple[list[str], list[int], list[str]]:

@@ -3,6 +3,7 @@
 A folder of `manifest.json` and shards `shard-00000.bin`, ... One record is
     label     int32
     image     int32, which image of the list it was
+    attributes float32 (A,), if the images have A > 0 of them
     moments   float16 (flips, parts, C, h, w)
 with flips 1 (as is) or 2 (as is, mirrored) and parts 1 (deterministic codec, or samples) or 2 (mean, std).
 Shard i holds the images i S .. (i + 1) S - 1 of the list, without skipped ones.
@@ -11,7 +12,9 @@ Each use samples new latents from the moments, so a store is not one fixed sampl
 
 import errno
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fpdm.config import check_choice, check_extent, check_range, limits
+from fpdm.data.attributes import KEPT, Attributes, evenly
 from fpdm.data.codec import PIXELS, Codec, LatentMoments
 from fpdm.precision import PRECISIONS
 from fpdm.records import read_object, read_record
@@ -39,7 +43,8 @@ class Manifest:
     null if not known. latents_mean, latents_std: per channel, for a VAE that
     normalises its latents with them. crop: null for imported latents. shape: (C, h, w). flips, parts: see
     the module. images: length of the list; images_hash: of its names and labels. shard: images
-    per shard. precision: of the codec's arithmetic; tf32: whether its float32 could be TF32.
+    per shard. precision: of the codec's arithmetic; tf32: whether its float32 could be TF32. attributes_hash: of the
+    attributes of all images; attribute_names, attribute_mean, attribute_std: of each, for all images; empty without.
     Results: count of records; skipped, number of broken images left out; shards, the count of each;
     std of the sampled latents; content, a hash of all records in order.
     """
@@ -66,11 +71,16 @@ class Manifest:
     content: str = ""
     format: int = FORMAT
     tf32: bool = False
+    attributes_hash: str = ""
+    attribute_names: list[str] = field(default_factory=list)
+    attribute_mean: list[float] = field(default_factory=list)
+    attribute_std: list[float] = field(default_factory=list)
 
     @property
     def record(self) -> np.dtype:
         moments = (self.flips, self.parts, *self.shape)
-        return np.dtype([("label", "<i4"), ("image", "<i4"), ("moments", "<f2", moments)])
+        attributes = [("attributes", "<f4", (len(self.attribute_names),))] if self.attribute_names else []
+        return np.dtype([("label", "<i4"), ("image", "<i4"), *attributes, ("moments", "<f2", moments)])
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -95,6 +105,11 @@ def _check_numbers(manifest: Manifest) -> None:
     check_range(1, limits.RECORDS, shard=manifest.shard, images=manifest.images)
     check_range(0, limits.RECORDS, count=manifest.count, skipped=manifest.skipped, shards=manifest.shards)
     check_extent(limits.RESOLUTION, resolution=manifest.resolution)
+    for name in ("attribute_mean", "attribute_std"):
+        if len(getattr(manifest, name)) != len(manifest.attribute_names):
+            raise ValueError(f"{name}={getattr(manifest, name)}: one number for each of {manifest.attribute_names}")
+    if any(std <= 0 for std in manifest.attribute_std):
+        raise ValueError(f"attribute_std={manifest.attribute_std}: numbers above 0")
     check_choice("precision", manifest.precision or "no", PRECISIONS)
     if manifest.content and (
         sum(manifest.shards) != manifest.count or len(manifest.shards) != -(-manifest.images // manifest.shard)
@@ -105,20 +120,29 @@ def _check_numbers(manifest: Manifest) -> None:
 class LatentBatch(NamedTuple):
     """Some records of a store, in its format and contiguous, so that a GPU can copy them without the host.
 
-    records: (B, parts, C, h, w) float16, the chosen view of each; labels: (B,) int64.
+    records: (B, parts, C, h, w) float16, the chosen view of each; labels: (B,) int64; attributes: (B, A) float32, None
+    for a store without them.
     """
 
     records: Tensor
     labels: Tensor
+    attributes: Tensor | None = None
 
     def pin_memory(self) -> "LatentBatch":
         """In pinned memory, from which a GPU copies without the host. (Pinning keeps strides, and a strided tensor
         would still be copied by the host, which then waits for the GPU.)"""
-        return LatentBatch(*(part.pin_memory() for part in self))
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "LatentBatch":
         """On `device`; if the batch is pinned, the host does not wait for the copy."""
-        return LatentBatch(*(part.to(device, non_blocking=True) for part in self))
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LatentBatch":
+        return LatentBatch(*(None if part is None else change(part) for part in self))
+
+    def condition(self, of: str) -> Tensor:
+        """What a network is conditioned on. of: labels or attributes, as its `conditioned_on` says."""
+        return getattr(self, of)
 
     def moments(self) -> LatentMoments:
         """Mean and, for a store with two parts, standard deviation: (B, C, h, w) float32 each."""
@@ -177,24 +201,38 @@ class LatentStore:
         flips = np.zeros(len(indices), int) if mirrored is None else mirrored.astype(int)
         moments = np.empty((len(indices), self.manifest.parts, *self.manifest.shape), np.float16)
         labels = np.empty(len(indices), np.int64)
+        attributes = np.empty((len(indices), len(self.manifest.attribute_names)), np.float32)
         groups = self._by_shard(indices)
         for shard, rows, local in groups:
             self._announce(shard, local, flips[rows])
         for shard, rows, local in groups:
             records = self._shards[shard]
             moments[rows], labels[rows] = records["moments"][local, flips[rows]], records["label"][local]
+            if attributes.size:
+                attributes[rows] = records["attributes"][local]
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.manifest.class_names):
             raise ValueError(
                 f"latents {self.folder}: a label of none of the {len(self.manifest.class_names)} classes; "
                 "the store is damaged, encode again"
             )
         # Infinity and NaN have bits above the largest finite float16: an order of magnitude faster than isfinite.
-        if (moments.view(np.uint16) & 0x7FFF).max(initial=0) > 0x7BFF:
-            damaged = indices[~np.isfinite(moments).all(axis=(1, 2, 3, 4))]
+        if (moments.view(np.uint16) & 0x7FFF).max(initial=0) > 0x7BFF or not np.isfinite(attributes).all():
+            damaged = indices[~(np.isfinite(moments).all(axis=(1, 2, 3, 4)) & np.isfinite(attributes).all(axis=1))]
             raise ValueError(
                 f"latents {self.folder}: record {damaged[0]} is not finite; the store is damaged, encode again"
             )
-        return LatentBatch(torch.from_numpy(moments), torch.from_numpy(labels))
+        found = torch.from_numpy(attributes) if self.manifest.attribute_names else None
+        return LatentBatch(torch.from_numpy(moments), torch.from_numpy(labels), found)
+
+    @cached_property
+    def kept_attributes(self) -> Attributes | None:
+        """The attributes of at most KEPT records, evenly spread over the store; None for a store without."""
+        if not self.manifest.attribute_names:
+            return None
+        vectors = [
+            self._shards[shard]["attributes"][local] for shard, _, local in self._by_shard(evenly(len(self), KEPT))
+        ]
+        return Attributes(self.manifest.attribute_names, np.concatenate(vectors))
 
     def _by_shard(self, indices: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """For each shard needed: its number, which of `indices` it holds, and their positions in it."""

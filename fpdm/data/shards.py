@@ -18,7 +18,8 @@ from fpdm.records import read_record
 CHUNK_BYTES = 16 * 2**20
 JOURNAL_SECONDS = 60  # a shared file system may take so long to show another process's file
 NOT_COMPARED = {"codec", "count", "skipped", "shards", "std", "content"}  # a VAE may move; the rest are results
-SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)"}
+SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)",
+            "attributes_hash": "attributes (hash)"}  # fmt: skip
 
 
 @dataclass

@@ -30,11 +30,12 @@ POLL_SECONDS = 0.5
 
 class Batch(NamedTuple):
     """indices (B,) in the list of images, labels (B,), views: moments of the images and, with two flips, of the
-    mirrored ones. Indices and labels are tensors on the CPU."""
+    mirrored ones, attributes (B, A) if the images have any. Indices and labels are tensors on the CPU."""
 
     indices: Tensor
     labels: Tensor
     views: list[LatentMoments]
+    attributes: np.ndarray | None = None
 
 
 def write_store(
@@ -118,6 +119,8 @@ def pack(manifest: Manifest, batch: Batch) -> np.ndarray:
     """A batch as records (B,); ValueError if a value is not finite in float16."""
     records = np.zeros(len(batch.labels), manifest.record)
     records["label"], records["image"] = batch.labels.numpy(), batch.indices.numpy()
+    if batch.attributes is not None:
+        records["attributes"] = batch.attributes
     for f, moments in enumerate(batch.views):
         for p, part in enumerate(part for part in moments if part is not None):
             records["moments"][:, f, p] = part.half().cpu().numpy()

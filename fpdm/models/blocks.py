@@ -129,25 +129,6 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(sinusoidal_embedding(t, self.frequencies))
 
 
-class LabelEmbedder(nn.Module):
-    """Class labels (B,) -> (B, D). Row `num_classes` is the null label of classifier-free guidance."""
-
-    def __init__(self, num_classes: int, hidden_size: int, class_dropout: float):
-        super().__init__()
-        self.num_classes = num_classes
-        self.class_dropout = class_dropout
-        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
-
-    def forward(self, y: Tensor, drop_labels: Tensor | None = None) -> Tensor:
-        """`drop_labels` (B,) bool says which labels become the null label. Without it,
-        labels are dropped at random while training (probability `class_dropout`)."""
-        if drop_labels is None and self.training and self.class_dropout > 0:
-            drop_labels = torch.rand(y.shape, device=y.device) < self.class_dropout
-        if drop_labels is not None:
-            y = torch.where(drop_labels, self.num_classes, y)
-        return self.embedding_table(y)
-
-
 def sincos_positions(hidden_size: int, rows: int, columns: int) -> Tensor:
     """Fixed 2D positions (1, rows * columns, D): first half of the width encodes the column, second the row."""
     if hidden_size % 4:

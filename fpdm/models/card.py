@@ -3,6 +3,8 @@
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from fpdm.conditionings import LABELS
+
 
 def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str) -> ModelCard:
     """A card with a table of the architecture, then of `facts`, and with `usage` as an example.
@@ -10,11 +12,15 @@ def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str)
     model: a DiT or FixedPointDiT; family: DiT or FPDM.
     """
     height, width = model.latent_size
+    if model.conditioned_on == LABELS:
+        conditions = {"classes": model.num_classes}
+    else:
+        conditions = {"attributes": model.y_embedder.example(1).shape[1]}
     rows = {
         "family": "fixed point diffusion model" if model.iterative else "diffusion transformer",
         "parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,d}",
         "latents": f"{model.in_channels} x {height} x {width}",
-        "classes": str(model.num_classes),
+        **conditions,
         **facts,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

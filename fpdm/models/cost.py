@@ -48,5 +48,5 @@ def _count(twin, **kwargs) -> int:
     x = torch.empty(1, twin.in_channels, *twin.latent_size, device="meta")
     index = torch.zeros(1, dtype=torch.long, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(x, index, index, **kwargs)
+        twin(x, index, twin.y_embedder.example(1, "meta"), **kwargs)
     return counter.get_total_flops()

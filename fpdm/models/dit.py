@@ -12,11 +12,11 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from fpdm.block_options import BlockOptions
+from fpdm.conditionings import CONDITIONINGS, Conditions
 from fpdm.extent import height_width, said
 from fpdm.models.blocks import (
     DiTBlock,
     FinalLayer,
-    LabelEmbedder,
     TimestepEmbedder,
     apply_layer,
     sincos_positions,
@@ -53,12 +53,10 @@ class Denoiser(nn.Module):
 
     input_size: of the latent: one number for a square, or [height, width]; patch_size must divide both.
     in_channels: latent channels. learn_sigma: predict the variance too, with twice the output channels.
-    num_classes: labels 0..num_classes-1; `num_classes` itself is the null label.
-    class_dropout: probability that training replaces a label with the null label. With 0
-        the null label is never trained, so the model cannot be guided.
+    conditions: what the network is conditioned on. options: what the blocks are made of. The constructors of both
+        families take them one by one.
     early_head: a final layer of its own for the exit with this number, which is after so many blocks of a DiT or
         updates of an FPDM; 0 for none.
-    options: what the blocks are made of. The constructors of both families take them one by one.
     """
 
     family: str  # DiT or FPDM
@@ -73,8 +71,7 @@ class Denoiser(nn.Module):
         in_channels: int,
         hidden_size: int,
         num_heads: int,
-        num_classes: int,
-        class_dropout: float,
+        conditions: Conditions,
         learn_sigma: bool,
         early_head: int,
         options: BlockOptions,
@@ -88,17 +85,13 @@ class Denoiser(nn.Module):
             )
         if hidden_size % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide hidden_size={hidden_size}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: at least 1 (unconditional data has one class)")
-        if not 0 <= class_dropout < 1:
-            raise ValueError(f"class_dropout={class_dropout}: a probability, 0 <= p < 1")
         if early_head < 0:
             raise ValueError(f"early_head={early_head}: at least 1, or 0 for none")
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.out_channels = in_channels * (2 if learn_sigma else 1)
-        self.num_classes = num_classes
-        self.class_dropout = class_dropout
+        self.num_classes = conditions.num_classes
+        self.class_dropout = conditions.class_dropout
         self.early_head = early_head
         self.options = options
         self.hidden_size = hidden_size
@@ -107,7 +100,7 @@ class Denoiser(nn.Module):
 
         self.x_embedder = PatchEmbed(self.latent_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout)
+        self.y_embedder = CONDITIONINGS[conditions.conditioning](conditions, hidden_size)
         if options.positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, *self.token_shape))
         else:
@@ -127,6 +120,11 @@ class Denoiser(nn.Module):
     def iterative(self) -> bool:
         """Whether a call takes iterations: the only difference between families that other code needs."""
         return self.update_blocks > 0
+
+    @property
+    def conditioned_on(self) -> str:
+        """What of a batch of latents is its condition `y`: labels or attributes."""
+        return self.y_embedder.of
 
     @property
     def explicit_blocks(self) -> int:
@@ -193,7 +191,7 @@ class Denoiser(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # as a linear map
         nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        self.y_embedder.initialise()
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
         modulated = [m.adaLN_modulation[-1] for m in self.modules() if hasattr(m, "adaLN_modulation")]
@@ -209,6 +207,8 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
     """`depth` blocks, each conditioned on timestep + label. Other sizes: see `Denoiser`.
 
     qk_norm, norm, mlp, positions, exclude_own_value: what all blocks are made of; see `BlockOptions`.
+    num_classes, class_dropout, conditioning, attribute_mean, attribute_std: what the network is conditioned on; see
+        `Conditions`.
     """
 
     family = "DiT"
@@ -230,12 +230,15 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         mlp: str = "gelu",
         positions: str = "sincos",
         exclude_own_value: bool = False,
+        conditioning: str = "class",
+        attribute_mean: list[float] | None = None,
+        attribute_std: list[float] | None = None,
     ):
         options = BlockOptions(qk_norm, norm, mlp, positions, exclude_own_value)
+        conditions = Conditions(num_classes, class_dropout, conditioning, attribute_mean, attribute_std)
         super().__init__(
-            input_size, patch_size, in_channels, hidden_size, num_heads, num_classes, class_dropout, learn_sigma,
-            early_head, options,
-        )  # fmt: skip
+            input_size, patch_size, in_channels, hidden_size, num_heads, conditions, learn_sigma, early_head, options
+        )
         if depth < 0:
             raise ValueError(f"depth={depth}: at least 0")
         options.check(hidden_size, num_heads, self.token_shape[0], depth)
@@ -258,13 +261,13 @@ class DiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         drop_labels: Tensor | None = None,
         recompute: bool = False,
     ) -> DenoiserOutput:
-        """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels.
+        """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels or (B, A) attributes.
 
         depth: number of blocks to use, from the first; by default all. A new block is the identity, so training may
             begin with few. exits may be no larger.
         exits: also predict from the tokens after these numbers of blocks, 1 to depth, with the early head where it is
             for that number and with the final layer otherwise.
-        drop_labels (B,) bool: which labels to replace with the null label; without it, drawn
+        drop_labels (B,) bool: which conditions to replace with the null one; without it, drawn
             at random in training mode.
         recompute: gradient checkpointing of every block.
         """

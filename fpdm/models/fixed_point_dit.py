@@ -11,6 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fpdm.block_options import BlockOptions
+from fpdm.conditionings import Conditions
 from fpdm.injections import INJECTIONS
 from fpdm.models.anderson import Anderson
 from fpdm.models.blocks import DiTBlock, apply_layer
@@ -30,6 +31,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
     reuse: whether samplers start solves from earlier solutions unless told otherwise; None: yes, if the injection lets
         an update see its input.
     qk_norm, norm, mlp, positions, exclude_own_value: what all blocks are made of; see `BlockOptions`.
+    num_classes, class_dropout, conditioning, attribute_mean, attribute_std: what the network is conditioned on; see
+        `Conditions`.
     """
 
     family = "FPDM"
@@ -57,12 +60,15 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         mlp: str = "gelu",
         positions: str = "sincos",
         exclude_own_value: bool = False,
+        conditioning: str = "class",
+        attribute_mean: list[float] | None = None,
+        attribute_std: list[float] | None = None,
     ):
         options = BlockOptions(qk_norm, norm, mlp, positions, exclude_own_value)
+        conditions = Conditions(num_classes, class_dropout, conditioning, attribute_mean, attribute_std)
         super().__init__(
-            input_size, patch_size, in_channels, hidden_size, num_heads, num_classes, class_dropout, learn_sigma,
-            early_head, options,
-        )  # fmt: skip
+            input_size, patch_size, in_channels, hidden_size, num_heads, conditions, learn_sigma, early_head, options
+        )
         least = {"pre_depth": 0, "post_depth": 0, "implicit_depth": 1, "loop_embedding": 0}
         for (name, low), value in zip(
             least.items(), (pre_depth, post_depth, implicit_depth, loop_embedding), strict=True
@@ -119,7 +125,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         with_residuals: bool = False,
         recompute: bool = False,
     ) -> DenoiserOutput:
-        """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels.
+        """x (B, C, H, W) noisy latents, t (B,) timesteps, y (B,) labels or (B, A) attributes.
 
         iterations: updates of the implicit layer with gradient (S-JFB's m).
         iterations_no_grad: updates before them that build no graph (S-JFB's n).
@@ -133,7 +139,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
             gradient: with the early head where it is for that number, with post blocks and head otherwise. Where there
             were fewer updates, it is the last iterate.
         gradient: how the gradient of the solve is taken; by default it goes back through the updates with gradient.
-        drop_labels: (B,) bool, which labels to replace with the null label; without it, drawn
+        drop_labels: (B,) bool, which conditions to replace with the null one; without it, drawn
             at random in training mode.
         with_residuals: also return each update's residual, (B, iterations_no_grad + iterations).
         recompute: gradient checkpointing of every block and every update.

@@ -36,20 +36,20 @@ def inherit(
     network: Denoiser,
     source: Denoiser,
     rule: str | None = None,
-    classes: Sequence[str] | None = None,
-    source_classes: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    source_names: Sequence[str] | None = None,
 ) -> Inherited:
     """Give a new network the weights of `source`, in place.
 
     In the same family, blocks that `source` does not have stay new. A new block is the identity, so a network that is
     only deeper computes what `source` computes.
 
-    rule: for an FPDM from a DiT, one of INIT_RULES; None for copy. classes, source_classes: names of the classes; a
-    label's row is taken if its class has the same name in both. ValueError for networks that do not fit.
+    rule: for an FPDM from a DiT, one of INIT_RULES; None for copy. names, source_names: of the classes or attributes;
+    what is learned of one is taken if it has the same name in both. ValueError for networks that do not fit.
     """
     _check(network, source, rule)
     origins = block_origins(network, source, rule or "copy")
-    rows = [("x_embedder, t_embedder", SAME), ("y_embedder", _take_labels(network, source, classes, source_classes))]
+    rows = [("x_embedder, t_embedder", SAME), ("y_embedder", _take_conditions(network, source, names, source_names))]
     for name in ("x_embedder", "t_embedder"):
         _take(name, network.get_submodule(name), source.get_submodule(name).state_dict())
     if network.options.positions == "learned":
@@ -99,19 +99,13 @@ def _take(part: str, module: nn.Module, state: dict[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-def _take_labels(
-    network: Denoiser, source: Denoiser, classes: Sequence[str] | None, source_classes: Sequence[str] | None
+def _take_conditions(
+    network: Denoiser, source: Denoiser, names: Sequence[str] | None, source_names: Sequence[str] | None
 ) -> str:
-    """The rows of the classes whose names are in both, and the null label's; returns which, in words."""
-    known = {name: row for row, name in enumerate(source_classes or ())}
-    pairs = [(row, known[name]) for row, name in enumerate(classes or ()) if name in known]
-    ours, theirs = zip(*pairs, (network.num_classes, source.num_classes), strict=True)
-    table = network.y_embedder.embedding_table.weight  # (classes + 1, D)
-    table[list(ours)] = source.y_embedder.embedding_table.weight[list(theirs)].to(table.device)
-    if classes is None or source_classes is None:
-        return "the null label; classes by name where both sides name them"
-    rest = "" if len(pairs) == len(classes) else f"; the others {NEW}"
-    return f"{len(pairs)} of {len(classes)} classes, by name, and the null label{rest}"
+    """What the conditionings have in common; returns what that is, in words."""
+    if type(network.y_embedder) is not type(source.y_embedder):
+        return NEW
+    return network.y_embedder.take(source.y_embedder, names, source_names)
 
 
 def _take_positions(network: Denoiser, source: Denoiser) -> str:

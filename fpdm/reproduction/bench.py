@@ -33,6 +33,7 @@ CLASSIFIER = ROOT / "assets" / "cifar10-classifier"
 RESOLUTION = 32
 SAMPLERS = ("ddim", "ab2", "dpm++")
 ITERATIONS = (1, 2, 4)
+FEW = 1_000  # images of a score that only chooses between ways of sampling
 
 
 class Subject(NamedTuple):
@@ -99,8 +100,16 @@ class Bench:
 
     @cached_property
     def scores(self) -> Scores:
+        return self._scores("scores.json", self.samples)
+
+    @cached_property
+    def few(self) -> Scores:
+        """Scores of few images."""
+        return self._scores("scores-few.json", min(FEW, self.samples))
+
+    def _scores(self, file: str, samples: int) -> Scores:
         threads = max(torch.get_num_threads() // self.at_once, 1)
-        setting = Setting(self.out / "scores.json", CLASSIFIER, self.training.kept, self.held_out.kept, self.samples,
+        setting = Setting(self.out / file, CLASSIFIER, self.training.kept, self.held_out.kept, samples,
                           self.batch_size, self.precision, threads)  # fmt: skip
         return Scores(setting, self.at_once, self.deadline)
 
@@ -139,6 +148,12 @@ class Bench:
     def score(self, name: str, third: int = 3, seeds: int | None = None, **settings) -> list[Score]:
         """Scores of an entrant, one for each seed as in `runs`; model i is sampled with seed i."""
         return [self.scores.at(run, **settings, seed=seed) for seed, run in enumerate(self.runs(name, third, seeds))]
+
+    def best(self, name: str, options: list[dict]) -> dict:
+        """Of these settings, those with the best score of few images of the first seed."""
+        run = self.runs(name, seeds=1)[0]
+        self.few.fill(Scored(run, SamplingConfig(**settings)) for settings in options)
+        return min(options, key=lambda settings: self.few.at(run, **settings).distance)
 
     def distances(self, name: str, third: int = 3, seeds: int | None = None, **settings) -> np.ndarray:
         return np.array([score.distance for score in self.score(name, third, seeds, **settings)])

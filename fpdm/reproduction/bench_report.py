@@ -15,20 +15,19 @@ from fpdm.evaluation.figures import Series, plot_series, plot_strips
 from fpdm.evaluation.metrics import frechet_distance, kernel_distance, memorisation, precision_recall, statistics
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.scores import score
-from fpdm.evaluation.seeds import Results, difference, spread
+from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.bench import RESOLUTION, SAMPLERS, Bench
+from fpdm.reproduction.bench_core import core
 from fpdm.reproduction.contest import THIRDS, TRIED, validations
 from fpdm.reproduction.experiments import Section, step_flops
-from fpdm.reproduction.frontier import Measured, frontier
+from fpdm.reproduction.ladder import with_iterations
 from fpdm.reproduction.scoring import gathered
 from fpdm.sampling.allocation import spread_evenly
 from fpdm.sampling.generate import sample
 
 KEPT = 5_000  # images for KID, precision and recall
 TIMESTEPS = (5, 10, 20)
-OPPONENTS = ("dit-12", "dit-6", "dit-3", "fpdm")
-CORE_BUDGETS, CORE_SAMPLERS = (24, 36, 60, 120, 240), ("ab2", "ddim")
 WAYS_TO_ALLOCATE = (
     {"allocation": "decreasing", "ratio": 3}, {"allocation": "increasing", "ratio": 3},
     {"allocation": "adaptive", "tolerance": 0.1},
@@ -209,31 +208,6 @@ def claims(bench: Bench) -> Section:
     return Section("Smoothing, reuse, allocation", "\n\n".join([*parts, markdown_table(head, rows)]))
 
 
-def core(bench: Bench) -> Section:
-    """The forms of the fixed-point model beside the DiTs and the paper's FPDM, at every budget; the best of two solvers
-    and of the numbers of updates, as they are on the first seed."""
-    entrants = {name: bench.subject.entrants[name] for name in OPPONENTS if name in bench.subject.entrants}
-    networks = []
-    for name, entrant in (entrants | bench.subject.forms).items():
-        cost = bench.trained(bench.runs(name)[0]).contender.source.cost
-        results = []
-        for budget in CORE_BUDGETS:
-            ways = [way for way in bench.ways(name) if cost.blocks(way.get("iterations")) <= budget / 2]
-            options = [{"budget": budget, "sampler": sampler, **way} for way in ways for sampler in CORE_SAMPLERS]
-            bench.fill([(name, settings) for settings in options], seeds=1)
-            best = min(options, key=lambda settings: bench.distances(name, seeds=1, **settings)[0])
-            bench.fill([(name, best)])
-            results.append((Results(bench.score(name, **best)), f"{best['sampler']}{with_iterations(best)}"))
-        trained = bench.trained(bench.runs(name)[0])
-        networks.append(Measured(entrant.label, not cost.iterative, trained.parameters, results))
-    lines = [[bench.subject.forms[name].label, f"{bench.trained(bench.runs(name)[0]).steps:,d}",
-              f"{bench.forms.rate(name):g}", " ".join(map(str, bench.subject.forms[name].arguments))]
-             for name in bench.subject.forms]  # fmt: skip
-    forms = markdown_table(["form", "steps", "rate", "beside the FPDM's config"], lines, 1)
-    table = frontier(networks, CORE_BUDGETS, bench.subject.middle, bench.score_name, bench.out, "core")
-    return Section("Which form is best", f"{forms}\n\n{table}")
-
-
 def final(bench: Bench) -> Section:
     """All metrics of each entrant with its best solver, at the middle and the large budget."""
     rows = []
@@ -302,10 +276,6 @@ def kept(bench: Bench, run: Path, settings: dict) -> list[str]:
         images = sample(source, bench.samples, bench.batch_size, **settings)
         path.write_text(json.dumps(numbers(bench, bench.extract(images), deviation=True)))
     return json.loads(path.read_text())
-
-
-def with_iterations(way: dict) -> str:
-    return f", {way['iterations']} it." if "iterations" in way else ""
 
 
 def enlarged(images: Tensor) -> Tensor:

@@ -72,9 +72,10 @@ RUNGS = (
     Rung("blocks in the loop", {
         "3 blocks": {},
         "2 blocks": {"model.implicit_depth": 2},
-        # Widths at which 2 and 4 blocks have as many parameters as 3 of width 128.
+        # Widths at which 2, 4 and 6 blocks have as many parameters as 3 of width 128.
         "2 wide blocks": {"model.implicit_depth": 2, "model.hidden_size": 156},
         "4 narrow blocks": {"model.implicit_depth": 4, "model.hidden_size": 112},
+        "6 narrow blocks": {"model.implicit_depth": 6, "model.hidden_size": 88},
         "2 blocks, 1 after": {"model.implicit_depth": 2, "model.post_depth": 1},
         "1 block, 1 before, 1 after": {"model.implicit_depth": 1, "model.pre_depth": 1, "model.post_depth": 1},
     }),

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fpdm.conditionings import NULL_ATTRIBUTE
 from fpdm.cost import ForwardCost
+from fpdm.data.attributes import Attributes
 from fpdm.data.codec import Codec
 from fpdm.processes import Level, Process
 from fpdm.sampling.allocation import RunTimeAllocation
@@ -24,10 +26,12 @@ class Source(NamedTuple):
 
     denoise: called as `denoise(x, t, y)`, or `denoise(x, t, y, iterations=k, init=start, ...)` if the model has an
         implicit layer. It returns an object with `.prediction` and `.solution`, as a model does.
-    cost: of one call. latent_shape: (C, H, W). guidable: whether the null label, `num_classes`, was trained.
+    cost: of one call. latent_shape: (C, H, W). guidable: whether the null condition was trained.
     codec: decodes the latents; None if no images are needed. origin: facts about the source for the samples' recipe.
     reuse: whether solves start from earlier solutions unless told otherwise. reusable: whether they can.
     early_head: number of the exit that has a head of its own; 0 for none.
+    attributes: some of the training data, from which sampling draws, if the model is conditioned on them; None if it is
+        conditioned on labels 0..num_classes-1.
     """
 
     denoise: Callable[..., Any]
@@ -42,6 +46,12 @@ class Source(NamedTuple):
     reuse: bool = True
     reusable: bool = True
     early_head: int = 0
+    attributes: Attributes | None = None
+
+    @property
+    def null(self) -> float:
+        """The value of a null condition."""
+        return self.num_classes if self.attributes is None else NULL_ATTRIBUTE
 
     @property
     def iterative(self) -> bool:
@@ -87,7 +97,8 @@ class Call(NamedTuple):
 class ModelCalls:
     """The model calls of one run, in order. It keeps the solutions that later calls start from.
 
-    y (B,): labels. with_residuals: request the residual of each update. allocation: a run-time allocation, if any.
+    y: conditions, labels (B,) or attributes (B, A). with_residuals: request the residual of each update. allocation: a
+    run-time allocation, if any.
     """
 
     def __init__(
@@ -102,8 +113,8 @@ class ModelCalls:
         source.check(guidance, solving)
         self.source, self.guidance, self.anderson = source, guidance, solving.anderson
         self.allocation, self.with_residuals = allocation, with_residuals
-        self._labels = y
-        self._both = torch.cat([y, torch.full_like(y, source.num_classes)]) if source.guidable else None
+        self._conditions = y
+        self._both = torch.cat([y, torch.full_like(y, source.null)]) if source.guidable else None
         reuses = source.reuses(solving.reuse)
         self._starts = Starts(solving.reuse_weight, solving.extrapolation) if reuses else None
         self._made = 0
@@ -114,14 +125,14 @@ class ModelCalls:
         level: that of t. iterations: from the plan; None for an explicit model.
         """
         doubled = self.guidance.at(t)
-        inputs, labels = (torch.cat([x, x]), self._both) if doubled else (x, self._labels)
+        inputs, y = (torch.cat([x, x]), self._both) if doubled else (x, self._conditions)
         rows = len(inputs)
         times = t.to(x.device).expand(rows) if isinstance(t, Tensor) else torch.full((rows,), t, device=x.device)
         arguments, internal = self._solve(level, iterations, rows), self.guidance.internal
         if internal.at(t):
             arguments["exits"] = (internal.number(self.source.early_head),)
         process = self.source.process
-        output, updates = self.source.denoise(inputs, process.network_time(times), labels, **arguments), None
+        output, updates = self.source.denoise(inputs, process.network_time(times), y, **arguments), None
         if self.allocation is not None:
             stopped = getattr(output, "counts", None)  # by the model, before it made all that were requested
             updates = torch.as_tensor(arguments["iterations"]).expand(rows) if stopped is None else stopped

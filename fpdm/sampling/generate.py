@@ -1,4 +1,4 @@
-"""From image indices to images: noise and labels by index, then the sampling run, then decoding."""
+"""From image indices to images: noise and conditions by index, then the sampling run, then decoding."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from fpdm.devices import send
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.guidance import InternalGuidance
-from fpdm.sampling.noise import image_labels, image_noise
+from fpdm.sampling.noise import image_attributes, image_labels, image_noise
 from fpdm.sampling.plan import Plan, make_plan, plan_of_counts
 from fpdm.sampling.sampler import run_plan
 from fpdm.sampling.settings import SamplingConfig
@@ -22,7 +22,7 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     """The plan of a sampling config for this source; ValueError for settings that the source does not support."""
     config = config.resolved(source.iterative)
     source.check(config.guidance, config.solving)
-    labels_for(source, config, [])
+    conditions_for(source, config, [])
     spacing, cost = SOLVERS[config.sampler].spacing, source.cost_with(config.guidance)
     times = source.process.times(config.shift)
     if config.counts is not None:
@@ -58,9 +58,21 @@ def _check_internal(source: Source, internal: InternalGuidance, plan: Plan) -> N
     )
 
 
-def labels_for(source: Source, config: SamplingConfig, indices: Sequence[int]) -> Tensor:
-    """Labels (len(indices),) of images, on the CPU."""
-    return image_labels(config.seed, indices, source.num_classes, config.classes)
+def conditions_for(source: Source, config: SamplingConfig, indices: Sequence[int]) -> Tensor:
+    """Labels (len(indices),) of images, or attributes (len(indices), A), on the CPU; ValueError for settings of the
+    other kind."""
+    if source.attributes is None:
+        if config.attributes is not None:
+            raise ValueError(
+                f"attributes={config.attributes}: this model is conditioned on classes; leave it out, or give classes"
+            )
+        return image_labels(config.seed, indices, source.num_classes, config.classes)
+    if config.classes is not None:
+        raise ValueError(
+            f"classes={config.classes}: this model is conditioned on attributes, {', '.join(source.attributes.names)}; "
+            "give these instead, as in [{NAME: 1}]"
+        )
+    return image_attributes(config.seed, indices, source.attributes, config.attributes)
 
 
 def total_flops(config: SamplingConfig, plan: Plan, updates: Sequence[float] | None = None) -> float:
@@ -98,8 +110,8 @@ def sample_images(
 
     at_run_time = ALLOCATIONS[config.allocation].at_run_time
     allocation = at_run_time and at_run_time(plan.iterations, len(indices), source.device, config)
-    labels = send(labels_for(source, config, indices), source.device)
-    calls = ModelCalls(source, labels, config.guidance, config.solving, allocation, with_residuals)
+    conditions = send(conditions_for(source, config, indices), source.device)
+    calls = ModelCalls(source, conditions, config.guidance, config.solving, allocation, with_residuals)
     fresh = (lambda i: noise(i + 1)) if SOLVERS[config.sampler].needs_noise(config.eta) else None
     advance = make_solver(config.sampler, source.process, plan.timesteps, config.eta, fresh)
     return to_uint8(source.codec.decode(run_plan(calls, plan, noise(0), advance, on_step)))

@@ -9,7 +9,7 @@ from fpdm.sampling.protocols import PROTOCOLS
 from fpdm.sampling.solvers import SOLVERS
 from fpdm.sampling.solving import Solving
 
-BESIDE_A_PROTOCOL = ("protocol", "classes", "seed")
+BESIDE_A_PROTOCOL = ("protocol", "classes", "seed", "attributes")
 
 
 @dataclass
@@ -17,9 +17,9 @@ class SamplingConfig:
     """How images are sampled. Together with a checkpoint, these settings determine every image.
 
     Args:
-        protocol: the settings of one of the paper's figures or tables; replaces all settings below except classes and
-            seed. paper (280 block passes, 8 iterations, DDPM, no guidance), paper-cfg (560, guidance 4, as Fig. 1), or
-            paper-SAMPLER-BUDGET for Tab. 1, for example paper-ddim-140.
+        protocol: the settings of one of the paper's figures or tables; replaces all settings below except classes,
+            attributes and seed. paper (280 block passes, 8 iterations, DDPM, no guidance), paper-cfg (560, guidance 4,
+            as Fig. 1), or paper-SAMPLER-BUDGET for Tab. 1, for example paper-ddim-140.
         budget: block passes per image; as many timesteps as fit are used. Give budget or steps.
         steps: number of timesteps. Give budget or steps.
         iterations: updates per timestep, or their mean if allocation is not constant
@@ -49,7 +49,9 @@ class SamplingConfig:
             head, or 1. Without an early head, it passes through the post blocks, which the budget counts.
         internal_interval: lowest and highest timestep that is guided internally (null for all).
         classes: labels to sample in turn (null for uniformly random labels).
-        seed: seed of noise and labels. Those of an image do not depend on its batch.
+        seed: seed of noise and labels (or attributes). Those of an image do not depend on its batch.
+        attributes: for a model that is conditioned on attributes, what to sample in turn, as in [{{Smiling: 1}},
+            {{Smiling: -1}}]; what is not given is that of a random training image (null for all of it).
     """
 
     protocol: str | None = None
@@ -76,6 +78,7 @@ class SamplingConfig:
     internal_interval: list[float] | None = None
     classes: list[int] | None = None
     seed: int = 0
+    attributes: list[dict[str, float]] | None = None
 
     def __post_init__(self):
         self._check_ranges()
@@ -103,6 +106,8 @@ class SamplingConfig:
         check_range(0, limits.SEED, seed=self.seed)
         check_positive(limits.FACTOR, tolerance=self.tolerance, shift=self.shift)
         check_range(0, 1, eta=self.eta)
+        for name, value in ((name, value) for values in self.attributes or () for name, value in values.items()):
+            check_range(-limits.FACTOR, limits.FACTOR, **{f"attributes.{name}": value})
 
     @property
     def guidance(self) -> Guidance:

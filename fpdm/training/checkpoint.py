@@ -1,19 +1,16 @@
 """Checkpoints: written under another name, synced, then renamed, so a kill at any moment leaves the last one intact.
 
-checkpoints/0050000/model/    config.json, model.safetensors, sampling.json
+checkpoints/0050000/model/    config.json, model.safetensors, sampling.json, with attributes attributes.safetensors
                     ema/      the same, and so every other average (fpdm.training.ema)
                     trainer.pt
 checkpoints/latest            link to the newest
 checkpoints/best              link to the one with the best validation, with run.keep_best
 """
 
-import json
 import os
 import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 import torch
@@ -21,44 +18,14 @@ from accelerate.utils import gather_object
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 
-from fpdm.config import DiffusionConfig
 from fpdm.files import sync_to_disk
 from fpdm.models.pretrained import WEIGHTS_FILE
-from fpdm.records import check_fields, read_fields
+from fpdm.training.facts import SAMPLING, write_facts
 
 TRAINER = "trainer.pt"
-SAMPLING = "sampling.json"
 LATEST, BEST = "latest", "best"
 REPLACED = "-replaced"  # the old checkpoint while a new one of the same step is written
 PARTIAL, REMOVED = ".partial-", ".removed-"  # being written, being deleted: not checkpoints
-
-
-@dataclass
-class SamplingFacts:
-    """sampling.json: what sampling needs besides the network. diffusion: settings of the process; latents: content of
-    the store it was trained on; weights: which of the averages an exported model is."""
-
-    diffusion: dict
-    codec: str | None
-    codec_fingerprint: str | None
-    class_names: list[str]
-    latents: str | None
-    weights: str = "model"
-
-
-def read_facts(folder: Path) -> dict:
-    """The sampling.json of a folder; ValueError for a damaged one."""
-    path = folder / SAMPLING
-    facts = read_fields(path, SamplingFacts)
-    kinds = get_type_hints(DiffusionConfig)
-    check_fields(f"{path}: diffusion", facts["diffusion"], kinds, [])
-    if unknown := sorted(facts["diffusion"].keys() - kinds.keys()):
-        raise ValueError(f"{path}: diffusion.{unknown[0]}: no such setting; restore the file")
-    try:
-        DiffusionConfig(**facts["diffusion"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return facts
 
 
 def save_checkpoint(
@@ -77,7 +44,7 @@ def save_checkpoint(
     try:
         for name, model in weights.items():
             model.save_pretrained(partial / name)
-            (partial / name / SAMPLING).write_text(json.dumps(sampling, indent=1))
+            write_facts(partial / name, sampling)
             # Weights are written readable only by their owner, whatever the umask; give them the other files' mode.
             (partial / name / WEIGHTS_FILE).chmod((partial / name / SAMPLING).stat().st_mode)
         torch.save(trainer, partial / TRAINER)

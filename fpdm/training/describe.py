@@ -50,11 +50,12 @@ def first_screen(
     """Model, data, cost and memory of a run that begins at step `start`."""
     steps, manifest = config.optim.steps, store.manifest
     resumed = f", resumed at step {start} of {steps}" if start else ""
+    attributes = f"{len(manifest.attribute_names)} attribute(s), " if manifest.attribute_names else ""
     lines = [
         f"{config.model.name} -> {run}{resumed}{': nothing left to do' if start >= steps else ''}",
         model_table(network),
         f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
-        f"{manifest.flips} flip(s), from {store.folder}",
+        f"{attributes}{manifest.flips} flip(s), from {store.folder}",
         describe_cost(config, network, cost),
         describe_memory(config, network, processes),
     ]

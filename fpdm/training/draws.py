@@ -15,7 +15,8 @@ from fpdm.seeding import key
 
 
 class Draws(NamedTuple):
-    """Rows of one rank. t (B,) timesteps; noise, latent_noise (B, C, h, w); drop_labels (B,) bool.
+    """Rows of one rank. t (B,) timesteps; noise, latent_noise (B, C, h, w); drop_labels (B,) bool, which
+    conditions are dropped.
 
     Only where they are needed: start (B, N, D) normal numbers, from which a solve starts; gap (B,) uniform numbers, for
     the distance to a cleaner timestep; jacobian (B, N, width of the state) normal numbers.

@@ -47,7 +47,7 @@ def describe_run(config: ExperimentConfig, processes: int, gpu_gib: float | None
         )
     make_process(asdict(config.diffusion))  # raises the errors that training would
     with torch.device("meta"):
-        network = build_network(config, shape, classes)
+        network = build_network(config, shape, classes, manifest)
     check_solves(config, network, split_batch(config.optim, 0, processes)[1])
     parts = [
         yaml.safe_dump(asdict(config), sort_keys=False),

@@ -122,7 +122,7 @@ def _train(
     check_store(config.data, store)
     process = make_process(asdict(config.diffusion))
     set_seed(seed)  # Python, numpy and torch: for the initial weights, and for random numbers in a user's changes
-    network = build_network(config, store.manifest.shape, len(store.manifest.class_names))
+    network = build_network(config, store.manifest.shape, len(store.manifest.class_names), store.manifest)
     check_solves(config, network, micro)
     implicit, cost_at = network.iterative, cache(partial(forward_cost, network))  # by the number of a DiT's blocks
     objective = Objective(process)
@@ -194,7 +194,7 @@ def _train(
             )  # fmt: skip
             work = plan_step(config.sjfb, network, seed, step, optim.steps)
             draws = draws._replace(**draw_beside(work, config, network, step, rows, device))
-            x0, y = resample(batch, draws.latent_noise), batch.labels
+            x0, y = resample(batch, draws.latent_noise), batch.condition(network.conditioned_on)
             done = step + 1
             validated = is_due(config.run.validate_every, done, optim.steps)
             logged = is_due(config.run.log_every, done, optim.steps) or validated
@@ -288,8 +288,8 @@ def _train(
                             "best": best,
                             "random": states,
                         }
-                        facts = sampling_facts(config, store.manifest)
                         log.sync()
+                        facts = sampling_facts(config, store)
                         weights = {"model": network} | {name: one.model for name, one in averages.items()}
                         written = save_checkpoint(run, done, weights, trainer, facts)
                         if config.run.keep_best and best["step"] == done:
@@ -316,7 +316,7 @@ def _train(
 def read_batch(
     config: ExperimentConfig, store: LatentStore, step: int, rows: slice, device: torch.device
 ) -> LatentBatch:
-    """This rank's records and labels of one step, on the CPU; in pinned memory if training runs on a GPU."""
+    """This rank's records of one step, on the CPU; in pinned memory if training runs on a GPU."""
     seed, size = config.run.seed, config.optim.batch_size
     indices = batch_indices(seed, step, size, len(store))[rows]
     mirrored = draw_mirrored(seed, step, size)[rows] if config.data.mirror else np.zeros(len(indices), bool)

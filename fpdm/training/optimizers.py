@@ -17,7 +17,7 @@ from fpdm.lr_schedules import LR_SCHEDULES, cooldown_share
 from fpdm.models import Denoiser
 
 MUON_MOMENTUM = 0.95
-INPUT_MAPS = ("x_embedder.", "y_embedder.", "t_embedder.mlp.0.")  # their inputs do not grow with the width
+INPUT_MAPS = ("x_embedder.", "y_embedder.mlp.0.", "t_embedder.mlp.0.")  # their inputs do not grow with the width
 
 
 class Group(NamedTuple):

@@ -11,6 +11,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from fpdm.conditionings import CONDITIONINGS, LABELS
 from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, RunConfig, ValidationConfig
 from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_store_codec
@@ -19,14 +20,8 @@ from fpdm.files import write_atomically
 from fpdm.locks import only_writer
 from fpdm.models import Denoiser, build_model
 from fpdm.records import read_yaml, shown
-from fpdm.training.checkpoint import (
-    find_checkpoint,
-    has_checkpoint,
-    point_latest,
-    prune_checkpoints,
-    read_facts,
-    step_of,
-)
+from fpdm.training.checkpoint import find_checkpoint, has_checkpoint, point_latest, prune_checkpoints, step_of
+from fpdm.training.facts import read_facts
 from fpdm.training.runlog import copy_log, forget_after, has_run, latest_run, new_run
 from fpdm.training.sjfb import largest_iterations
 from fpdm.training.snapshots import forget_snapshots_after, take_snapshots
@@ -155,22 +150,42 @@ def _check_same_latents(option: str, checkpoint: Path, store: LatentStore) -> No
         )
 
 
-def build_network(config: ExperimentConfig, shape: list[int], classes: int) -> Denoiser:
-    """The configured network for latents of `shape` (C, h, w) and a number of classes."""
+def build_network(
+    config: ExperimentConfig, shape: list[int], classes: int, manifest: Manifest | None = None
+) -> Denoiser:
+    """The configured network for latents of `shape` (C, h, w) and a number of classes.
+
+    manifest: of the latents, which has the attributes; None if there is no store yet.
+    """
     channels, *size = shape
-    if classes == 1 and config.model.class_dropout > 0:
-        raise ValueError(
-            f"model.class_dropout={config.model.class_dropout}: the data has one class, so there is no label to drop; "
-            "set it to 0"
-        )
     return build_model(
         config.model.name,
         input_size=plain(size),
         in_channels=channels,
         num_classes=classes,
         learn_sigma=config.diffusion.learn_sigma,
+        **_attributes(config, classes, manifest),
         **config.model.overrides(),
     )
+
+
+def _attributes(config: ExperimentConfig, classes: int, manifest: Manifest | None) -> dict[str, list[float]]:
+    """What a network must know of the attributes, nothing if it is conditioned on labels; ValueError if the data do not
+    have what it is conditioned on."""
+    if CONDITIONINGS[config.model.conditioning].of == LABELS:
+        if classes == 1 and config.model.class_dropout > 0:
+            raise ValueError(
+                f"model.class_dropout={config.model.class_dropout}: the data has one class, so there is no label to "
+                "drop; set it to 0"
+            )
+        return {}
+    if manifest is None or not manifest.attribute_names:
+        found = "there is no store there yet" if manifest is None else "the store there has no attributes"
+        raise ValueError(
+            f"model.conditioning={config.model.conditioning} with data.latents={config.data.latents}: {found}; encode "
+            "images with attributes (encode_latents.py --attributes FILE), or set model.conditioning to class"
+        )
+    return {"attribute_mean": manifest.attribute_mean, "attribute_std": manifest.attribute_std}
 
 
 def is_new(config: ExperimentConfig, resume: str | None) -> bool:
@@ -283,14 +298,17 @@ def _check_same_experiment(option: str, config: ExperimentConfig, run: Path) -> 
         )
 
 
-def sampling_facts(config: ExperimentConfig, manifest: Manifest) -> dict:
+def sampling_facts(config: ExperimentConfig, store: LatentStore) -> dict:
     """What sampling from a checkpoint needs besides the network; stored beside its weights."""
+    manifest = store.manifest
+    of_labels = CONDITIONINGS[config.model.conditioning].of == LABELS
     return {
         "diffusion": asdict(config.diffusion),
         "codec": manifest.codec,
         "codec_fingerprint": manifest.fingerprint,
         "class_names": manifest.class_names,
         "latents": manifest.content,
+        **({} if of_labels else {"attributes": store.kept_attributes}),
     }
 
 

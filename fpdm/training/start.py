@@ -8,6 +8,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from fpdm.conditionings import LABELS
 from fpdm.config import DiffusionConfig, ExperimentConfig
 from fpdm.data.latents import Manifest
 from fpdm.models import Denoiser
@@ -68,15 +69,24 @@ def start_from(init: Init, network: Denoiser, config: ExperimentConfig, manifest
     manifest: of the data; None if there is no store yet, in a dry run. ValueError for weights that do not fit.
     """
     source, facts, folder = init.read(init.source, init.weights)
-    names = None if manifest is None else manifest.class_names
     try:
-        taken = inherit(network, source, init.rule, names, facts["class_names"])
+        taken = inherit(network, source, init.rule, *_names(network, source, facts, manifest))
     except ValueError as error:
         raise ValueError(f"--init {init.source}: {error}") from error
     width = max(len(part) for part, _ in taken.rows)
     rows = [f"{part:<{width}} <- {origin}" for part, origin in taken.rows]
     notes = [f"warning: {note}" for note in [*taken.notes, *_differences(facts, config, manifest)]]
     return labelled("starts from", [f"the {facts.get('weights', init.weights)} weights of {folder}", *rows, *notes])
+
+
+def _names(
+    network: Denoiser, source: Denoiser, facts: dict, manifest: Manifest | None
+) -> tuple[list[str] | None, list[str]]:
+    """Names of the classes or of the attributes, of the data and of the source."""
+    theirs = facts["class_names"] if source.conditioned_on == LABELS else facts["attributes"].names
+    if manifest is None:
+        return None, theirs
+    return manifest.class_names if network.conditioned_on == LABELS else manifest.attribute_names, theirs
 
 
 def _differences(facts: dict, config: ExperimentConfig, manifest: Manifest | None) -> list[str]:

@@ -22,7 +22,7 @@ from fpdm.training.sjfb import Exit, Work
 
 
 class Batch(NamedTuple):
-    """x0 (B, C, h, w) clean latents, y (B,) labels, and the random numbers of the step."""
+    """x0 (B, C, h, w) clean latents, y their conditions, and the random numbers of the step."""
 
     x0: Tensor
     y: Tensor

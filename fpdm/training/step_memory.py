@@ -56,7 +56,7 @@ def step_memory(
     with FakeTensorMode():
         twin = twin._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype)).train()
         x = torch.empty(micro_batch, twin.in_channels, *twin.latent_size)
-        index = torch.zeros(micro_batch, dtype=torch.long)
+        index, y = torch.zeros(micro_batch, dtype=torch.long), twin.y_embedder.example(micro_batch)
         drop = torch.zeros(micro_batch, dtype=torch.bool)
         if half:
             norms_in_float32(twin)
@@ -64,9 +64,9 @@ def step_memory(
             for parameter in twin.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         there = [parameter.grad for parameter in twin.parameters() if parameter.grad is not None]
-        with AllocationCounter([*twin.parameters(), *twin.buffers(), *there, x, index, drop]) as counter:
+        with AllocationCounter([*twin.parameters(), *twin.buffers(), *there, x, index, y, drop]) as counter:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                output = twin(x, index, index, drop_labels=drop, recompute=recompute, **forward)
+                output = twin(x, index, y, drop_labels=drop, recompute=recompute, **forward)
             activations = counter.live
             sum(part.square().mean() for part in (output.prediction, *output.early)).backward()
     gradients = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)

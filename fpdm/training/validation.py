@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from fpdm.conditionings import CONDITIONINGS, LABELS
 from fpdm.config import ExperimentConfig
 from fpdm.data.latents import LatentStore, Manifest
 from fpdm.devices import send
@@ -34,7 +35,7 @@ class HeldOut:
         """ValueError if the held-out store does not fit the training store."""
         self.settings, self.process, self.state = config.validation, process, state
         self.store = LatentStore(config.validation.latents)
-        check_held_out(self.store, training)
+        check_held_out(self.store, training, CONDITIONINGS[config.model.conditioning].of)
         count = min(self.settings.count or len(self.store), len(self.store))
         self.indices = np.unique(np.linspace(0, len(self.store) - 1, count).round().astype(int))
 
@@ -69,7 +70,7 @@ class HeldOut:
         x0 = mean if std is None else mean + std * again
         forward = {} if iterations is None else {"iterations": iterations}
         x_t = self.process.add_noise(x0, noise, t)
-        output = model(x_t, self.process.network_time(t), batch.labels, **forward)
+        output = model(x_t, self.process.network_time(t), batch.condition(model.conditioned_on), **forward)
         return loss_sums(self.process.losses(output.prediction, x0, noise, t), self.process.part(t, QUARTERS))
 
     def _noise(self, numbers: np.ndarray, kind: str, device: torch.device) -> Tensor:
@@ -79,21 +80,24 @@ class HeldOut:
         return send(torch.from_numpy(np.stack([g.standard_normal(shape, np.float32) for g in generators])), device)
 
 
-def check_held_out(store: LatentStore, training: Manifest) -> None:
-    """ValueError if validation.latents cannot be compared with the training store, or is the training store."""
+def check_held_out(store: LatentStore, training: Manifest, conditioned_on: str) -> None:
+    """ValueError if validation.latents cannot be compared with the training store, or is the training store.
+
+    conditioned_on: what the network is conditioned on, labels or attributes.
+    """
     ours, theirs = store.manifest, training
     if ours.content == theirs.content:
         raise ValueError(
             f"validation.latents={store.folder}: these are the latents that are trained on; encode images that are "
             "held out, as in encode_latents.py --images SOURCE@held-out (and train on SOURCE@training)"
         )
-    facts = ("shape", "codec", "scale", "class_names") if None in (ours.fingerprint, theirs.fingerprint) else (
-        "shape", "fingerprint", "scale", "class_names")  # fmt: skip
-    for fact in facts:
+    facts = ["shape", "codec" if None in (ours.fingerprint, theirs.fingerprint) else "fingerprint", "scale"]
+    for fact in [*facts, "class_names" if conditioned_on == LABELS else "attribute_names"]:
         if getattr(ours, fact) != getattr(theirs, fact):
             raise ValueError(
                 f"validation.latents={store.folder}: its {fact} is {getattr(ours, fact)}, that of the training latents "
-                f"{getattr(theirs, fact)}; encode both with the same VAE, and from images of the same classes"
+                f"{getattr(theirs, fact)}; encode both with the same VAE, and from images of the same classes "
+                "or with the same attributes"
             )
 
 

@@ -56,7 +56,11 @@ def test_edm_zip_takes_its_labels(image_folder, tmp_path):
     ("labels", "says"),
     [
         ([["a.png", -1]], r"found \[-1\]"),
-        ([["a.png", [0, 1]]], r"found \[\['a\.png', \[0, 1\]\]\]"),
+        ([["a.png", [0, "1"]]], r"dataset\.json: the label of a\.png is \[0, '1'\], the first one has 2 numbers"),
+        ([["a.png", []]], r"the label of a\.png is \[\]"),
+        ([["a.png", [0, 1]], ["a.png", [1]]], r"the label of a\.png is \[1\], the first one has 2 numbers; give each"),
+        ([["a.png", [0, 1]], ["b.png", 1]], r"1 images that are not in the zip, the first is b\.png"),
+        ([["a.png", [0, 1e39]]], r"the label of a\.png is \[0, 1e\+39\]"),
         ([], "classes 0, 1"),
         ([["b.png", 0]], r"1 images that are not in the zip, the first is b\.png"),
         (None, None),

@@ -122,10 +122,10 @@ def test_batches_are_contiguous_and_pinned(tiny_store, tmp_path, cuda):
     store, rows = LatentStore(tiny_store), slice(0, 8)
     batch = read_batch(experiment(tiny_store, tmp_path), store, 3, rows, cuda)
     assert batch.records.shape == (8, 2, 4, 8, 8) and batch.records.dtype == torch.float16
-    assert all(part.is_contiguous() and part.is_pinned() for part in batch)
+    assert all(part.is_contiguous() and part.is_pinned() for part in batch[:2]) and batch.attributes is None
     expected = read_batch(experiment(tiny_store, tmp_path), store, 3, rows, torch.device("cpu"))
     there = batch.to(cuda)
-    for found, part in zip(there, expected, strict=True):
+    for found, part in zip(there[:2], expected[:2], strict=True):
         assert found.is_cuda and torch.equal(found.cpu(), part)
     for found, part in zip(there.moments(), expected.moments(), strict=True):
         torch.testing.assert_close(found.cpu(), part, atol=0, rtol=0)

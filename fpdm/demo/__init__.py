@@ -1,0 +1,1 @@
+"""A page in the browser that samples when a dial is turned (scripts/demo.py, docs/demo.md)."""
