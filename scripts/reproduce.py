@@ -40,7 +40,7 @@ class Settings:
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
             length, longer, ladder, recipes, starts; for both kinds of cifar10 yardstick, trials, convergence, quality,
-            training, claims, final, grids, core, and for cifar10 release; if not given, all but longer, ladder,
+            training, claims, spread, final, grids, core, and for cifar10 release; if not given, all but longer, ladder,
             recipes, starts and core, which train further networks for hours.
         seconds: training time of each model, on this machine (75; for cifar10 240, for cifar10-small 2400).
         trial_seconds: for cifar10-small, training time of each trial.

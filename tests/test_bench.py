@@ -13,7 +13,7 @@ from PIL import Image
 
 from fpdm.chain import OutOfTime, Task
 from fpdm.loading import load_source
-from fpdm.reproduction import bench_core, bench_report, cifar10, trainings
+from fpdm.reproduction import bench_core, bench_report, bench_spread, cifar10, trainings
 from fpdm.reproduction.bench import Bench, Subject
 from fpdm.reproduction.contest import PARTS, Contest, Entrant, validations
 from fpdm.reproduction.scoring import Scored, gathered
@@ -71,6 +71,8 @@ def bench(tmp_path_factory, images):
         patch.setattr(trainings, "run_scripts", run_here)
         patch.setattr(bench_report, "TIMESTEPS", (2, 3))
         patch.setattr(bench_core, "BUDGETS", (12, 24))
+        for name, value in (("TIMESTEPS", (2, 3)), ("COUNT", 20), ("BATCH", 12)):
+            patch.setattr(bench_spread, name, value)
         patch.setattr("fpdm.reproduction.bench.ITERATIONS", (1, 2))
         yield Bench(SUBJECT, str(images), out, 1, 0.5, 8, 8, 1, None, tuple(TINY.split()))
 

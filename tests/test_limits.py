@@ -44,7 +44,10 @@ def options(kind: str) -> list:
 
 
 def given(kind: str, value: float) -> list:
-    """`value` in each form that an option of this type takes: by itself, or as a list of as many as are needed."""
+    """`value` in each form that an option of this type takes: by itself, as a list of as many as are needed, or by a
+    name in a list."""
+    if "list[dict" in kind:
+        return [[{"NAME": value}]]
     found = re.search(r"(list|tuple)\[([^\]]*)\]", kind)
     if found is None:
         return [value]
@@ -72,7 +75,7 @@ def test_a_whole_number_has_a_bound(settings, name, kind):
 @pytest.mark.parametrize(("settings", "name", "kind"), options("float"))
 def test_a_number_is_finite(settings, name, kind, value):
     for form in given(kind, value):
-        with pytest.raises(ValueError, match=rf"\b{name}={value}: \S"):
+        with pytest.raises(ValueError, match=rf"\b{name}(\.NAME)?={value}: \S"):
             settings(**{name: form})
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import socket
 import threading
 from dataclasses import dataclass
 
@@ -50,10 +51,22 @@ def parser():
     return cli.make_parser(Settings, __doc__)
 
 
+def check_address(host: str, port: int) -> None:
+    """ValueError if nothing can listen there: Gradio's own message names other options than ours."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"host={host}, port={port}: cannot listen there ({error.strerror}); choose another --host or --port"
+        ) from error
+
+
 def main() -> None:
     settings = cli.parse(Settings, parser())
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('gradio is not installed; pip install -e ".[demo]"')
+    check_address(settings.host, settings.port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
     from fpdm.demo.models import open_models
     from fpdm.demo.page import build, serve

@@ -19,6 +19,7 @@ from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.bench import RESOLUTION, SAMPLERS, Bench
 from fpdm.reproduction.bench_core import core
+from fpdm.reproduction.bench_spread import spread_of_latents
 from fpdm.reproduction.contest import THIRDS, TRIED, validations
 from fpdm.reproduction.experiments import Section, step_flops
 from fpdm.reproduction.ladder import with_iterations
@@ -247,7 +248,7 @@ def grids(bench: Bench) -> Section:
 
 SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "yardstick": yardstick, "trials": trials, "convergence": convergence, "quality": quality, "training": training,
-    "claims": claims, "final": final, "grids": grids, "core": core,
+    "claims": claims, "spread": spread_of_latents, "final": final, "grids": grids, "core": core,
 }  # fmt: skip
 
 

@@ -67,12 +67,15 @@ def test_mistakes_get_one_line(start, monkeypatch):
     assert start()[2] == 'error: gradio is not installed; pip install -e ".[demo]"\n'
 
 
-def test_a_port_that_is_taken_is_an_error(models, bounds):
-    pytest.importorskip("gradio")
-    from fpdm.demo.page import build, serve
+def test_an_address_where_nothing_can_listen_is_named():
+    from fpdm.commands.demo import check_address
 
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        with pytest.raises(OSError, match="Cannot find empty port"):
-            serve(build(models, bounds, 1), "127.0.0.1", other.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"host=127\.0\.0\.1, port={port}: cannot listen there .*--host or --port"
+        ):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    with pytest.raises(ValueError, match=r"host=999\.1\.1\.1, port=7860: cannot listen there"):
+        check_address("999.1.1.1", 7860)
