@@ -26,6 +26,10 @@ class Stopped(Exception):
     """The drawing was stopped."""
 
 
+class Full(ValueError):
+    """No more drawings may wait."""
+
+
 class Drawn(NamedTuple):
     """One finished side.
 
@@ -77,8 +81,15 @@ class Drawing:
         """Ask to end at the next timestep."""
         self._stopped.set()
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more: it was stopped, is finished or has failed."""
+        return self._stopped.is_set() or self._drawn.done()
+
     def wait(self, seconds: float) -> list[Drawn] | None:
         """The sides; None if they are not finished after so many seconds. Raises Stopped, or the drawing's error."""
+        if self._stopped.is_set():  # it may not have begun, and would not for a long time
+            raise Stopped
         try:
             return self._drawn.result(seconds)
         except NotYet:
@@ -103,13 +114,22 @@ class Drawing:
 class Studio:
     """One worker for all visitors. A single thread also means a single set of arithmetic threads and their memory."""
 
-    def __init__(self):
+    def __init__(self, queue: int):
+        """queue: drawings that may wait while one is drawn."""
+        self.queue = queue
         self._worker = ThreadPoolExecutor(1, "drawing")
+        self._begun: list[Drawing] = []
+        self._counting = threading.Lock()
 
     def begin(self, sides: Sequence[Asked]) -> Drawing:
-        """Have the sides drawn, after what was begun before."""
-        drawing = Drawing(sides)
-        self._worker.submit(drawing.work)
+        """Have the sides drawn, after what was begun before. Full if too many wait already."""
+        with self._counting:
+            self._begun = [drawing for drawing in self._begun if not drawing.over]
+            if len(self._begun) > self.queue:
+                raise Full(f"{self.queue} drawings wait already, and no more may (--queue); try again in a moment")
+            drawing = Drawing(sides)
+            self._begun.append(drawing)
+            self._worker.submit(drawing.work)
         return drawing
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger("fpdm")
 TITLE = "FPDM: turn the dial"
 ABOUT = "One network, any budget: move a control, and it draws again."
 OPEN_TABS = 200  # of which the server keeps something; beyond it forgets the oldest
-LATE = 1.0  # seconds after a cancellation in which requests may arrive that were made before it
+LATE = 1.0  # seconds after a cancelled drawing in which requests may arrive that were made before the cancellation
 CANCELLED = "Cancelled."
 REFRESH = 0.1  # seconds between two looks at the progress
 IN_ALL = len(Shared._fields)
@@ -62,8 +62,8 @@ class Tab:
 class Handlers:
     """What the events of the page call."""
 
-    def __init__(self, models: Mapping[str, Offered], bounds: Bounds):
-        self.models, self.bounds, self.studio = models, bounds, Studio()
+    def __init__(self, models: Mapping[str, Offered], bounds: Bounds, queue: int):
+        self.models, self.bounds, self.studio = models, bounds, Studio(queue)
 
     def draw(self, tab: Tab, *values) -> Iterator[str]:
         """The status, again and again until the results are there. values: Shared, compare, first Way, second.
@@ -76,16 +76,17 @@ class Handlers:
             return
         try:
             sides = self.sides(values)
+            drawing = tab.drawing = self.studio.begin(sides)
         except ValueError as error:
             yield markup.message(str(error), error=True)
             return
-        drawing = tab.drawing = self.studio.begin(sides)
         try:
             while (drawn := drawing.wait(REFRESH)) is None:
                 yield markup.progress(drawing.progress, len(sides))
             tab.results = markup.results(drawn)
             yield markup.message("Done.")
         except Stopped:
+            tab.cancel()  # what the browser asked for meanwhile arrives after this
             yield markup.message(CANCELLED)
         except Exception:  # a visitor sees one line, and the page goes on
             logger.exception("a drawing failed")
@@ -138,11 +139,11 @@ class Parts(NamedTuple):
 
 
 def build(models: Mapping[str, Offered], bounds: Bounds, queue: int) -> gr.Blocks:
-    """The page for these models. queue: requests that may wait; more are refused."""
-    handlers = Handlers(models, bounds)
+    """The page for these models. queue: drawings that may wait; more are refused."""
+    handlers = Handlers(models, bounds, queue)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         connect(page, lay_out(models, bounds), handlers)
-    page.queue(max_size=queue, default_concurrency_limit=1)
+    page.queue(max_size=None)  # the studio has the only queue: a drawing that waits there can be cancelled at once
     return page
 
 
@@ -179,13 +180,13 @@ def connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         parts.status,
         preprocess=False,  # `ask` checks every value, and says in one line what is wrong
         trigger_mode="always_last",
-        concurrency_limit=1,
+        concurrency_limit=None,
         show_progress="hidden",
         api_name="draw",
     )
     drawing.then(handlers.show, parts.tab, parts.results, queue=False, show_progress="hidden", api_name="results")
     private = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    parts.cancel.click(handlers.cancel, parts.tab, parts.status, cancels=[drawing], **private)
+    parts.cancel.click(handlers.cancel, parts.tab, parts.status, **private)
     parts.compare.input(lambda on: gr.update(visible=on), parts.compare, parts.group, **private)
     parts.first.model.input(handlers.classes_of, [parts.first.model, shared.label], shared.label, **private)
     for way in ways:

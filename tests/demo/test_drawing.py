@@ -1,12 +1,14 @@
 """Drawings: the images that fpdm.sample draws, stopped between timesteps, one after the other."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 import fpdm
 from fpdm.demo.download import command_line
-from fpdm.demo.drawing import FILM_ROWS, Drawing, Stopped, Studio, draw, medians
+from fpdm.demo.drawing import FILM_ROWS, Drawing, Full, Stopped, Studio, draw, medians
 from fpdm.demo.request import ask
 from fpdm.sampling.allocation import ToTolerance
 
@@ -68,7 +70,7 @@ def test_a_drawing_stops_between_two_timesteps(models, bounds, shared, way):
 
 
 def test_one_worker_draws_in_turn_and_survives_errors(models, bounds, shared, way, monkeypatch):
-    studio, asked = Studio(), ask(models, shared, way, bounds)
+    studio, asked = Studio(queue=2), ask(models, shared, way, bounds)
     monkeypatch.setattr("fpdm.demo.drawing.sample_images", lambda *args, **kwargs: 1 / 0)
     failing = studio.begin([asked])
     with pytest.raises(ZeroDivisionError):
@@ -80,6 +82,25 @@ def test_one_worker_draws_in_turn_and_survives_errors(models, bounds, shared, wa
     with pytest.raises(Stopped):
         stopped.wait(0)
     assert stopped.progress.done == 0
+
+
+def test_no_more_wait_than_were_allowed(models, bounds, shared, way, monkeypatch):
+    """One is drawn and two wait; a place is free as soon as one of them is stopped, though none has finished."""
+    drawn = threading.Event()
+    monkeypatch.setattr("fpdm.demo.drawing.draw", lambda asked, watch: drawn.wait(60))
+    studio, asked = Studio(queue=2), ask(models, shared, way, bounds)
+    first, second, third = (studio.begin([asked]) for _ in range(3))
+    with pytest.raises(Full, match="2 drawings wait already, and no more may"):
+        studio.begin([asked])
+    second.stop()
+    with pytest.raises(Stopped):
+        second.wait(60)
+    last = studio.begin([asked])
+    with pytest.raises(Full):
+        studio.begin([asked])
+    drawn.set()
+    assert [drawing.wait(60) for drawing in (first, third, last)] == [[True]] * 3
+    studio.begin([asked])
 
 
 def test_the_command_names_what_was_changed_and_nothing_else(models, bounds, shared, way):

@@ -83,3 +83,19 @@ def test_a_program_that_asks_for_too_much_gets_one_line(server, shared, way):
         assert results == "" and said in status and status.count("\n") == 0 and "Traceback" not in status
     status, results = ask(shared, way)
     assert "Done." in status and results.count("<img") == 5
+
+
+def test_an_overfull_queue_is_said(server, shared, way):
+    """One drawing at work and two that wait are all; when they are cancelled, the next one is drawn."""
+    from gradio_client import Client
+
+    clients = [Client(server, verbose=False) for _ in range(4)]
+    long, settings = shared._replace(images=64, budget=480), (False, *way, *way)
+    jobs = []
+    for client in clients[:3]:
+        jobs.append(client.submit(*long, *settings, api_name="/draw"))
+        next(jobs[-1])  # it has begun
+    refused = clients[3].predict(*shared, *settings, api_name="/draw")
+    assert "2 drawings wait already, and no more may (--queue); try again in a moment" in refused
+    assert [job.cancel() for job in jobs] == [True] * 3
+    assert "Done." in clients[3].predict(*shared, *settings, api_name="/draw")
