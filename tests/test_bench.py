@@ -66,7 +66,7 @@ def bench(tmp_path_factory, images):
     out = tmp_path_factory.mktemp("bench")
     steps = dict.fromkeys(("dit-12", "dit-3", "fpdm-n2-m3", "fpdm-jfb-6"), PARTS + 3)
     (out / "steps.json").write_text(json.dumps(steps))
-    (out / "steps-grown.json").write_text(json.dumps({"grown": PARTS}))
+    (out / "steps-grown.json").write_text(json.dumps({"grown": PARTS, "dit-12": PARTS}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainings, "run_scripts", run_here)
         patch.setattr(bench_report, "TIMESTEPS", (2, 3))

@@ -65,7 +65,7 @@ def laboratory(tmp_path_factory, tiny):
         patch.setattr(targets, "ITERATIONS", (1, 4))
         (out / "steps").mkdir()
         for name in digits.EXPERIMENTS:
-            (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2}))
+            (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2, "fpdm": 2}))
         (out / "steps" / "longer.json").write_text(json.dumps({"dit": 5, "fpdm": 9}))
         yield Laboratory(
             digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split())
@@ -168,8 +168,8 @@ def test_the_script_stops_in_time_and_resumes(tmp_path, tiny):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 
-    (out / "steps").mkdir(parents=True)  # of one model; those of the other are measured
-    (out / "steps" / "dit.json").write_text(json.dumps({"dit": 2}))
+    (out / "steps").mkdir(parents=True)  # of the second model; those of the first are measured
+    (out / "steps" / "dit.json").write_text(json.dumps({"dit": 2, "fpdm": 2}))
     said = reproduce("--minutes", "0.2")
     assert "the same command resumes" in said and not (out / "fig5.md").exists()
     assert "[1 of 1, " in reproduce() and (out / "fig5.png").exists()

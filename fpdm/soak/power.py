@@ -7,6 +7,7 @@ itself, so a rename may be on the disk before the content of the renamed file.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from functools import partial
@@ -87,10 +88,17 @@ class Record:
 
     def __init__(self, place: Path, folder: Path):
         self.blobs, self.moments, self.folder = place / "blobs", [], folder
+        numbers, fresh = {}, itertools.count(1)
         for line in (place / "record.jsonl").read_text().splitlines():
             operation, tree = json.loads(line)
             entries = {path: Entry(*entry) for path, entry in tree.items()}
-            self.moments.append(Moment(Operation(*operation), entries))
+            # The system gives the number of a file that was removed to another one, and that is not the same file.
+            there = {(entry.kind, entry.inode) for entry in entries.values()}
+            numbers = {key: numbers[key] if key in numbers else next(fresh) for key in sorted(there)}
+            renumbered = {
+                path: entry._replace(inode=numbers[entry.kind, entry.inode]) for path, entry in entries.items()
+            }
+            self.moments.append(Moment(Operation(*operation), renumbered))
 
     def relative(self, path: str) -> str:
         return os.path.relpath(path, self.folder)

@@ -55,7 +55,8 @@ def whole(broken_folder, tiny_vae, tmp_path_factory):
 
 def draft(images=10, shard=4, **changes) -> Manifest:
     """Of latents with 1 x 2 x 2 values."""
-    base = Manifest("vae", "0", 1.0, 2, "centre", [1, 2, 2], 1, 1, ["a"], images=images, images_hash="0", shard=shard)
+    classes = [str(i) for i in range(images)]
+    base = Manifest("vae", "0", 1.0, 2, "centre", [1, 2, 2], 1, 1, classes, images=images, images_hash="0", shard=shard)
     return replace(base, **changes)
 
 
