@@ -1,6 +1,7 @@
 """Command lines of the scripts: a dataclass defines the options, and an error is one line."""
 
 import difflib
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,15 @@ KINDS = {  # part of a type's name -> what to call it in an error; the first mat
     r"\bint\b": "a whole number",
     r"\bfloat\b": "a number",
     r"\bbool\b": "true or false",
+}
+REMEDIES = {  # of errors that are not about the path
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose a path that can be written",
+    errno.ENOSPC: "free some space and run it again",
+    errno.EDQUOT: "free some space and run it again",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 LOST = 3  # exit status of a process whose neighbour was lost
 Settings = TypeVar("Settings")
@@ -165,8 +175,10 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("FPDM_DEBUG") == "1":
             raise
         message = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            message = f"{error.filename}: {error.strerror}; check the path and whether it can be written"
+        if isinstance(error, OSError) and error.strerror:
+            remedy = REMEDIES.get(error.errno) or (error.filename and "check the path")
+            message = ": ".join(map(str, filter(None, (error.filename, error.strerror))))
+            message += f"; {remedy}" if remedy else ""
         sys.exit(_fail(f"error: {message}"))
     except RuntimeError as error:
         if not is_lost_process(error) or os.environ.get("FPDM_DEBUG") == "1":

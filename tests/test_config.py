@@ -144,10 +144,18 @@ def test_switches_need_no_value(parser, words, value):
     assert cli.parse(ExperimentConfig, parser, words).run.compile is value
 
 
-def test_system_errors_name_the_path(capsys):
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/proc/none/file", "error: /proc/none/file: No such file or directory; check the path\n"),
+        ("/proc", "error: /proc: Is a directory; check the path\n"),
+        ("/dev/full", "error: No space left on device; free some space and run it again\n"),
+    ],
+)
+def test_system_errors_name_the_path_and_the_remedy(capsys, path, said):
     with pytest.raises(SystemExit):
-        cli.run(lambda: Path("/proc/none/file").write_text(""))
-    assert capsys.readouterr().err.startswith("error: /proc/none/file: No such file or directory; check the path")
+        cli.run(lambda: Path(path).write_text("text"))
+    assert capsys.readouterr().err == said
 
 
 def test_unknown_key_in_a_file_is_refused(parser, tmp_path):
