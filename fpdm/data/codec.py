@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fpdm.config import check_positive, check_range, limits
 from fpdm.extent import check_multiple
+from fpdm.hub import split_revision
 from fpdm.records import read_fields
 
 PIXELS = "pixels"
@@ -111,7 +112,8 @@ class VAECodec:
 
 
 def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Codec:
-    """`pixels`, a local folder with an AutoencoderKL, or its Hub id (downloaded once, then cached).
+    """`pixels`, a local folder with an AutoencoderKL, or its Hub id (downloaded once, then cached; NAME@REVISION for a
+    branch, tag or commit).
 
     dtype: of the VAE's weights and arithmetic (as stored, if not given). Images and latents
     outside of the VAE are float32.
@@ -129,7 +131,10 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
     if local:
         check_vae(Path(source) / "config.json")
     try:
-        vae, found = AutoencoderKL.from_pretrained(source, local_files_only=local, output_loading_info=True)
+        where, revision = (source, None) if local else split_revision(source)
+        vae, found = AutoencoderKL.from_pretrained(
+            where, revision=revision, local_files_only=local, output_loading_info=True
+        )
         if found["missing_keys"]:
             raise OSError(f"its weights lack {sorted(found['missing_keys'])[0]}")
     except Exception as error:  # a damaged file can make diffusers raise anything

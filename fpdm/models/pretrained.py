@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fpdm.config import check_range, limits
+from fpdm.hub import split_revision
 from fpdm.models.dit import Denoiser
 from fpdm.models.sizes import class_of
 from fpdm.records import check_fields, read_arguments, read_object
@@ -100,11 +101,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def resolve_folder(source: str | Path) -> Path:
-    """The local folder that holds config.json and model.safetensors; downloads a Hub id."""
+    """The local folder that holds config.json and model.safetensors; downloads a Hub id, at its @revision if given."""
     folder = Path(source)
     if not folder.exists():
         try:
-            folder = Path(snapshot_download(str(source)))
+            repository, revision = split_revision(str(source))
+            folder = Path(snapshot_download(repository, revision=revision))
         except (HFValidationError, OSError) as error:
             raise FileNotFoundError(
                 f"{source}: no such folder, and not a Hub repository that can be reached"

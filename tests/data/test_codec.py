@@ -67,6 +67,19 @@ def test_sources_that_cannot_be_opened(tmp_path):
         open_codec("nobody/no-such-vae")
 
 
+def test_a_hub_id_may_name_a_revision(tiny_vae, monkeypatch):
+    """Two states of a repository are two sources: a store of one is not trained on with the other by mistake."""
+    asked, original = [], AutoencoderKL.from_pretrained
+
+    def download(source, revision, local_files_only, **kwargs):
+        asked.append((source, revision, local_files_only))
+        return original(tiny_vae, **kwargs)
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", download)
+    assert open_codec("someone/vae@v1.0").source == "someone/vae@v1.0" and open_codec("someone/vae")
+    assert asked == [("someone/vae", "v1.0", False), ("someone/vae", None, False)]
+
+
 def test_resolution_that_does_not_fit(tiny_vae):
     with pytest.raises(ValueError, match="resolution=15: not a multiple of 2"):
         open_codec(str(tiny_vae)).encode(torch.zeros(1, 3, 15, 15))

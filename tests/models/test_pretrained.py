@@ -53,6 +53,20 @@ def test_nothing_to_open(tmp_path):
         load_pretrained(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("revision", [None, "v1.0", "0b7a3c2"])
+def test_a_hub_id_may_name_a_revision(tmp_path, monkeypatch, revision):
+    build_model("FPDM-XS/2", input_size=8).save_pretrained(tmp_path)
+    asked = []
+
+    def download(repository, revision=None):
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("fpdm.models.pretrained.snapshot_download", download)
+    load_pretrained("someone/fpdm" if revision is None else f"someone/fpdm@{revision}")
+    assert asked == [("someone/fpdm", revision)]
+
+
 def test_positions_are_no_weights():
     for cls in (DiT, FixedPointDiT):
         model = cls(input_size=8, hidden_size=32, num_heads=2, num_classes=2)
