@@ -126,7 +126,7 @@ class Studio:
         with self._counting:
             self._begun = [drawing for drawing in self._begun if not drawing.over]
             if len(self._begun) > self.queue:
-                raise Full(f"{self.queue} drawings wait already, and no more may (--queue); try again in a moment")
+                raise Full(f"queue={self.queue}: as many drawings wait already; try again in a moment")
             drawing = Drawing(sides)
             self._begun.append(drawing)
             self._worker.submit(drawing.work)

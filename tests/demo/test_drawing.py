@@ -90,7 +90,7 @@ def test_no_more_wait_than_were_allowed(models, bounds, shared, way, monkeypatch
     monkeypatch.setattr("fpdm.demo.drawing.draw", lambda asked, watch: drawn.wait(60))
     studio, asked = Studio(queue=2), ask(models, shared, way, bounds)
     first, second, third = (studio.begin([asked]) for _ in range(3))
-    with pytest.raises(Full, match="2 drawings wait already, and no more may"):
+    with pytest.raises(Full, match="queue=2: as many drawings wait already"):
         studio.begin([asked])
     second.stop()
     with pytest.raises(Stopped):

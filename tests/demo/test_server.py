@@ -96,6 +96,6 @@ def test_an_overfull_queue_is_said(server, shared, way):
         jobs.append(client.submit(*long, *settings, api_name="/draw"))
         next(jobs[-1])  # it has begun
     refused = clients[3].predict(*shared, *settings, api_name="/draw")
-    assert "2 drawings wait already, and no more may (--queue); try again in a moment" in refused
+    assert "queue=2: as many drawings wait already; try again in a moment" in refused
     assert [job.cancel() for job in jobs] == [True] * 3
     assert "Done." in clients[3].predict(*shared, *settings, api_name="/draw")
