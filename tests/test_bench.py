@@ -77,7 +77,7 @@ def bench(tmp_path_factory, images):
         yield Bench(SUBJECT, str(images), out, 1, 0.5, 8, 8, 1, None, tuple(TINY.split()))
 
 
-FIGURES = {"quality": 1, "training": 1, "grids": 1, "core": 2}
+FIGURES = {"quality": 2, "training": 1, "grids": 1, "core": 2}
 
 
 @pytest.mark.parametrize("target", bench_report.SECTIONS)

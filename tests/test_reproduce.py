@@ -43,7 +43,9 @@ def laboratory(tmp_path_factory, tiny):
         for name, value in (("LENGTHS", (1, 2)), ("RATES", (1e-3, 2e-3)), ("BUDGETS", (24, 36)),
                             ("ITERATIONS", (1, 2)), ("TRIAL", {"budget": 24, "sampler": "ab2"}),
                             ("NEAR", {"budget": 24, "sampler": "ab2"}),
-                            ("CONTENDERS", {"dit": "DiT", "fpdm": "FPDM"})):  # fmt: skip
+                            ("CONTENDERS", {"dit": "DiT", "fpdm": "FPDM"}), ("CLAIMS", {"p2": "p2"}),
+                            ("CLAIM_LENGTHS", (1, 2)),
+                            ("TABLE", {"budget": 24, "sampler": "ddim", "iterations": 1})):  # fmt: skip
             patch.setattr(longer, name, value)
         rungs = (ladder.Rung("injection", {"add": {}, "decay": {"model.injection": "decay"}}),
                  ladder.Rung("supervision", {"last": {}, "early head": {"model.early_head": 1}}))  # fmt: skip
@@ -66,7 +68,7 @@ def laboratory(tmp_path_factory, tiny):
         (out / "steps").mkdir()
         for name in digits.EXPERIMENTS:
             (out / "steps" / f"{name}.json").write_text(json.dumps({name: 2, "fpdm": 2}))
-        (out / "steps" / "longer.json").write_text(json.dumps({"dit": 5, "fpdm": 9}))
+        (out / "steps" / "longer.json").write_text(json.dumps({"dit": 5, "fpdm": 9, "p2": 9}))
         yield Laboratory(
             digits.digits(vae_steps=6), out, 1, 1, 65, 65, arguments=tuple(tiny["reproduce.py"][-1].split())
         )

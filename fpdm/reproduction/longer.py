@@ -1,12 +1,12 @@
 """Beyond the paper: what changes when the digits are trained on for longer.
 
 Each contender has one run per seed with a constant rate. Each length is a fork of it that cools down over its last
-fifth, so that the lengths share most of their training.
+fifth, so that the lengths share most of their training. What the paper claims of some FPDMs is tried again in this way.
 """
 
 from fpdm.evaluation.figures import Curve, plot_panels
 from fpdm.evaluation.metrics import score_name
-from fpdm.evaluation.seeds import Results, spread
+from fpdm.evaluation.seeds import Results, difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.contenders import Trained
 from fpdm.reproduction.experiments import Laboratory, Section
@@ -14,6 +14,15 @@ from fpdm.reproduction.trainings import SHARE, Training
 
 CONTENDERS = {"dit": "DiT", "fpdm": "FPDM", "dit-3-blocks": "DiT, 3 blocks", "dit-narrow": "DiT, narrow"}
 LENGTHS = (1, 2, 4, 8)  # times the usual training
+CLAIMS = {  # FPDMs that were better or worse than the usual one after a short training
+    "stochastic-6": "N = M = 6 (Tab. 4)",
+    "stochastic-12": "N = M = 12 (Tab. 4)",
+    "jfb-6": "JFB, N = 6 (Tab. 5)",
+    "explicit-0": "0 + 0 explicit blocks (Fig. 7)",
+    "p2": "loss weighting p2",
+}
+CLAIM_LENGTHS = (1, 4)
+TABLE = {"budget": 120, "sampler": "ddim", "iterations": 2}  # how the tables and figures of these score them
 RATES = (5e-4, 1e-3, 2e-3)
 BUDGETS = (30, 60, 120)
 SAMPLERS = ("ab2", "ddim")
@@ -24,10 +33,11 @@ NEAR = {"budget": 60, "sampler": "ab2"}  # by which memorisation is measured
 
 def longer(lab: Laboratory) -> Section:
     """The contenders of the quickstart and of Tab. 3 at several lengths of training, each at its own best rate."""
-    found = lab.equal_time("longer", {name: _arguments(lab, name, 0) for name in CONTENDERS})
-    parts = {name: max(found[name] // SHARE, 1) for name in CONTENDERS}  # steps of a fifth of the shortest training
+    names = [*CONTENDERS, *CLAIMS]
+    found = lab.equal_time("longer", {name: _arguments(lab, name, 0) for name in names})
+    parts = {name: max(found[name] // SHARE, 1) for name in names}  # steps of a fifth of the shortest training
     rates, trials = _best_rates(lab, parts)
-    runs = _train(lab, parts, rates)
+    runs = _train(lab, parts, rates, LENGTHS)
     rows, panels = [], {f"{budget} block passes": [] for budget in BUDGETS}
     for name, label in CONTENDERS.items():
         models = {times: lab.trained(runs[name, times]) for times in LENGTHS}
@@ -56,6 +66,7 @@ def longer(lab: Laboratory) -> Section:
         "that are as near to a training digit as only 1 % of the held-out digits are.\n\n![score against seconds of "
         f"training](longer.png)\n\n{markdown_table(head, rows)}\n\nThe rate of each contender is the best of these, "
         f"after length 1 with one seed, at {TRIAL['budget']} passes with {TRIAL['sampler']}.\n\n{trials}"
+        f"\n\n{_claims(lab, parts, rates['fpdm'], runs)}"
     )
     return Section("Beyond the paper: longer training", text)
 
@@ -74,13 +85,35 @@ def _best_rates(lab: Laboratory, parts: dict[str, int]) -> tuple[dict[str, float
     return best, markdown_table(["", *(f"{rate:g}" for rate in RATES), "best rate"], rows)
 
 
-def _train(lab: Laboratory, parts: dict[str, int], rates: dict[str, float]) -> dict[tuple[str, int], list[Training]]:
-    """Train all; returns the runs of each contender and length, one for each seed."""
-    constant = {name: (SHARE - 1) * part for name, part in parts.items()}  # steps before the first cool-down
+def _claims(lab: Laboratory, parts: dict[str, int], rate: float, runs: dict[tuple[str, int], list[Training]]) -> str:
+    """The FPDMs of CLAIMS beside the usual one, all at the usual one's rate."""
+    runs = runs | _train(lab, parts, dict.fromkeys(CLAIMS, rate), CLAIM_LENGTHS)
+    rows = []
+    for times in CLAIM_LENGTHS:
+        usual = lab.score_models(lab.trained(runs["fpdm", times]), **TABLE).distances
+        for name, label in {"fpdm": "FPDM", **CLAIMS}.items():
+            trained = lab.trained(runs[name, times])
+            distances = lab.score_models(trained, **TABLE).distances
+            gap = ("", "") if name == "fpdm" else difference(distances, usual)
+            rows.append([label, f"{times}", str(trained[0].steps), spread(distances), *gap])
+    head = ["", "length", "steps", score_name("cnn", lab.book.images), "difference", ""]
+    text = (
+        f"What made the usual FPDM better or worse after a short training, at its learning rate ({rate:g}); "
+        f"{TABLE['budget']} passes, {TABLE['sampler']}, {TABLE['iterations']} iterations per timestep. The usual one "
+        "has N = 2, M = 3."
+    )
+    return f"{text}\n\n{markdown_table(head, rows)}"
+
+
+def _train(
+    lab: Laboratory, parts: dict[str, int], rates: dict[str, float], lengths: tuple[int, ...]
+) -> dict[tuple[str, int], list[Training]]:
+    """Train all that have a rate; returns the runs of each and of each length, one for each seed."""
+    constant = {name: (SHARE - 1) * parts[name] for name in rates}  # steps before the first cool-down
     trunks = {
-        (name, seed): Training(f"longer-{name}-seed{seed}", constant[name] * max(LENGTHS), (
+        (name, seed): Training(f"longer-{name}-seed{seed}", constant[name] * max(lengths), (
             *_arguments(lab, name, seed, rates[name]), "--run.checkpoint_every", constant[name]))
-        for name in CONTENDERS for seed in range(lab.seeds)
+        for name in rates for seed in range(lab.seeds)
     }  # fmt: skip
     folders = dict(zip(trunks, lab.trainings.train(list(trunks.values())), strict=True))
 
@@ -89,9 +122,7 @@ def _train(lab: Laboratory, parts: dict[str, int], rates: dict[str, float]) -> d
         return Training(f"longer-{name}-seed{seed}-{times}x", steps, words).forked(folders[name, seed])
 
     forks = {
-        (name, times): [fork(name, seed, times) for seed in range(lab.seeds)]
-        for name in CONTENDERS
-        for times in LENGTHS
+        (name, times): [fork(name, seed, times) for seed in range(lab.seeds)] for name in rates for times in lengths
     }
     lab.trainings.train([run for runs in forks.values() for run in runs])
     return forks
