@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,10 @@ class ScoreBook:
         write_atomically(self.path, json.dumps(self._known, indent=1))
 
     def _key(self, contender: Contender, config: SamplingConfig) -> str:
-        return json.dumps([contender.key, vars(config), self.images, self.extractor_key])
+        # Settings that were not changed are left out: scores stay known when an option is added.
+        changed = {field.name: getattr(config, field.name) for field in fields(config)
+                   if getattr(config, field.name) != field.default}  # fmt: skip
+        return json.dumps([contender.key, changed, self.images, self.extractor_key], sort_keys=True)
 
     @torch.inference_mode()
     def compute(self, contender: Contender, config: SamplingConfig) -> Score:

@@ -1,0 +1,39 @@
+"""Milliseconds per image, measured with nothing beside: scores are computed several at a time, and say little of it."""
+
+import json
+import statistics
+import time
+
+from fpdm.files import write_atomically
+from fpdm.records import read_object
+from fpdm.reproduction.bench import Bench
+from fpdm.reproduction.ladder import with_iterations
+from fpdm.sampling.generate import sample
+
+ROUNDS = 3
+SAMPLER = "ab2"  # the solvers cost the same
+
+
+def milliseconds(bench: Bench) -> dict[str, float]:
+    """Of each entrant, way and budget (`key`): sampling and decoding of one batch, on all cores, in several rounds in
+    turn; the medians, divided by the images. Measured once and kept in out/speed.json.
+    """
+    path = bench.out / "speed.json"
+    wanted = {
+        key(name, way, budget): (name, {"budget": budget, "sampler": SAMPLER, **way})
+        for name in bench.subject.entrants for way in bench.ways(name) for budget in bench.subject.budgets
+    }  # fmt: skip
+    if not path.exists() or not wanted.keys() <= read_object(path).keys():
+        times = {each: [] for each in wanted}
+        for _ in range(ROUNDS):
+            for each, (name, settings) in wanted.items():
+                source = bench.trained(bench.runs(name)[0]).contender.source
+                begun = time.perf_counter()
+                sample(source, bench.batch_size, bench.batch_size, **settings).cpu()
+                times[each].append(1000 * (time.perf_counter() - begun) / bench.batch_size)
+        write_atomically(path, json.dumps({each: statistics.median(found) for each, found in times.items()}, indent=1))
+    return read_object(path)
+
+
+def key(name: str, way: dict, budget: int) -> str:
+    return f"{name}{with_iterations(way)}, {budget} block passes"
