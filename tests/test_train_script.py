@@ -106,7 +106,7 @@ def test_the_micro_batch_that_would_fit_is_the_largest(dry_run):
 
 def test_the_share_of_one_process_is_no_riddle(dry_run):
     said = dry_run(*SMALL, "--optim.micro_batch_size", 32)
-    assert "1 process, which takes all 512 samples of a step, 32 at a time" in said
+    assert "There is 1 process. It takes all 512 samples of a step, 32 at a time" in said
     assert "torchrun --nproc_per_node=8" in said
     assert "fits a GPU" not in said  # nothing said of which, and none here
 

@@ -144,11 +144,11 @@ def describe_share(config: ExperimentConfig, processes: int) -> str:
     batch = config.optim.batch_size
     lines = [
         "This counts the operations only; the allocator and the libraries need more.",
-        f"It is for each of {processes} processes, which takes {rows.stop} of the {batch} samples of a step, "
+        f"This is one of {processes} processes. Each takes {rows.stop} of the {batch} samples of a step, "
         f"{micro_batch} at a time.",
     ]
     if processes == 1:
-        lines[1] = f"It is for 1 process, which takes all {batch} samples of a step, {micro_batch} at a time."
+        lines[1] = f"There is 1 process. It takes all {batch} samples of a step, {micro_batch} at a time."
         lines.append("For 8 processes, start the dry run with torchrun --nproc_per_node=8.")
     return labelled("", lines)
 

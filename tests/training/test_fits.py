@@ -82,7 +82,7 @@ def test_memory_of_muon_is_one_number_for_each_weight_of_a_matrix(config, networ
 
 def test_whose_memory_it_is(config):
     config.optim.micro_batch_size = 24
-    assert "each of 2 processes, which takes 48 of the 96 samples of a step, 24 at a time" in describe_share(config, 2)
+    assert "one of 2 processes. Each takes 48 of the 96 samples of a step, 24 at a time" in describe_share(config, 2)
 
 
 def test_the_proposal_divides_the_share(config, network):
