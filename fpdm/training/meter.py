@@ -1,6 +1,5 @@
 """The sums of one logging interval: losses (also per quarter of the timesteps), norms, work and time."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,25 +92,3 @@ class Meter:
             values["peak_reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         self.reset()
         return values
-
-
-def status_line(step: int, steps: int, values: dict[str, float]) -> str:
-    """One line of the log for people: the values of log.jsonl in short form."""
-    get = values.get
-    parts = [f"step {step:>7d}/{steps}"]
-    if "loss" in values:
-        quarters = " ".join(f"{get(f'loss_t{q}', math.nan):.3f}" for q in range(1, QUARTERS + 1))
-        parts.append(f"loss {get('loss'):.4f} = mse {get('mse'):.4f} + vb {get('vb'):.4f}, by t {quarters}")
-        parts.append(f"|g| {get('grad_norm'):.3g} (max {get('grad_norm_max'):.3g})")
-    if "n" in values:
-        parts.append(f"n {get('n')} m {get('m')}" + (f" res {get('residual'):.3f}" if "residual" in values else ""))
-    parts.append(f"lr {get('lr'):.3g}")
-    if "loss_scale" in values:
-        parts.append(f"scale {get('loss_scale'):g}")
-    if get("skipped"):
-        parts.append(f"skipped {get('skipped')}")
-    share = f" ({get('peak_share'):.0%} of peak)" if "peak_share" in values else ""
-    parts.append(f"{get('images_per_s'):.4g} img/s, {get('block_passes_per_s'):.4g} passes/s")
-    parts.append(f"{get('tflops'):.3g} TFLOP/s{share}")
-    parts.append(f"{get('peak_memory_gib'):.2f} GiB")
-    return "  ".join(parts)

@@ -14,7 +14,7 @@ from fpdm.data.latents import Manifest
 from fpdm.models import Denoiser
 from fpdm.models.inherit import inherit
 from fpdm.training.describe import labelled
-from fpdm.training.setup import is_new
+from fpdm.training.open_run import is_new
 
 # Settings of the process that say how it is trained, not what the network gets and predicts.
 OF_TRAINING = {"weighting", "min_snr_gamma", "learn_sigma", "draw", "draw_mean", "draw_deviation"}

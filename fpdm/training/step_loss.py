@@ -28,6 +28,10 @@ class Batch(NamedTuple):
     y: Tensor
     draws: Draws
 
+    def rows(self, part: slice) -> "Batch":
+        """Some of the samples."""
+        return Batch(self.x0[part], self.y[part], self.draws.rows(part))
+
 
 class Found(NamedTuple):
     """minimised: (B,) what training minimises. losses: of the last iterate's prediction. residual: (B,) of the last

@@ -80,6 +80,12 @@ class HeldOut:
         return send(torch.from_numpy(np.stack([g.standard_normal(shape, np.float32) for g in generators])), device)
 
 
+def validate(model: Denoiser, held_out: HeldOut | None, measure: Measure | None) -> dict[str, float]:
+    """Values of the averaged weights for the log; called on every rank."""
+    found = held_out.loss(model) if held_out is not None else {}
+    return found | (measure(model) if measure is not None else {})
+
+
 def check_held_out(store: LatentStore, training: Manifest, conditioned_on: str) -> None:
     """ValueError if validation.latents cannot be compared with the training store, or is the training store.
 

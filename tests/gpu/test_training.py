@@ -12,9 +12,10 @@ import torch
 from fpdm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, RunConfig, SJFBConfig
 from fpdm.data.latents import LatentStore
 from fpdm.models import load_pretrained
+from fpdm.training.batches import read_batch
 from fpdm.training.checkpoint import load_trainer
 from fpdm.training.ema import EMA
-from fpdm.training.loop import read_batch, train
+from fpdm.training.loop import train
 
 pytestmark = pytest.mark.gpu
 BEGUN, END = 20, 24  # steps of the checkpoint that all modes go on from, and of theirs

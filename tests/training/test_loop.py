@@ -10,7 +10,8 @@ import yaml
 from fpdm.config import OptimConfig
 from fpdm.models import load_pretrained
 from fpdm.training.checkpoint import find_checkpoint, load_trainer
-from fpdm.training.loop import TrainingDiverged, learning_rate, train
+from fpdm.training.loop import TrainingDiverged, train
+from fpdm.training.optimizers import learning_rate
 
 RATES = ("images_per_s", "block_passes_per_s", "tflops", "peak_memory_gib")
 
@@ -72,7 +73,7 @@ def test_checkpoint_whose_step_was_skipped_is_written_at_the_next(experiment, po
 def test_steps_are_skipped_where_the_optimizer_knows_no_flag(experiment, monkeypatch):
     """That of MPS: the host asks whether gradients are finite, and the path is the same."""
     from fpdm.processes import Diffusion
-    from fpdm.training import loop
+    from fpdm.training import learner
 
     original, runs = Diffusion.losses, []
     for flag in (True, False):
@@ -84,7 +85,7 @@ def test_steps_are_skipped_where_the_optimizer_knows_no_flag(experiment, monkeyp
             return losses._replace(total=losses.total * math.nan) if len(calls) in (2, 5) else losses
 
         monkeypatch.setattr(Diffusion, "losses", poisoned)
-        monkeypatch.setattr(loop, "skips_by_flag", lambda device, flag=flag: flag)
+        monkeypatch.setattr(learner, "skips_by_flag", lambda device, flag=flag: flag)
         runs.append(train(experiment(optim={"steps": 7}, run={"log_every": 1})))
     assert log(runs[0])[-1]["skipped"] == log(runs[1])[-1]["skipped"] == 2
     assert [line["loss"] for line in log(runs[0]) if "loss" in line] == [
@@ -114,7 +115,7 @@ def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch):
         (run / "log.jsonl").symlink_to("/dev/full")
         return run
 
-    monkeypatch.setattr("fpdm.training.setup.new_run", with_full_log)
+    monkeypatch.setattr("fpdm.training.open_run.new_run", with_full_log)
     with pytest.raises(OSError, match=r"log\.jsonl cannot be written .*No space left.*checkpoints are intact"):
         train(experiment())
 

@@ -4,7 +4,8 @@ from accelerate import Accelerator
 
 from fpdm.devices import peak_tflops
 from fpdm.processes import Losses
-from fpdm.training.meter import Meter, loss_sums, status_line
+from fpdm.training.log_values import status_line
+from fpdm.training.meter import Meter, loss_sums
 
 
 def test_losses_are_averaged_in_all_and_by_quarter_of_t():

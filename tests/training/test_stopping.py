@@ -86,9 +86,9 @@ def test_second_ctrl_c_ends_at_once(experiment, tmp_path):
     """Both come amid a step that does not end by itself: nothing is written, and what was written stays."""
     config = experiment(optim={"steps": 100_000}, run={"log_every": 1, "results": str(tmp_path / "runs")})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
-    endless = "import runpy, sys, time, fpdm.training.loop as loop\n" \
-              "original = loop.learning_rate\n" \
-              "loop.learning_rate = lambda optim, step: time.sleep(600) if step == 2 else original(optim, step)\n" \
+    endless = "import runpy, sys, time, fpdm.training.step as step\n" \
+              "original = step.learning_rate\n" \
+              "step.learning_rate = lambda optim, i: time.sleep(600) if i == 2 else original(optim, i)\n" \
               "sys.argv = sys.argv[1:]\n" \
               "runpy.run_path(sys.argv[0], run_name='__main__')\n"  # fmt: skip
     command = [sys.executable, "-c", endless, str(ROOT / "scripts" / "train.py")]
