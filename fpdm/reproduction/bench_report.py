@@ -248,9 +248,8 @@ def grids(bench: Bench) -> Section:
     strips.append(("real, held out", enlarged(real[:: len(real) // 20][:20])))
     for budget in (bench.subject.budgets[1], bench.subject.budgets[-1]):
         for name, entrant in bench.subject.entrants.items():
-            way = min(
-                bench.ways(name), key=lambda way: bench.distances(name, budget=budget, sampler="ab2", **way).mean()
-            )
+            way = min(bench.ways(name), key=lambda way: bench.distances(
+                name, budget=budget, sampler=best_solver(bench, name, way, budget), **way).mean())  # fmt: skip
             source = bench.trained(bench.runs(name)[0]).contender.source
             images = sample(source, 20, budget=budget, sampler="ab2", classes=list(range(10)), **way)
             strips.append((f"{entrant.label}{with_iterations(way)}, {budget} block passes", enlarged(images)))
