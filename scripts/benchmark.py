@@ -29,7 +29,8 @@ from fpdm.benchmarks.sampling import sampling
 from fpdm.benchmarks.steps import steps
 from fpdm.benchmarks.timing import Bench, Question
 from fpdm.benchmarks.updates import updates
-from fpdm.chain import end_on_sigterm, keep_settings
+from fpdm.chain import end_on_sigterm
+from fpdm.chain.folder import study_folder
 from fpdm.config import check_choice, check_range, limits
 from fpdm.data.codec import PIXELS, Codec, PixelCodec, VAECodec, open_codec
 from fpdm.devices import allow_tf32, check_precision, process_state
@@ -161,18 +162,18 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # for train.py
     allow_tf32(True)  # the default of train.py
     codec = open_decoder(settings, device) if {"sampling", "rates"} & set(settings.questions) else PixelCodec()
-    out.mkdir(parents=True, exist_ok=True)
-    keep_settings(out / "settings.json", {
+    decisive = {
         "machine": machine(device), "fpdm": fpdm.__version__, "torch": torch.__version__, "vae": settings.vae,
         "precision": settings.precision, "repeats": settings.repeats,
-    })  # fmt: skip
+    }  # fmt: skip
     bench, progress = Bench(device, settings.precision, settings.repeats), Progress([], [])
-    for name in settings.questions:
-        answer(bench, ask(name, settings, codec, out), name, out, deadline, progress)
-    if progress.left:
-        logger.info(f"time limit reached, {len(progress.left)} cases are left; the same command resumes")
-    write_report(settings, device, out)
-    write_atomically(out / "progress.json", json.dumps(progress._asdict(), indent=1))
+    with study_folder(out, decisive):
+        for name in settings.questions:
+            answer(bench, ask(name, settings, codec, out), name, out, deadline, progress)
+        if progress.left:
+            logger.info(f"time limit reached, {len(progress.left)} cases are left; the same command resumes")
+        write_report(settings, device, out)
+        write_atomically(out / "progress.json", json.dumps(progress._asdict(), indent=1))
     logger.info(f"report in {out / 'report.md'}")
     if progress.failed:
         raise ValueError("left out: " + "; ".join(progress.failed))

@@ -13,7 +13,8 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import end_on_sigterm, keep_settings
+from fpdm.chain import end_on_sigterm
+from fpdm.chain.folder import study_folder
 from fpdm.config import check_range, limits
 from fpdm.devices import device_peak_tflops, process_state
 from fpdm.on_gpu.parts import Visit
@@ -60,12 +61,11 @@ def main() -> None:
     if settings.images is not None and not Path(settings.images).exists():
         raise ValueError(f"images {settings.images} does not exist; give a folder or zip of images in class folders")
     precision = best_precision(device)
-    out.mkdir(parents=True, exist_ok=True)
     facts = machine(device, precision)
-    keep_settings(out / "settings.json", facts | {"rehearse": settings.rehearse})
-    if settings.rehearse:
-        facts = {"REHEARSAL": "tiny sizes; the numbers are meaningless"} | facts
-    done = resume(Visit(out, precision, deadline, settings.images, settings.rehearse), facts)
+    with study_folder(out, facts | {"rehearse": settings.rehearse}):
+        if settings.rehearse:
+            facts = {"REHEARSAL": "tiny sizes; the numbers are meaningless"} | facts
+        done = resume(Visit(out, precision, deadline, settings.images, settings.rehearse), facts)
     told = "everything is done" if done else "not everything is done; the same command resumes"
     logger.info(f"{told}; summary in {out / 'summary.md'}, files to take home in {out / 'home'}")
 

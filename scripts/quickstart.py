@@ -12,8 +12,9 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import keep_settings, run_script
+from fpdm.chain import run_script
 from fpdm.chain.equal_time import steps_for_equal_time
+from fpdm.chain.folder import study_folder
 from fpdm.config import ExperimentConfig, check_range, limits
 from fpdm.cost import ForwardCost
 from fpdm.devices import process_state
@@ -83,17 +84,16 @@ def main() -> None:
     started = time.perf_counter()
     out = Path(settings.out)
     check_plans(settings)
-    out.mkdir(parents=True, exist_ok=True)
-    keep_settings(out / "settings.json", {name: getattr(settings, name) for name in ("seed", "seconds", "vae_steps")})
-    prepare(out, settings.vae_steps)
-    arguments = {name: train_arguments(name, settings, out) for name in MODELS}
-    steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
-    logger.info(
-        f"\n{settings.seconds:g} s of training here: {steps['fpdm']} steps of FPDM, {steps['dit']} steps of DiT"
-    )
-    device = process_state().device
-    models = {name: load_trained(train(name, steps[name], settings, out), device) for name in MODELS}
-    compare(settings, out, models)
+    with study_folder(out, {name: getattr(settings, name) for name in ("seed", "seconds", "vae_steps")}):
+        prepare(out, settings.vae_steps)
+        arguments = {name: train_arguments(name, settings, out) for name in MODELS}
+        steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
+        logger.info(
+            f"\n{settings.seconds:g} s of training here: {steps['fpdm']} steps of FPDM, {steps['dit']} steps of DiT"
+        )
+        device = process_state().device
+        models = {name: load_trained(train(name, steps[name], settings, out), device) for name in MODELS}
+        compare(settings, out, models)
     logger.info(f"quickstart: {time.perf_counter() - started:.0f} s; report in {out / 'report.md'}")
 
 

@@ -11,7 +11,8 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import OutOfTime, end_on_sigterm, keep_settings
+from fpdm.chain import OutOfTime, end_on_sigterm
+from fpdm.chain.folder import study_folder
 from fpdm.config import check_choice, check_range, limits
 from fpdm.devices import allow_tf32, process_state
 from fpdm.files import write_atomically
@@ -97,20 +98,19 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     started, out = time.monotonic(), Path(settings.out or f"results/reproduce-{settings.data}")
     deadline = None if settings.minutes is None else started + 60 * settings.minutes
-    out.mkdir(parents=True, exist_ok=True)
     allow_tf32(True)  # as train.py and sample.py do
     decisive = ("data", "seconds", "trial_seconds", "seeds", "samples", "precision", "vae_steps", "jobs", "train")
-    keep_settings(out / "settings.json", {name: getattr(settings, name) for name in decisive})
-    try:
-        bench = open_bench(settings, out, deadline)
-        for position, target in enumerate(settings.targets, 1):
-            section = DATA[settings.data][target](bench)
-            write_atomically(out / f"{target}.md", f"## {section.title}\n\n{section.text}\n")
-            done = f"{position} of {len(settings.targets)}, {time.monotonic() - started:.0f} s"
-            logger.info(f"\n[{done}] {section.title}\n\n{section.text}")
-    except OutOfTime as stopped:
-        logger.info(f"{stopped}")
-    write_report(settings, out)
+    with study_folder(out, {name: getattr(settings, name) for name in decisive}):
+        try:
+            bench = open_bench(settings, out, deadline)
+            for position, target in enumerate(settings.targets, 1):
+                section = DATA[settings.data][target](bench)
+                write_atomically(out / f"{target}.md", f"## {section.title}\n\n{section.text}\n")
+                done = f"{position} of {len(settings.targets)}, {time.monotonic() - started:.0f} s"
+                logger.info(f"\n[{done}] {section.title}\n\n{section.text}")
+        except OutOfTime as stopped:
+            logger.info(f"{stopped}")
+        write_report(settings, out)
     logger.info(f"report in {out / 'report.md'}")
 
 

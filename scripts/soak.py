@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from fpdm import cli
 from fpdm.chain import end_on_sigterm
 from fpdm.config import check_choice, check_range, limits
+from fpdm.locks import only_writer
 from fpdm.soak.campaign import Campaign
 from fpdm.soak.experiments import EXPERIMENTS
 from fpdm.soak.outcome import Lost
@@ -64,18 +65,21 @@ def main() -> None:
     campaign = Campaign(Path(settings.out), settings.seed, deadline, settings.length)
     preload()
     constants.HF_HUB_OFFLINE = True  # names in bad input must not be looked up
+    with only_writer(campaign.out):
+        lost = play(campaign, settings)
+    logger.info(f"\n{campaign.report()}\n\nreport in {campaign.out / 'report.md'}")
+    if lost:
+        raise SystemExit(1)
+
+
+def play(campaign: Campaign, settings: Settings) -> bool:
+    """Play the chosen experiments; True if one lost something, after which none is begun."""
     try:
         campaign.material.make()
     except Lost as error:
         raise ValueError(f"{error}") from error
-    lost = False
-    for name in settings.experiments or EXPERIMENTS:
-        lost = campaign.play(name, settings.rounds or EXPERIMENTS[name].rounds) is not None
-        if lost:
-            break
-    logger.info(f"\n{campaign.report()}\n\nreport in {campaign.out / 'report.md'}")
-    if lost:
-        raise SystemExit(1)
+    names = settings.experiments or EXPERIMENTS
+    return any(campaign.play(name, settings.rounds or EXPERIMENTS[name].rounds) is not None for name in names)
 
 
 if __name__ == "__main__":

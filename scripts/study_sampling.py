@@ -11,7 +11,7 @@ import torch
 
 import fpdm
 from fpdm import cli
-from fpdm.chain import keep_settings
+from fpdm.chain.folder import study_folder
 from fpdm.config import check_choice, check_range, limits
 from fpdm.data.codec import Codec
 from fpdm.devices import allow_tf32, process_state
@@ -22,6 +22,7 @@ from fpdm.evaluation.metrics import noise_floor, score_name
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.seeds import difference, over_seeds, spread
 from fpdm.evaluation.tables import markdown_table
+from fpdm.files import write_atomically
 from fpdm.reproduction.contenders import load_contender
 from fpdm.sampling.allocation import spread_evenly
 from fpdm.sampling.settings import SamplingConfig
@@ -53,7 +54,7 @@ class Settings:
 
     Args:
         ckpt: checkpoints that differ only in the training seed: of an FPDM and, for `solvers`, also of a DiT.
-        reference: the real images in class folders: a folder, a zip or digits.
+        reference: the real images in class folders: a folder, a zip, digits or digits@training.
         out: folder for the report.
         parts: solves, solvers, allocation.
         images: number of sampled images for each score.
@@ -64,7 +65,7 @@ class Settings:
     """
 
     ckpt: list[str] = field(default_factory=list)
-    reference: str = "digits"
+    reference: str = "digits@training"
     out: str = "results/study-sampling"
     parts: tuple[str, ...] = PARTS
     images: int = 1000
@@ -96,9 +97,15 @@ def main() -> None:
     fpdms, dits = ([c for c in models if c.source.iterative is kind] for kind in (True, False))
     if not fpdms:
         raise ValueError(f"ckpt={settings.ckpt}: at least one must be of an FPDM")
-    out.mkdir(parents=True, exist_ok=True)
     decisive = {"reference": settings.reference, "weights": [c.key for c in models], "images": settings.images}
-    keep_settings(out / "settings.json", decisive)
+    with study_folder(out, decisive):
+        report = study(settings, out, fpdms, dits)
+        write_atomically(out / "report.md", report)
+    logger.info(f"\n{report}\n-> {out / 'report.md'}")
+
+
+def study(settings: Settings, out: Path, fpdms: list[Contender], dits: list[Contender]) -> str:
+    """The report: all tables of the chosen parts."""
     codec: Codec = fpdms[0].source.codec
     pixels = [length * codec.downsampling for length in fpdms[0].source.latent_shape[1:]]
     images, labels, classes = load_labelled(settings.reference, pixels)
@@ -126,8 +133,7 @@ def main() -> None:
         f"fpdm {fpdm.__version__}, torch {torch.__version__}, {process_state().device}, {platform.machine()}, "
         f"Python {platform.python_version()}.\n"
     )
-    (out / "report.md").write_text("\n\n".join([head, *sections, foot]))
-    logger.info("\n" + "\n\n".join(sections) + f"\n\n-> {out / 'report.md'}")
+    return "\n\n".join([head, *sections, foot])
 
 
 def solves_table(settings: Settings, book: ScoreBook, models: list[Contender], iterations: int, name: str) -> str:

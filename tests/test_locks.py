@@ -9,6 +9,7 @@ import time
 import pytest
 
 from fpdm import locks
+from fpdm.chain.folder import study_folder
 from fpdm.locks import only_writer
 
 HOLD = """
@@ -69,3 +70,19 @@ def test_no_lock_where_the_file_system_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with only_writer(tmp_path):
         pass
+
+
+def test_a_study_whose_folder_is_held_is_refused(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
+    with pytest.raises(ValueError, match="another program is writing to this folder"), study_folder(tmp_path, {"a": 1}):
+        raise AssertionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
+    with study_folder(tmp_path / "new", {"seconds": (1, 2)}):
+        pass
+    with study_folder(tmp_path / "new", {"seconds": (1, 2)}):
+        pass
+    with pytest.raises(ValueError, match=r"seconds \[1, 2\] \(now 3\)"), study_folder(tmp_path / "new", {"seconds": 3}):
+        raise AssertionError

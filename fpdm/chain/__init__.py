@@ -1,7 +1,6 @@
 """Tools for scripts that run other scripts: run one, or several at a time, as a user would."""
 
 import ctypes
-import json
 import logging
 import os
 import shlex
@@ -16,13 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from fpdm.files import write_atomically
-from fpdm.records import read_object
-
 logger = logging.getLogger("fpdm")
 ROOT = Path(__file__).resolve().parents[2]
-
-
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PARENT_ENDS = 1  # PR_SET_PDEATHSIG: which signal the system sends then
 
@@ -151,14 +145,3 @@ def last_line(log: Path) -> str:
 def end_on_sigterm() -> None:
     """Make SIGTERM raise SystemExit, so that a script that this program runs is stopped too."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
-def keep_settings(path: Path, decisive: dict) -> None:
-    """Save the settings of a folder in `path`; ValueError if the folder was started with other settings."""
-    decisive = json.loads(json.dumps(decisive))  # as it will be read
-    before = read_object(path) if path.exists() else decisive
-    if before != decisive:
-        changed = ", ".join(f"{name} {before.get(name)} (now {decisive[name]})" for name in decisive
-                            if before.get(name) != decisive[name])  # fmt: skip
-        raise ValueError(f"{path.parent} was started with {changed}; choose another --out")
-    write_atomically(path, json.dumps(decisive))
