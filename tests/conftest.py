@@ -26,6 +26,9 @@ from fpdm.config import DataConfig, EncodeConfig, ExperimentConfig, ModelConfig,
 from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
+from fpdm.evaluation.features import cached_classifier
+from fpdm.evaluation.samples import load_labelled
+from fpdm.reproduction.digits import RESOLUTION, TRAINING_DIGITS
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -69,6 +72,15 @@ TINY = {  # what makes a script that takes minutes take seconds
 def tiny():
     """The words that make a script tiny, by its name."""
     return {script: [str(word) for word in words] for script, words in TINY.items()}
+
+
+@pytest.fixture(scope="session")
+def digits_classifier(tmp_path_factory):
+    """A folder with the classifier of the training digits: trained once, by one process of the tests for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits-classifier"
+    cached_classifier(*load_labelled(TRAINING_DIGITS, RESOLUTION), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,9 @@ def quickstart(out: Path, words: list[str]) -> str:
     return done.stdout
 
 
-def test_quickstart(tmp_path, tiny):
+def test_quickstart(tmp_path, tiny, digits_classifier):
     out = tmp_path / "quickstart"
-    out.mkdir()
+    shutil.copytree(digits_classifier, out / "features")
     (out / "steps.json").write_text(json.dumps({"fpdm": 9, "dit": 5}))  # test_reproduce.py has the script measure them
     said = quickstart(out, tiny["quickstart.py"])
     for phase in ("train_vae.py", "encode_latents.py", "train.py", "8 timesteps (999..0), 2 explicit blocks + 1 iter"):

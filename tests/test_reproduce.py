@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory, tiny):
+def laboratory(tmp_path_factory, tiny, digits_classifier):
     """Every experiment trained for two steps, as one seed; small budgets."""
     out = tmp_path_factory.mktemp("laboratory")
+    shutil.copytree(digits_classifier, out / "features")
 
     def run_here(script, *words, deadline=None):
         with pytest.MonkeyPatch.context() as patch:
@@ -159,8 +161,9 @@ def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):
     assert real.features.shape == (1632, 64) and real.held_out.shape == (165, 64) and real.images.dtype == torch.uint8
 
 
-def test_the_script_stops_in_time_and_resumes(tmp_path, tiny):
+def test_the_script_stops_in_time_and_resumes(tmp_path, tiny, digits_classifier):
     out = tmp_path / "out"
+    shutil.copytree(digits_classifier, out / "features")
 
     def reproduce(*words) -> str:
         command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--out", str(out),
@@ -172,7 +175,7 @@ def test_the_script_stops_in_time_and_resumes(tmp_path, tiny):
 
     (out / "steps").mkdir(parents=True)  # of the second model; those of the first are measured
     (out / "steps" / "dit.json").write_text(json.dumps({"dit": 2, "fpdm": 2}))
-    said = reproduce("--minutes", "0.2")
+    said = reproduce("--minutes", "0.1")
     assert "the same command resumes" in said and not (out / "fig5.md").exists()
     assert "[1 of 1, " in reproduce() and (out / "fig5.png").exists()
     report = (out / "report.md").read_text()

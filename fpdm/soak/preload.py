@@ -5,7 +5,6 @@ import importlib
 import pkgutil
 
 from fpdm import commands
-from fpdm.training import describe
 
 LIBRARIES = ("torch._dynamo", "diffusers.models.autoencoders.autoencoder_kl", "scipy.linalg", "sklearn.datasets",
              "torch.distributed", "torch.utils.data", "PIL.PngImagePlugin", "accelerate")  # fmt: skip
@@ -17,5 +16,4 @@ def preload() -> None:
         importlib.import_module(name)
     for module in pkgutil.iter_modules(commands.__path__, "fpdm.commands."):
         importlib.import_module(module.name)
-    describe.describe_memory = lambda *facts: "not counted"  # of a step, for the first screen: half of a run's time
     gc.collect()

@@ -45,9 +45,9 @@ def first_screen(
     store: LatentStore,
     run: Path,
     start: int,
-    processes: int,
+    memory: str | None,
 ) -> str:
-    """Model, data, cost and memory of a run that begins at step `start`."""
+    """Model, data, cost and memory (`describe_memory`, if it was counted) of a run that begins at step `start`."""
     steps, manifest = config.optim.steps, store.manifest
     resumed = f", resumed at step {start} of {steps}" if start else ""
     attributes = f"{len(manifest.attribute_names)} attribute(s), " if manifest.attribute_names else ""
@@ -57,10 +57,10 @@ def first_screen(
         f"  data          {manifest.count:,d} latents {tuple(manifest.shape)}, {len(manifest.class_names)} class(es), "
         f"{attributes}{manifest.flips} flip(s), from {store.folder}",
         describe_cost(config, network, cost),
-        describe_memory(config, network, processes),
+        memory,
+        check_std(manifest),
     ]
-    warning = check_std(manifest)
-    return "\n".join([*lines, warning] if warning else lines)
+    return "\n".join(line for line in lines if line)
 
 
 def phases(config: SJFBConfig, network: Denoiser) -> list[Phase]:

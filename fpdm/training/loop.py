@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fpdm.config import ExperimentConfig
 from fpdm.devices import device_peak_tflops
 from fpdm.training.batches import read_ahead
-from fpdm.training.describe import first_screen
+from fpdm.training.describe import describe_memory, first_screen
 from fpdm.training.log_values import status_line, step_values
 from fpdm.training.meter import Meter
 from fpdm.training.open_run import open_run
@@ -123,8 +123,9 @@ def _say_what_begins(parts: Parts, run: Path, start: int, log: RunLog) -> None:
     """The first screen, and what the network was given of other weights."""
     config, accelerator, network = parts.config, parts.accelerator, parts.learner.network
     if accelerator.is_main_process:
-        cost = parts.cost_at(None)
-        log.say(first_screen(config, network, cost, parts.store, run, start, accelerator.num_processes))
+        on_cpu = accelerator.device.type == "cpu"  # seconds of counting are worth it only where memory is scarce
+        memory = None if on_cpu else describe_memory(config, network, accelerator.num_processes)
+        log.say(first_screen(config, network, parts.cost_at(None), parts.store, run, start, memory))
     if parts.taken is not None:
         log.say(parts.taken)
 

@@ -9,7 +9,6 @@ share of t, because that says how long the average is.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 
 
 class Profile(NamedTuple):
@@ -28,7 +27,8 @@ def exponent(std: float) -> float:
     """The exponent gamma >= 0 of a profile; ValueError for a std that only a negative one would have."""
     if not 0 < std <= relative_std(0):
         raise ValueError(f"std={std}: above 0, at most {relative_std(0):.3f}")
-    return brentq(lambda gamma: relative_std(gamma) - std, 0, 1 / std, xtol=1e-12)  # relative_std(gamma) < 1 / gamma
+    inverse = std**-2  # (gamma + 2)^2 (gamma + 3) = inverse (gamma + 1), a polynomial with one root of at least 0
+    return max(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max(), 0.0)
 
 
 def shares(profile: Profile, steps: int) -> np.ndarray:

@@ -99,6 +99,7 @@ def test_the_chain_leaves_what_it_says(chain, fpdm_run):
     assert 0 < facts["mse"] < 0.5 and (chain / "latents" / "manifest.json").exists()
     assert Image.open(fpdm_run / "samples" / "0000004.png").size == (4 * 18 + 2, 4 * 18 + 2)
     assert all(np.isfinite(json.loads(line)["loss"]) for line in (fpdm_run / "log.jsonl").read_text().splitlines())
+    assert ("samples at a time" in (fpdm_run / "log.txt").read_text()) == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"], indirect=True)
