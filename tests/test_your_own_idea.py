@@ -174,9 +174,9 @@ def test_from_a_fork_to_a_score_and_a_learning_rate_schedule(fork):
     ]
     assert all(score["FD-cnn@8"] > 0 and score["sampling"]["block_passes"] == 60 for score in scores)
     assert (fork / "curves.png").exists()
-    (log,) = (fork / "results" / "cooldown").glob("*/log.jsonl")
+    (log,) = (fork / "results" / "poly").glob("*/log.jsonl")
     rates = [json.loads(line)["lr"] for line in log.read_text().splitlines()]
-    assert rates[0] == 1e-3 > rates[-1] > 0
+    assert rates[0] == pytest.approx(1e-3 * 0.75**0.9) and rates[0] > rates[-1]
     assert yaml.safe_load((fork / "configs" / "my-idea" / "uncertainty.yaml").read_text())["extends"]
 
 

@@ -18,7 +18,7 @@ class ScoringConfig:
         inception: local copy of the Inception weights; downloaded if not given.
         dinov2: local copy of the DINOv2 weights; downloaded if not given.
         classifier: folder of the classifier.
-        held_out: real images that were not trained on, where the reference was, as in SOURCE@held-out beside
+        held_out: real images not used for training; the reference must be the training images, as in SOURCE@held-out beside
             SOURCE@training. The distances of samples to their nearest reference images are then reported beside those
             of the held-out images: a model that memorises is too near.
         resolution: crop and resize the reference to this many pixels, 256 for squares or height,width; only for a
