@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpdm.config import check_range, limits
+from fpdm.damage import check_memory
 from fpdm.evaluation.extractor import Features
 from fpdm.files import new_folder
 from fpdm.records import read_record
@@ -113,6 +114,7 @@ class ResidualClassifier(nn.Module):
             model = cls(read_record(path / CONFIG, ClassifierFacts))
             model.load_state_dict(load_file(path / WEIGHTS))
         except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            check_memory(path, error)
             raise ValueError(f"classifier {folder}: damaged ({' '.join(str(error).split())}); make it again") from error
         return model.eval().requires_grad_(False)
 
