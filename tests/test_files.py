@@ -1,10 +1,13 @@
 """Files written whole or not at all."""
 
+import ast
 import errno
 import os
+import re
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +186,22 @@ def test_an_error_leaves_nothing(tmp_path):
         partial.write_text("half")
         raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+ROOT = Path(__file__).parents[1]
+WRITERS = re.compile(r"\.(write_text|write_bytes)$|^(np\.savez?|torch\.save|json\.dump|save_file)$")
+
+
+def writes(path: Path) -> list[str]:
+    """The calls in a file that write a file."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if WRITERS.search(ast.unparse(call.func))]
+
+
+def test_every_file_is_written_under_another_name_first():
+    """In `replaced` or `new_folder`, whose paths are named so; a kill amid any other write leaves half a file."""
+    files = [path for top in ("fpdm", "scripts") for path in (ROOT / top).rglob("*.py") if path.parent.name != "soak"]
+    found = {path: writes(path) for path in files if writes(path)}
+    assert len(found) > 5
+    for path, calls in found.items():
+        assert all("partial" in call or re.search(r"\(\w+, file\)|\(file, ", call) for call in calls), (path, calls)

@@ -56,7 +56,7 @@ def steps_for_equal_time(
         if known is not None:
             seconds = known[1] / medians[known[0]]
         steps = {name: max(int(seconds * rate), 1) for name, rate in medians.items()}
-        path.with_name(f"{path.stem}-rates.json").write_text(json.dumps(rates, indent=1))
+        write_atomically(path.with_name(f"{path.stem}-rates.json"), json.dumps(rates, indent=1))
         write_atomically(path, json.dumps(steps))
     steps = read_object(path)
     check_fields(path, steps, dict.fromkeys(arguments, int), list(arguments))

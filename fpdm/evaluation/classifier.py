@@ -96,10 +96,10 @@ class ResidualClassifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the weights and the facts to a new folder."""
-        with new_folder(Path(folder)) as path:
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / WEIGHTS)
-            (path / CONFIG).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
-            (path / WEIGHTS).chmod((path / CONFIG).stat().st_mode)  # it is written readable only by its owner
+        with new_folder(Path(folder)) as partial:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, partial / WEIGHTS)
+            (partial / CONFIG).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
+            (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # it is written readable only by its owner
 
     @classmethod
     def load(cls, folder: str | Path) -> "ResidualClassifier":
