@@ -15,6 +15,7 @@ from typing import TypeVar
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from fpdm.config_files import check_names, layers
+from fpdm.damage import is_out_of_memory
 from fpdm.devices import end_processes, is_lost_process
 
 KINDS = {  # part of a type's name -> what to call it in an error; the first match is used
@@ -180,8 +181,13 @@ def run(main: Callable[[], None]) -> None:
             message = ": ".join(map(str, filter(None, (error.filename, error.strerror))))
             message += f"; {remedy}" if remedy else ""
         sys.exit(_fail(f"error: {message}"))
-    except RuntimeError as error:
-        if not is_lost_process(error) or os.environ.get("FPDM_DEBUG") == "1":
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("FPDM_DEBUG") == "1":
+            raise
+        if is_out_of_memory(error):
+            what = f": {' '.join(str(error).split())[:200]}" if str(error) else ""
+            sys.exit(_fail(f"error: out of memory{what}; free some memory, or choose smaller batches or fewer workers"))
+        if not is_lost_process(error):
             raise
         reason = " ".join(str(error).split())[:200]
         _fail(f"error: another process of this command has ended or does not answer ({reason}); run it again to resume")

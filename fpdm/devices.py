@@ -3,7 +3,7 @@
 import gc
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -32,6 +32,24 @@ def process_state(patience: timedelta | None = None) -> PartialState:
         The first call in a program decides.
     """
     return PartialState(cpu=on_cpu(), **({} if patience is None else {"timeout": patience}))
+
+
+def arrive() -> Callable[[], bool]:
+    """Say that this process has come to a point, without waiting there. Returns a function that tells whether all have.
+
+    It raises RuntimeError if another process has ended before, or does not come within the patience.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return lambda: True
+    work = torch.distributed.barrier(async_op=True, device_ids=[process_state().local_process_index])
+
+    def all_there() -> bool:
+        if not work.is_completed():
+            return False
+        work.wait()  # raises what went wrong
+        return True
+
+    return all_there
 
 
 def end_processes() -> None:

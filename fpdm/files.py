@@ -4,33 +4,38 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fpdm.locks import only_writer
+from fpdm.locks import only_writer, only_writer_of
 
 
 @contextmanager
 def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
     """A temporary path next to `path` to write to. It is renamed to `path` at the end, so readers find either the
-    old content or the new one, also after a kill.
+    old content or the new one, also after a kill. Of two programs that write the same file, the second waits.
 
-    sync: also after a power failure. An OSError while writing, for example on a full disk, names `path`, and what was
-    written is removed.
+    sync: also after a power failure. An OSError while writing, for example on a full disk, names `path`. After an
+    error, what was written is removed. safetensors' save_file puts a file of its own at the temporary path, which is
+    not locked: use it in folders that are.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        if sync:
-            sync_to_disk(partial)
-        os.replace(partial, path)
+        with only_writer_of(partial):
+            try:
+                yield partial
+                if sync:
+                    sync_to_disk(partial)
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         if sync:
             sync_to_disk(path.parent)  # the name
     except OSError as error:
-        partial.unlink(missing_ok=True)
         if error.filename not in (None, str(partial)):  # of another file, read while this one was written
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -44,10 +49,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     ValueError if `path` is there and not empty. After an error, what was written is removed. Of two programs that make
     the same folder, the second waits for the first, and is then refused.
     """
-    check_new(path)
     partial = path.with_name(f".{path.name}.partial")
-    make_folder(partial)
-    with only_writer(partial, wait=True):
+    with ExitStack() as held:
+        while True:
+            check_new(path)
+            make_folder(partial)
+            try:
+                held.enter_context(only_writer(partial, wait=True))
+                break
+            except FileNotFoundError:  # the program before has renamed or removed its own
+                continue
         try:
             check_new(path)
             for part in partial.iterdir():  # what a kill has left

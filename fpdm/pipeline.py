@@ -4,7 +4,6 @@ Its folder is that of export.py, plus `scheduler/` and `model_index.json`.
 """
 
 import inspect
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -23,6 +22,7 @@ from torch import Tensor
 from fpdm.conditionings import LABELS
 from fpdm.config import check_one_of, check_range, limits
 from fpdm.cost import ForwardCost
+from fpdm.damage import damaged
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
 from fpdm.export import upload, write_export
 from fpdm.files import new_folder
@@ -30,6 +30,7 @@ from fpdm.loading import load_checkpoint, make_source, open_model_codec
 from fpdm.models import Denoiser, block_cost
 from fpdm.precision import PRECISIONS
 from fpdm.processes import Level, make_process
+from fpdm.records import check_fields, read_object, shown
 from fpdm.sampling.allocation import DEFAULT_ITERATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.guidance import Guidance, InternalGuidance
@@ -92,8 +93,7 @@ class FPDMPipeline(DiffusionPipeline):
         codec = open_model_codec(model, facts, vae)
         saved = folder / "scheduler" / "scheduler_config.json"
         if scheduler is None and saved.is_file():
-            kind = getattr(diffusers, json.loads(saved.read_text())["_class_name"])
-            scheduler = kind.from_pretrained(folder / "scheduler")
+            scheduler = _saved_scheduler(saved)
         pipe = make_pipeline(model, facts, codec, scheduler)
         return pipe if torch_dtype is None else pipe.to(dtype=torch_dtype)
 
@@ -307,6 +307,20 @@ class FPDMPipeline(DiffusionPipeline):
             return images
         arrays = images.permute(0, 2, 3, 1).float().cpu().numpy()
         return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
+
+
+def _saved_scheduler(path: Path) -> SchedulerMixin:
+    """The scheduler of a scheduler_config.json; ValueError if diffusers does not have it, or refuses its settings."""
+    found = read_object(path)
+    check_fields(path, found, {"_class_name": str}, ["_class_name"])
+    name = found["_class_name"]
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise ValueError(
+            f"{path}: _class_name={shown(name)}: diffusers has no scheduler of this name; restore the file"
+        )
+    with damaged(path, f"{path}: not the settings of a {name}", "restore the file"):
+        return kind.from_pretrained(path.parent)
 
 
 def make_pipeline(model: Denoiser, facts: dict, codec: Codec, scheduler: SchedulerMixin | None = None) -> FPDMPipeline:

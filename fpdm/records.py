@@ -5,12 +5,13 @@ A dataclass says what a file holds: its fields are the keys, its annotations the
 must be there.
 """
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -25,7 +26,19 @@ SHOWN = 80  # characters of a wrong value
 
 def read_record(path: Path, kind: type[Record]) -> Record:
     """The file as a dataclass; ValueError for an unknown field too, and for values that the dataclass refuses."""
-    found = read_fields(path, kind)
+    return _record(path, read_object(path), kind)
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """A JSON file with a list of objects, each as a dataclass."""
+    found = read_json(path)
+    if not fits(found, list[dict]):
+        raise ValueError(f"{path}: holds {shown(found)}: expected a list, each an object; {REMEDY}")
+    return [_record(f"{path}: entry {number}", entry, kind) for number, entry in enumerate(found, 1)]
+
+
+def _record(path: Path | str, found: dict, kind: type[Record]) -> Record:
+    _check(path, found, kind)
     for name in found.keys() - {field.name for field in fields(kind)}:
         raise ValueError(f"{path}: {name}={shown(found[name])}: no such field is known; {REMEDY}")
     try:
@@ -37,10 +50,14 @@ def read_record(path: Path, kind: type[Record]) -> Record:
 def read_fields(path: Path, kind: type) -> dict[str, Any]:
     """The same as a dictionary, as it is in the file; fields that the dataclass does not have are not checked."""
     found = read_object(path)
+    _check(path, found, kind)
+    return found
+
+
+def _check(path: Path | str, found: dict, kind: type) -> None:
     hints = get_type_hints(kind)
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     check_fields(path, found, {field.name: hints[field.name] for field in fields(kind)}, needed)
-    return found
 
 
 def read_arguments(path: Path, function: Callable) -> dict[str, Any]:
@@ -67,6 +84,56 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds {shown(found)}: expected lines of `name: value`; {REMEDY}")
     return found
+
+
+def read_sections(path: Path, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A YAML file of sections. sections: those that must be there, with the kinds of fields that must be in them."""
+    found = read_yaml(path)
+    check_fields(path, found, dict.fromkeys(sections, dict), list(sections))
+    for name, kinds in sections.items():
+        check_fields(f"{path}: {name}", found[name], kinds, list(kinds))
+    return found
+
+
+def read_lines(path: Path, kinds: dict[str, Any]) -> list[dict[str, Any]]:
+    """A file with an object in each line, which must have these fields. A last line that a kill cut short is left out.
+
+    Other fields are not checked: numbers that are not finite are written, too.
+    """
+    found = []
+    for line in lines(path):
+        if line.content is not None:
+            check_fields(f"{path}: line {line.number}", line.content, kinds, list(kinds))
+            found.append(line.content)
+        elif not line.cut:
+            raise ValueError(damaged_line(path, line.number))
+    return found
+
+
+class Line(NamedTuple):
+    """A line of a file. content: None if it holds no object. cut: it has no end, because a kill cut it short."""
+
+    number: int
+    text: str
+    content: dict[str, Any] | None
+    cut: bool
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """The lines of a file with an object in each, without empty ones."""
+    whole = path.read_text(errors="replace").split("\n")
+    for number, text in enumerate(whole, 1):
+        if text.strip():
+            try:
+                content = json.loads(text)
+            except (ValueError, RecursionError):
+                content = None
+            yield Line(number, text, content if isinstance(content, dict) else None, number == len(whole))
+
+
+def damaged_line(path: Path, number: int) -> str:
+    """The error for a line that holds no object."""
+    return f"{path}: line {number} is damaged: expected an object; correct or remove this line"
 
 
 def check_fields(path: Path | str, found: dict, kinds: dict[str, Any], needed: list[str] | tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.figures import Curve, Smoothing, plot_overview, plot_smoothing
 from fpdm.evaluation.metrics import memorisation, score_name
 from fpdm.evaluation.tables import markdown_table
+from fpdm.files import write_atomically
 from fpdm.models import block_cost, build_model
 from fpdm.reproduction.contenders import Trained, load_trained
 from fpdm.reproduction.digits import prepare, reference
@@ -222,7 +223,8 @@ def write_report(
             f"{smoothing.held_out:.1f}, nearest {others.nearest_held_out:.2f}, memorised {others.memorised:.1%}.",
         ]
     )  # fmt: skip
-    (out / "report.md").write_text(
+    write_atomically(
+        out / "report.md",
         "# FPDM and DiT on handwritten digits\n\n"
         "Both models have the same data, batch size, learning rate and training time, and are sampled from the same "
         f"noise and labels. {smoothing.score} is the Fréchet distance between {settings.images} samples and the "
@@ -234,7 +236,7 @@ def write_report(
         f"![samples, and score against iterations](overview.png)\n\n{text}\n\n"
         f"One training seed ({settings.seed}). fpdm {fpdm.__version__}, torch {torch.__version__}, "
         f"{process_state().device}, {torch.get_num_threads()} threads, {platform.machine()}, "
-        f"Python {platform.python_version()}. Command: `bash scripts/quickstart.sh`.\n"
+        f"Python {platform.python_version()}. Command: `bash scripts/quickstart.sh`.\n",
     )
     return text
 

@@ -11,8 +11,8 @@ import fpdm
 from fpdm.data.batches import to_signed, to_uint8
 from fpdm.data.codec import open_codec
 from fpdm.evaluation.classifier import ResidualClassifier
-from fpdm.evaluation.features import weights_key
 from fpdm.evaluation.samples import load_labelled
+from fpdm.evaluation.weights import weights_key
 
 ASSET = Path(__file__).parents[1] / "assets" / "fpdm-digits"
 

@@ -9,15 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fpdm.chain.equal_time import _steps_per_second
+from fpdm.commands.export import history
 from fpdm.data.codec import open_codec
 from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore
 from fpdm.evaluation.classifier import ResidualClassifier
+from fpdm.evaluation.comparison import ScoreBook
 from fpdm.evaluation.references import load_reference
+from fpdm.evaluation.runs import batch_size, read_run
 from fpdm.evaluation.samples import Samples
 from fpdm.loading import load_checkpoint
+from fpdm.on_gpu.parts import Visit
+from fpdm.on_gpu.visit import resume
+from fpdm.pipeline import FPDMPipeline
+from fpdm.reproduction.contenders import load_trained
+from fpdm.training.runlog import forget_after
 
 ROOT = Path(__file__).parents[1]
 GONE = object()
@@ -171,3 +181,107 @@ def test_reference_files(tmp_path, arrays, says):
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match=says):
         load_reference(str(tmp_path / "reference.npz"), {})
+
+
+CONFIG = "model: {name: DiT-XS/2}\noptim: {batch_size: 8, steps: 10}\nsjfb: {grad: 1, no_grad: 1}\n"
+
+
+def run_with(folder: Path, config: str = CONFIG, log: str = '{"step": 5, "images_per_s": 2.0}\n') -> Path:
+    (folder / "checkpoints" / "0000005").mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    (folder / "log.jsonl").write_text(log)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("optim: [", "is damaged"),
+        ("optim: 3\nmodel: {name: a}\nsjfb: {}", "optim=3: expected an object"),
+        (
+            CONFIG.replace("10", "many").replace("8", "many"),
+            "optim: (steps|batch_size)='many': expected a whole number",
+        ),
+    ],
+)
+def test_config_of_a_run(tmp_path, config, says):
+    run = run_with(tmp_path / "run", config, '{"step": 50, "images_per_s": 2.0}\n')
+    readers = (lambda: history(run / "checkpoints" / "0000005", "ema"), lambda: load_trained(run),
+               lambda: _steps_per_second(run), lambda: batch_size(read_run(run)))  # fmt: skip
+    for reader in readers:
+        with pytest.raises(ValueError, match=rf"config\.yaml:? {says}"):
+            reader()
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ('{"step": 5, "images_per_s"\n{"step": 6, "images_per_s": 1}\n', "line 1 is damaged"),
+        ('{"step": 5}\n', "line 1: images_per_s is missing"),
+        ('{"step": 5, "images_per_s": 0}\n', "images_per_s=0: must be positive"),
+    ],
+)
+def test_log_of_a_run(tmp_path, log, says):
+    with pytest.raises(ValueError, match=rf"log\.jsonl: {says}"):
+        load_trained(run_with(tmp_path / "run", log=log))
+
+
+def test_lines_that_a_resumed_run_forgets(tmp_path):
+    """Those after its checkpoint, damaged or not; a damaged one before was whole when the checkpoint was written."""
+    first, second, later = '{"step": 2}\n', '{"step": 4}\n', '{"step": 6}\n'
+    for i, tail in enumerate(("", later, '{"step": 5', f"\0\0\0\n{later}")):
+        run = run_with(tmp_path / str(i), log=first + second + tail)
+        forget_after(run, 4)
+        assert (run / "log.jsonl").read_text() == first + second
+    damaged = f"{first}\0\0\0\n{second}{later}"
+    run = run_with(tmp_path / "damaged", log=damaged)
+    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is damaged: expected an object; correct or remove"):
+        forget_after(run, 4)
+    assert (run / "log.jsonl").read_text() == damaged
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1.0, 2], "block_passes is missing"),
+        ([1.0, 2.5, 3, 4, 5], "timesteps=2.5: expected a whole number"),
+        ([1.0, 2, 3, 4, 5, None, None, 8], ".*expected a list, distance, timesteps"),
+        ("nine", "'nine': expected a list, distance, timesteps"),
+    ],
+)
+def test_scores_of_a_comparison(tmp_path, values, says):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"a": [1.0, 2, 3, 4, 5], "b": values}))
+    with pytest.raises(ValueError, match=rf"scores\.json: 'b': {says}"):
+        ScoreBook(path, torch.nn.Identity(), "", torch.eye(4), 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([{"what": "tests"}], "entry 1: name is missing"),
+        ([{"name": "a", "what": "b", "state": "odd"}], "entry 1: state='odd': choose one of done"),
+        ({"name": "a"}, "holds .*: expected a list, each an object"),
+    ],
+)
+def test_parts_of_a_visit(tmp_path, content, says):
+    (tmp_path / "parts.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"parts\.json: {says}"):
+        resume(Visit(tmp_path, "bf16", 0.0), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"_class_name": "DiffusionPipeline"}, "_class_name='DiffusionPipeline': diffusers has no scheduler"),
+        ({"_class_name": 3}, "_class_name=3: expected a text"),
+        ({}, "_class_name is missing"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": "many"}, "not the settings of a DDIMScheduler"),
+    ],
+)
+def test_scheduler_of_a_pipeline(tmp_path, content, says):
+    shutil.copytree(ROOT / "assets" / "fpdm-digits", tmp_path / "model")
+    (tmp_path / "model" / "scheduler").mkdir()
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json: {says}"):
+        FPDMPipeline.from_pretrained(tmp_path / "model")

@@ -1,13 +1,18 @@
 """Files written whole or not at all."""
 
+import ast
 import errno
 import os
+import re
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fpdm import locks
 from fpdm.files import make_folder, new_folder, read_json, replaced, write_arrays, write_atomically
 from fpdm.locks import only_writer
 
@@ -109,3 +114,94 @@ def test_two_that_make_the_same_folder(tmp_path):
     other.join(10)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["first"]
     assert len(refused) == 1 and "already exists and is not empty" in refused[0]
+
+
+def test_one_that_waited_for_a_failure_has_a_folder_of_its_own(tmp_path):
+    """The first fails and removes what it had. Of the one that waits and one that comes then, one makes the folder."""
+    first, go_on, inside, most, refused = threading.Event(), threading.Event(), [], [], []
+
+    def make(name):
+        try:
+            with new_folder(tmp_path / "made") as partial:
+                inside.append(name)
+                most.append(len(inside))
+                time.sleep(0.3)
+                (partial / name).touch()
+                inside.remove(name)
+        except ValueError as error:
+            refused.append(str(error))
+
+    def fail():
+        with suppress(KeyError), new_folder(tmp_path / "made"):
+            first.set()
+            go_on.wait()
+            time.sleep(0.2)  # now the second waits
+            raise KeyError
+
+    threads = [threading.Thread(target=work) for work in (fail, lambda: make("second"), lambda: make("third"))]
+    threads[0].start()
+    first.wait()
+    threads[1].start()
+    go_on.set()
+    threads[0].join()
+    threads[2].start()
+    for thread in threads:
+        thread.join(10)
+    assert most == [1] and len(refused) == 1 and "already exists and is not empty" in refused[0]
+    assert len(list((tmp_path / "made").iterdir())) == 1 and [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_two_that_write_the_same_file(tmp_path):
+    """The second waits for the first, so neither is seen half-written, and it begins with an empty file."""
+    path, seen = tmp_path / "score.json", []
+    with replaced(path) as partial:
+        partial.write_text("the first, which is longer")
+        other = threading.Thread(target=write_atomically, args=(path, "the second"))
+        other.start()
+        time.sleep(0.3)
+        seen.append(partial.read_text())
+    other.join(10)
+    assert seen == ["the first, which is longer"] and path.read_text() == "the second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_another_program_goes_on_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
+    with replaced(tmp_path / "score.json") as partial:
+        partial.write_text("first")
+        with pytest.raises(ValueError, match=r"score\.json\.partial: another program is writing this file; wait until"):
+            write_atomically(tmp_path / "score.json", "second")
+        assert partial.read_text() == "first"
+    assert (tmp_path / "score.json").read_text() == "first"
+
+
+def test_what_a_kill_left_of_a_file_is_replaced(tmp_path):
+    (tmp_path / ".score.json.partial").write_text("half, and longer than the whole")
+    write_atomically(tmp_path / "score.json", "whole")
+    assert (tmp_path / "score.json").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), replaced(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+ROOT = Path(__file__).parents[1]
+WRITERS = re.compile(r"\.(write_text|write_bytes)$|^(np\.savez?|torch\.save|json\.dump|save_file)$")
+
+
+def writes(path: Path) -> list[str]:
+    """The calls in a file that write a file."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if WRITERS.search(ast.unparse(call.func))]
+
+
+def test_every_file_is_written_under_another_name_first():
+    """In `replaced` or `new_folder`, whose paths are named so; a kill amid any other write leaves half a file."""
+    files = [path for top in ("fpdm", "scripts") for path in (ROOT / top).rglob("*.py") if path.parent.name != "soak"]
+    found = {path: writes(path) for path in files if writes(path)}
+    assert len(found) > 5
+    for path, calls in found.items():
+        assert all("partial" in call or re.search(r"\(\w+, file\)|\(file, ", call) for call in calls), (path, calls)

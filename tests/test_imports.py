@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What a package or module may not import of ours, the rest of its rules being general. A new one has the general rules.
 LEAVES = ("config", "cost", "processes", "files", "precision", "seeding", "devices", "weightings", "lr_schedules",
-          "injections", "block_options", "conditionings", "extent", "locks", "records", "hub")  # fmt: skip
+          "injections", "block_options", "conditionings", "extent", "locks", "records", "hub", "damage")  # fmt: skip
 ABOVE = ("loading", "validation", "pipeline", "export", "commands", "demo", "reproduction", "benchmarks", "on_gpu",
          "soak")  # fmt: skip
 FORBIDDEN = {

@@ -1,12 +1,24 @@
 """Files read into typed records: what is wrong is named with file, field, value, and what it should be."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from fpdm.records import check_fields, fits, read_arguments, read_fields, read_record, read_yaml, said
+from fpdm.records import (
+    check_fields,
+    fits,
+    read_arguments,
+    read_fields,
+    read_lines,
+    read_record,
+    read_records,
+    read_sections,
+    read_yaml,
+    said,
+)
 
 
 @dataclass
@@ -103,3 +115,35 @@ def test_kinds():
     assert fits([[0, 1.5]], list[list[float]]) and not fits([[0, "1"]], list[list[float]])
     assert fits(None, int | None) and not fits(True, int) and not fits(1, bool) and fits({}, dict)
     assert said(list[int] | None) == "a list, each a whole number or null"
+
+
+def test_a_list_of_records(tmp_path):
+    assert read_records(write(tmp_path, [WHOLE, WHOLE]), Example) == [Example("a", [1, 2], 1)] * 2
+    for content, says in (({}, "holds {}: expected a list"), ([WHOLE, 3], "expected a list, each an object"),
+                          ([WHOLE, WHOLE | {"shape": 0}], "entry 2: shape=0: expected a list")):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(says)):
+            read_records(write(tmp_path, content), Example)
+
+
+def test_sections(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("optim: {steps: 3}\nrun: {}")
+    assert read_sections(path, {"optim": {"steps": int}}) == {"optim": {"steps": 3}, "run": {}}
+    for section, says in (
+        ("sjfb", "sjfb is missing: expected an object"),
+        ("optim", "optim: steps=3: expected a text"),
+    ):
+        with pytest.raises(ValueError, match=rf"config\.yaml: {says}"):
+            read_sections(path, {section: {"steps": str}})
+
+
+def test_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n\n{"step": 2}\n{"step": 3, "lo')  # what a kill has left
+    assert [line["step"] for line in read_lines(path, {"step": int})] == [1, 2]
+    for content, says in (('{"st\n{"step": 2}\n', "line 1 is damaged"), ('{"step": 1}\n[2]\n', "line 2 is damaged"),
+                          ('{"step": "1"}\n', "line 1: step='1': expected a whole number"),
+                          ('{"stop": 1}\n', "line 1: step is missing")):  # fmt: skip
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"log\.jsonl: {says}"):
+            read_lines(path, {"step": int})

@@ -1,6 +1,5 @@
 """Training steps of train.py on random latents, measured from its log."""
 
-import json
 import statistics
 import tempfile
 from itertools import product
@@ -12,6 +11,7 @@ from fpdm.chain import run_script
 from fpdm.data.synthetic import write_random_store
 from fpdm.evaluation.tables import markdown_table
 from fpdm.models import build_model
+from fpdm.records import read_lines
 from fpdm.training.step_memory import step_memory
 
 CLASSES = 1000
@@ -47,7 +47,8 @@ def measure(
             "--optim.batch_size", batch, "--optim.steps", (1 + bench.repeats) * length, *sjfb, *MODES[mode],
         )  # fmt: skip
         (run,) = (Path(folder) / "runs").glob("*/log.jsonl")
-        first, *records = map(json.loads, run.read_text().splitlines())
+        kinds = {"images_per_s": float, "tflops": float, "peak_memory_gib": float}
+        first, *records = read_lines(run, kinds)
     model = build_model(f"{family}-{size}/{patch}", in_channels=latent[0], input_size=latent[1], num_classes=CLASSES)
     sizes = {"iterations": m, "iterations_no_grad": n} if updates else {}
     counted = step_memory(model, batch, bench.precision != "no", mode == "checkpointing", **sizes)

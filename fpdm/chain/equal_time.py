@@ -6,13 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from fpdm import cli
 from fpdm.chain import Task, run_scripts
 from fpdm.config import ExperimentConfig
 from fpdm.files import write_atomically
-from fpdm.records import check_fields, read_object
+from fpdm.records import check_fields, read_lines, read_object, read_sections
 
 WARM, TIMED = 30, 60  # steps of one measurement
 ROUNDS = 3
@@ -56,7 +54,7 @@ def steps_for_equal_time(
         if known is not None:
             seconds = known[1] / medians[known[0]]
         steps = {name: max(int(seconds * rate), 1) for name, rate in medians.items()}
-        path.with_name(f"{path.stem}-rates.json").write_text(json.dumps(rates, indent=1))
+        write_atomically(path.with_name(f"{path.stem}-rates.json"), json.dumps(rates, indent=1))
         write_atomically(path, json.dumps(steps))
     steps = read_object(path)
     check_fields(path, steps, dict.fromkeys(arguments, int), list(arguments))
@@ -90,6 +88,6 @@ def stages_of(words: list) -> list[Stage]:
 
 def _steps_per_second(run: Path) -> float:
     """Over the steps after the warm-up: their lines have equal numbers of steps, so the mean time is harmonic."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    batch = yaml.safe_load((run / "config.yaml").read_text())["optim"]["batch_size"]
+    lines = read_lines(run / "log.jsonl", {"step": int, "images_per_s": float})
+    batch = read_sections(run / "config.yaml", {"optim": {"batch_size": int}})["optim"]["batch_size"]
     return statistics.harmonic_mean([line["images_per_s"] for line in lines if line["step"] > WARM]) / batch

@@ -15,7 +15,7 @@ from fpdm.data.codec import open_codec
 from fpdm.data.encode import encode
 from fpdm.data.images import open_images
 from fpdm.data.latents import check_std
-from fpdm.devices import allow_tf32, check_precision, process_state
+from fpdm.devices import allow_tf32, arrive, check_precision, process_state
 from fpdm.precision import PRECISIONS
 
 logger = logging.getLogger("fpdm")
@@ -55,7 +55,7 @@ def main() -> None:
     codec = open_codec(settings.vae, state.device, PRECISIONS[settings.precision])
     manifest = encode(
         images, codec, settings.out, settings, state.device,
-        state.process_index, state.num_processes, state.wait_for_everyone,
+        state.process_index, state.num_processes, state.wait_for_everyone, arrive,
     )  # fmt: skip
     if manifest is None:
         return

@@ -5,12 +5,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from fpdm import cli
 from fpdm.export import export_model, upload
 from fpdm.loading import load_checkpoint, open_model_codec
 from fpdm.pipeline import make_pipeline
+from fpdm.records import read_sections
 from fpdm.training.checkpoint import step_of
 
 logger = logging.getLogger("fpdm")
@@ -74,7 +73,7 @@ def history(checkpoint: Path, weights: str) -> dict[str, str]:
     path = checkpoint.parent.parent / "config.yaml"
     if checkpoint.parent.name != "checkpoints" or not path.is_file():
         return {}
-    config = yaml.safe_load(path.read_text())
+    config = read_sections(path, {"optim": {"steps": int}, "sjfb": {}})
     kinds = {"ema": "exponential moving average", "model": "as trained"}
     facts = {"weights": kinds.get(weights, f"averaged ({weights})")}
     facts["training steps"] = f"{step_of(checkpoint):,d} of {config['optim']['steps']:,d}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fpdm.config import check_positive, check_range, limits
+from fpdm.damage import check_memory, reason
 from fpdm.extent import check_multiple
 from fpdm.hub import split_revision
 from fpdm.records import read_fields
@@ -22,6 +23,7 @@ PIXELS = "pixels"
 # From 64 images on, diffusers puts channels first for the upsampling, and the copies take time.
 MOST_PIXELS = 2**20
 MOST_IMAGES = 32
+VAE_WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them
 
 
 class LatentMoments(NamedTuple):
@@ -130,25 +132,38 @@ def open_codec(source: str, device: torch.device | str = "cpu", dtype: torch.dty
         raise FileNotFoundError(f"vae {source}: no such folder in {parent}; give a local folder, a Hub id or 'pixels'")
     if local:
         check_vae(Path(source) / "config.json")
+        _check_format(Path(source))
     try:
         where, revision = (source, None) if local else split_revision(source)
         vae, found = AutoencoderKL.from_pretrained(
-            where, revision=revision, local_files_only=local, output_loading_info=True
+            where, revision=revision, local_files_only=local, output_loading_info=True, use_safetensors=True
         )
         if found["missing_keys"]:
             raise OSError(f"its weights lack {sorted(found['missing_keys'])[0]}")
     except Exception as error:  # a damaged file can make diffusers raise anything
+        check_memory(f"vae {source}", error)
         if local:
-            raise FileNotFoundError(f"vae {source}: holds no AutoencoderKL that can be opened ({error})") from error
+            raise FileNotFoundError(
+                f"vae {source}: holds no AutoencoderKL that can be opened ({reason(error)})"
+            ) from error
         if not isinstance(error, OSError):
             raise
         raise FileNotFoundError(
-            f"vae {source}: no such folder, and not a Hub repository that can be reached; "
+            f"vae {source}: no such folder, and not a Hub repository that can be reached and has safetensors; "
             "give a local folder, a Hub id or 'pixels'"
         ) from error
     codec = VAECodec(vae, str(Path(source).resolve()) if local else source, fingerprint(vae))
     torch.nn.Module.to(vae, device, dtype)  # after the fingerprint of the stored weights; diffusers' own to() warns
     return codec
+
+
+def _check_format(folder: Path) -> None:
+    """ValueError for a folder whose weights are a pickle: only safetensors are read."""
+    if not any(folder.glob(f"{VAE_WEIGHTS}*.safetensors*")) and any(folder.glob(f"{VAE_WEIGHTS}*.bin*")):
+        raise ValueError(
+            f"vae {folder}: its weights are a pickle ({VAE_WEIGHTS}.bin), and only safetensors are read; if you trust "
+            f"it, convert it with diffusers: AutoencoderKL.from_pretrained({str(folder)!r}).save_pretrained(OTHER)"
+        )
 
 
 @dataclass

@@ -27,6 +27,7 @@ def encode(
     rank: int = 0,
     ranks: int = 1,
     barrier: Callable[[], None] = lambda: None,
+    arrive: Callable[[], Callable[[], bool]] = lambda: lambda: True,
 ) -> Manifest | None:
     """Write the store `folder`, or finish what an interrupted run left of it; see `write_store`.
 
@@ -45,7 +46,7 @@ def encode(
             attributes = images.attributes and images.attributes.vectors[indices.numpy()]
             yield Batch(indices, labels, [_first(view, len(labels)) for view in moments], attributes)
 
-    return write_store(folder, draft, batches, full, "encode", rank, ranks, barrier)
+    return write_store(folder, draft, batches, full, "encode", rank, ranks, barrier, arrive)
 
 
 def _draft(images: ImageSet, codec: Codec, config: EncodeConfig, device: torch.device) -> Manifest:

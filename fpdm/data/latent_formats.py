@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from fpdm.damage import damaged
+
 STATS = "latents_stats.pt"
 MAX_CLASSES = 1_000_000  # larger numbers are not labels
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors names them
@@ -111,11 +113,9 @@ def load_stats(source: str | Path) -> tuple[Tensor, Tensor] | None:
     path = Path(source) / STATS
     if not path.exists():
         return None
-    try:
+    with damaged(path, f"{path}: not a dict of tensors mean and std", "replace or remove it"):
         stats = torch.load(path, map_location="cpu", weights_only=True)
         mean, std = (stats[key].float().reshape(1, -1, 1, 1) for key in ("mean", "std"))
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"{path}: not a dict of tensors mean and std ({error}); replace or remove it") from error
     if mean.shape != std.shape or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
         raise ValueError(f"{path}: mean and std must be finite, one of each per channel, std positive; replace it")
     return mean, std

@@ -16,7 +16,7 @@ from fpdm.files import make_folder, sync_to_disk, write_atomically
 from fpdm.records import read_record
 
 CHUNK_BYTES = 16 * 2**20
-JOURNAL_SECONDS = 60  # a shared file system may take so long to show another process's file
+SHARED_SECONDS = 60  # a shared file system may take so long to show another process's file
 NOT_COMPARED = {"codec", "count", "skipped", "shards", "std", "content"}  # a VAE may move; the rest are results
 SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)",
             "attributes_hash": "attributes (hash)"}  # fmt: skip
@@ -58,20 +58,22 @@ class StoreFolder:
     def begin(self) -> None:
         """Write the journal, or check that an existing one has the same settings."""
         if (self.folder / JOURNAL).exists():
-            return self.check_begun()
+            return self._check_same(load_manifest(self.folder / JOURNAL))
         if any(self.folder.glob("shard-*")):
             raise ValueError(f"{self.folder} holds shards but no {JOURNAL}; choose another --out or remove it")
         with _writing(self.folder):
             make_folder(self.folder)
             write_atomically(self.folder / JOURNAL, json.dumps(asdict(self.draft), indent=1))
 
-    def check_begun(self) -> None:
-        """ValueError if this store was begun with other settings."""
-        for _ in range(JOURNAL_SECONDS):
+    def begun(self) -> Manifest | None:
+        """The manifest if this store is finished, None if it is only begun; ValueError if with other settings."""
+        for _ in range(SHARED_SECONDS):
+            if (finished := self.finished()) is not None:
+                return finished
             if (self.folder / JOURNAL).exists():
                 break
             time.sleep(1)
-        self._check_same(load_manifest(self.folder / JOURNAL))
+        return self._check_same(load_manifest(self.folder / JOURNAL))
 
     def _check_same(self, found: Manifest) -> None:
         for name, ours in vars(self.draft).items():
@@ -134,7 +136,8 @@ class StoreFolder:
             sync_to_disk(self.folder)
 
     def finish(self) -> Manifest:
-        """Once all shards are there, write the manifest, which makes the folder a store."""
+        """Once all shards are written, write the manifest, which makes the folder a store."""
+        self._wait_for_shards()
         summaries = [self._load_summary(shard) for shard in self.shards]
         count = sum(summary["count"] for summary in summaries)
         if count == 0:
@@ -155,6 +158,16 @@ class StoreFolder:
             write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
             self.tidy()
         return manifest
+
+    def _wait_for_shards(self) -> None:
+        for _ in range(SHARED_SECONDS):
+            if not (missing := self.missing()):
+                return
+            time.sleep(1)
+        raise ValueError(
+            f"{self.folder}: {shard_name(missing[0])} is not there, though every process has written its share; do all "
+            "of them see the same folder? Run the same command again"
+        )
 
     def tidy(self) -> None:
         """Remove files that only the writing needed."""

@@ -47,17 +47,19 @@ def write_store(
     rank: int = 0,
     ranks: int = 1,
     barrier: Callable[[], None] = lambda: None,
+    arrive: Callable[[], Callable[[], bool]] = lambda: lambda: True,
 ) -> Manifest | None:
     """Write what is missing of the store `folder`. Returns its manifest on the main process (rank 0), else None.
 
     batches: takes ranges of at most `batch_size` images and returns the records of those images in
     order; images left out count as skipped. Rank r takes the missing ones of the shards r, r + ranks, ...
-    barrier: waits for all processes; called once, before any of them writes a shard. After
-    that the main process waits without a time limit, by looking at the folder.
+    barrier: waits for all processes; called once, before any of them looks at the folder. arrive: called once, by a
+    process that has written its share. It returns a function that tells whether all have, see
+    `fpdm.devices.arrive`; the main process asks it, so an error of a lost process reaches it.
     A finished store with the same settings is not changed. ValueError while another program writes the store.
     """
     with ExitStack() as held:
-        return _write(StoreFolder(folder, draft), held, batches, batch_size, title, rank, ranks, barrier)
+        return _write(StoreFolder(folder, draft), held, batches, batch_size, title, rank, ranks, barrier, arrive)
 
 
 def _write(
@@ -69,27 +71,31 @@ def _write(
     rank: int,
     ranks: int,
     barrier: Callable[[], None],
+    arrive: Callable[[], Callable[[], bool]],
 ) -> Manifest | None:
     """`write_store`; held: takes the lock of the folder, on the main process."""
-    finished = store.finished()
-    if finished is None and rank == 0:
+    if rank == 0:
         make_folder(store.folder)
         held.enter_context(only_writer(store.folder))
-        store.begin()
+        if store.finished() is None:  # looked at under the lock: another program may have finished it just now
+            store.begin()
+    barrier()
+    finished = store.begun()
     # By number, not by position in the list: processes on other machines may see an older state of the folder.
     share = [shard for shard in store.missing() if shard % ranks == rank] if finished is None else []
-    barrier()
     if rank and not share:
+        arrive()
         return None
     if finished is not None:
         store.tidy()  # what is left if a kill came just after the manifest
+        arrive()
         return finished
-    store.check_begun()
     with _progress(store, title, shown=rank == 0) as show:
         _write_share(store, share, batches, batch_size, show)
+        all_there = arrive()
         if rank:
             return None
-        while store.missing():
+        while not all_there():
             time.sleep(POLL_SECONDS)
             show()
     return store.finish()

@@ -140,11 +140,19 @@ class Accumulator(NamedTuple):
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray]) -> "Accumulator":
-        """From what `arrays` returned, on the CPU."""
+        """From what `arrays` returned, on the CPU. ValueError if an array is missing, or of another kind or shape."""
         made = cls.empty()
         for name, part in made._asdict().items():
-            for field in vars(part):
-                if f"{name}.{field}" in arrays:
-                    value = arrays[f"{name}.{field}"]
-                    setattr(part, field, int(value) if field == "count" else torch.from_numpy(value))
+            there = [field for field in vars(part) if f"{name}.{field}" in arrays]
+            missing = [field for field in vars(part) if field not in there]
+            if there not in ([], ["count"]) and missing:  # of no images there is the count alone
+                raise ValueError(f"{name}.{missing[0]} is missing")
+            for field in there:
+                value = arrays[f"{name}.{field}"]
+                if value.dtype.kind not in "if" or (field == "count" and value.ndim):
+                    raise ValueError(f"{name}.{field} is {value.dtype} {value.shape}: not what it should be")
+                setattr(part, field, int(value) if field == "count" else torch.from_numpy(value))
+        for part in (made.pool, made.spatial):
+            if part.total is not None and part.products.shape != (len(part.total), len(part.total)):
+                raise ValueError(f"sums {tuple(part.total.shape)} with products {tuple(part.products.shape)}")
         return made

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpdm.config import check_range, limits
+from fpdm.damage import check_memory
 from fpdm.evaluation.extractor import Features
 from fpdm.files import new_folder
 from fpdm.records import read_record
@@ -95,10 +96,10 @@ class ResidualClassifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the weights and the facts to a new folder."""
-        with new_folder(Path(folder)) as path:
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / WEIGHTS)
-            (path / CONFIG).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
-            (path / WEIGHTS).chmod((path / CONFIG).stat().st_mode)  # it is written readable only by its owner
+        with new_folder(Path(folder)) as partial:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, partial / WEIGHTS)
+            (partial / CONFIG).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
+            (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # it is written readable only by its owner
 
     @classmethod
     def load(cls, folder: str | Path) -> "ResidualClassifier":
@@ -113,6 +114,7 @@ class ResidualClassifier(nn.Module):
             model = cls(read_record(path / CONFIG, ClassifierFacts))
             model.load_state_dict(load_file(path / WEIGHTS))
         except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            check_memory(path, error)
             raise ValueError(f"classifier {folder}: damaged ({' '.join(str(error).split())}); make it again") from error
         return model.eval().requires_grad_(False)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fpdm.evaluation.metrics import Memorisation, frechet_distance, nearest, statistics
 from fpdm.files import write_atomically
-from fpdm.records import check_fields, read_object
+from fpdm.records import check_fields, read_object, shown
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for, sample_images, total_flops
@@ -48,6 +48,15 @@ class Score(NamedTuple):
     memorised: float | None = None
 
 
+def _check_score(path: Path, key: str, values: Any) -> None:
+    """ValueError if what a file holds under a key is not a score."""
+    names, where = Score._fields, f"{path}: {shown(key)}"
+    if not isinstance(values, list) or len(values) > len(names):
+        raise ValueError(f"{where}: {shown(values)}: expected a list, {', '.join(names)}; remove it, and run again")
+    needed = [name for name in names if name not in Score._field_defaults]
+    check_fields(where, dict(zip(names, values, strict=False)), get_type_hints(Score), needed)
+
+
 class ScoreBook:
     """Scores by (weights, sampling config, features, number of images).
 
@@ -65,7 +74,8 @@ class ScoreBook:
         self.real, self.held_out, self.images, self.batch_size = real, held_out, images, batch_size
         self.reference = statistics(real)
         self._known = read_object(path) if path.exists() else {}
-        check_fields(path, self._known, dict.fromkeys(self._known, list[float | int | None]), [])
+        for key, values in self._known.items():
+            _check_score(path, key, values)
 
     @cached_property
     def _near(self) -> Tensor:

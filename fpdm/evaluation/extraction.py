@@ -8,7 +8,6 @@ gathered.npz    the result; the files of the ranks are removed once it exists
 """
 
 import os
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from fpdm.damage import check_memory, reason
 from fpdm.devices import send
 from fpdm.evaluation.accumulate import Accumulator, random_splits
 from fpdm.evaluation.extractor import Extractor
@@ -141,7 +141,10 @@ def _merge(folder: Path, chunks: int) -> None:
 def _load(folder: Path) -> Gathered:
     whole = Accumulator.of(_read(folder / RESULT))
     pool = whole.pool.statistics()
-    kept = np.fromfile(folder / KEPT, "<f4").reshape(-1, len(pool.mean))
+    kept = np.fromfile(folder / KEPT, "<f4")
+    if len(kept) % len(pool.mean):
+        raise _damaged(folder / KEPT, f"{len(kept)} numbers are not a multiple of {len(pool.mean)} features")
+    kept = kept.reshape(-1, len(pool.mean))
     return Gathered(
         pool=pool,
         spatial=whole.spatial.statistics() if whole.spatial.count else None,
@@ -151,8 +154,22 @@ def _load(folder: Path) -> Gathered:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    """The sums in a file: `chunks` in that of a process, and what an Accumulator saves."""
     try:
         with np.load(path) as file:
-            return dict(file)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the folder {path.parent}, and run again") from error
+            arrays = dict(file)
+        if Accumulator.of(arrays).pool.total is None:
+            raise ValueError("pool.total is missing")
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes can make numpy raise anything
+        check_memory(path, error)
+        raise _damaged(path, reason(error)) from error
+    chunks = arrays.get("chunks")
+    if path.name != RESULT and (chunks is None or chunks.ndim != 1 or chunks.dtype.kind != "i"):
+        raise _damaged(path, "chunks is missing, or no list of whole numbers")
+    return arrays
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}); remove the folder {path.parent}, and run again")

@@ -6,7 +6,6 @@ B images of H x W pixels.
 """
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,11 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from fpdm.config import ScoringConfig
+from fpdm.damage import check_memory, damaged, reason
 from fpdm.evaluation.classifier import WEIGHTS, ResidualClassifier
 from fpdm.evaluation.extractor import Extractor, Features
 from fpdm.evaluation.samples import load_labelled
+from fpdm.evaluation.weights import as_file, download_weights, read_weights, weights_key
 from fpdm.extent import Extent, said
 from fpdm.files import make_folder, replaced
 from fpdm.locks import only_writer
@@ -44,20 +45,13 @@ class Inception(nn.Module):
     def __init__(self, weights: str | None = None):
         """weights: a local copy of torch-fidelity's file; downloaded if not given."""
         super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"inception weights {weights}: no such file")
+        state = download_weights(URL_INCEPTION_V3, self.name) if weights is None else read_weights(weights, self.name)
         layers = ["2048", "logits_unbiased"]
-        try:
-            self.network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=weights)
-        except OSError as error:
-            raise FileNotFoundError(
-                "Inception weights could not be downloaded; give a local copy with --inception PATH, "
-                "or use --features cnn, which needs no weights"
-            ) from error
-        except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"inception weights {weights}: not torch-fidelity's Inception file ({error})") from error
+        with damaged(weights or URL_INCEPTION_V3, f"inception weights {weights}: not torch-fidelity's Inception file"):
+            # The library unpickles the file that it is given, so it gets one that was made here.
+            self.network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=as_file(state))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
@@ -88,9 +82,8 @@ class DINOv2(nn.Module):
         import timm
 
         self.name = name
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"dinov2 weights {weights}: no such file")
-        where = {} if weights is None else {"pretrained_cfg_overlay": {"file": weights}}
+        # Not the file's path: older versions of timm would run a pickle's code.
+        where = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": read_weights(weights, "dinov2")}}
         try:
             self.network = timm.create_model(
                 DINOV2[name], pretrained=True, img_size=DINOV2_SIZE, num_classes=0, **where
@@ -99,8 +92,10 @@ class DINOv2(nn.Module):
             raise FileNotFoundError(
                 f"weights of {DINOV2[name]} could not be downloaded; give a local copy with --dinov2 PATH"
             ) from error
-        except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"dinov2 weights {weights}: not those of {DINOV2[name]} ({error})") from error
+        except Exception as error:  # weights of other networks can make timm raise anything
+            check_memory(weights or DINOV2[name], error)
+            raise ValueError(f"dinov2 weights {weights}: not those of {DINOV2[name]} ({reason(error)})") from error
+        self.network.pretrained_cfg.pop("state_dict", None)  # timm would keep a second copy
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -212,22 +207,9 @@ def cached_classifier(images: Tensor, labels: Tensor, num_classes: int, cache: P
                 torch.save(model.state_dict(), partial)
             return model, digest.hexdigest()
     model = Classifier(num_classes)
-    try:
+    with damaged(path, f"{path} is damaged", "remove it"):
         model.load_state_dict(torch.load(path, weights_only=True))
-    except Exception as error:  # damaged bytes can make the unpickler raise anything
-        raise ValueError(f"{path} is damaged ({error}); remove it") from error
     return model.eval().requires_grad_(False), digest.hexdigest()
-
-
-def weights_key(path: str | None, default: str) -> str:
-    """Identifies an extractor's weights: a hash of the file, or `default` for downloaded weights."""
-    if path is None:
-        return default
-    digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _open_inception(config: ScoringConfig, reference: str, resolution: Extent) -> tuple[Extractor, str]:

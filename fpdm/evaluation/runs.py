@@ -1,19 +1,19 @@
 """Training curves: read the log.jsonl of one or several runs and plot them in one picture."""
 
 import itertools
-import json
 import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator
+
+from fpdm.records import fits, read_lines, read_sections
 
 LOG = "log.jsonl"
 X_AXES = ("steps", "images", "hours")
@@ -90,7 +90,7 @@ def read_run(path: str | Path) -> Run:
     log = Path(path) / LOG if Path(path).is_dir() else Path(path)
     if not log.is_file():
         raise ValueError(f"run {path}: {log} does not exist; give a run's folder, or a {LOG}")
-    rows = [row for line in log.read_text(errors="replace").splitlines() if (row := _parse(line)) is not None]
+    rows = read_lines(log, {"step": int})
     if not rows:
         raise ValueError(f"run {path}: no line of a training step in {log}; has it logged yet?")
     names = {name for row in rows for name in row} - {"step"}
@@ -98,17 +98,8 @@ def read_run(path: str | Path) -> Run:
     return Run(log.resolve().parent.name, log.parent, np.array([row["step"] for row in rows]), columns)
 
 
-def _parse(line: str) -> dict | None:
-    """A line of the log, or None for a line that a kill cut short."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    return float(value) if fits(value, float) else math.nan
 
 
 def positions(run: Run, x: str) -> np.ndarray:
@@ -134,9 +125,11 @@ def positions(run: Run, x: str) -> np.ndarray:
 def batch_size(run: Run) -> int:
     path = run.folder / "config.yaml"
     try:
-        return int(yaml.safe_load(path.read_text())["optim"]["batch_size"])
-    except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"run {run.name}: no optim.batch_size in {path}, which images need; choose x=steps") from error
+        return read_sections(path, {"optim": {"batch_size": int}})["optim"]["batch_size"]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"run {run.name}: no optim.batch_size in {path} ({error}), which images need; choose x=steps"
+        ) from error
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fpdm.block_options import PAPER
+from fpdm.damage import damaged
 from fpdm.models.dit import DiT
 from fpdm.models.fixed_point_dit import FixedPointDiT
 from fpdm.models.sizes import SIZES
@@ -31,13 +32,10 @@ def read_published(path: str | Path, weights: str = EMA_WEIGHTS) -> dict[str, Te
     """The state dict in a .pt file: bare, or a training checkpoint's `ema` or `model`. No code in the file is run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"source {path}: no such file; give the .pt file of a published DiT, SiT or FPDM")
-    try:
-        # Training checkpoints also hold an argparse namespace; no other class is allowed besides tensors.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the unpickler raise anything
-        kind = type(error).__name__
-        raise ValueError(f"source {path}: not a checkpoint of tensors and plain containers ({kind})") from error
+    # Training checkpoints also hold an argparse namespace; no other class is allowed besides tensors.
+    allowed = torch.serialization.safe_globals([argparse.Namespace])
+    with damaged(path, f"source {path}: not a checkpoint of tensors and plain containers"), allowed:
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise ValueError(f"source {path}: holds a {type(content).__name__}, not a state dict")
     if any(name in content for name in (EMA_WEIGHTS, MODEL_WEIGHTS)):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpdm.chain import ROOT, OutOfTime, run_script
-from fpdm.files import read_json
 from fpdm.on_gpu.gpu_tests import run_tests
+from fpdm.records import check_fields, read_object
 
 # Seconds before the deadline at which a script should stop by itself, between two measurements. Training needs more,
 # to write a checkpoint.
@@ -95,7 +95,8 @@ def measuring(name: str, what: str, *words, folder: str = "batch-64") -> Part:
         except ValueError:
             if not progress.is_file():  # it did not finish; otherwise the file lists what it left out
                 raise
-        made = read_json(progress)
+        made = read_object(progress)
+        check_fields(progress, made, {"left": list[str], "failed": list[str]}, ["left", "failed"])
         said = [f"{len(made['left'])} left, the next is {made['left'][0]}"] if made["left"] else []
         return Outcome(not made["left"], "; ".join(said + [f"left out {case}" for case in made["failed"]]))
 

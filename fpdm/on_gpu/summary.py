@@ -8,6 +8,7 @@ from fpdm.evaluation.tables import markdown_table
 from fpdm.files import read_json, write_atomically
 from fpdm.on_gpu.goals import Rows, goals, remarks
 from fpdm.on_gpu.gpu_tests import read_log
+from fpdm.records import fits
 
 LIMIT = 10_000_000  # bytes of all files to take home
 OF_SUMMARY = 500_000  # part of them reserved for the summary
@@ -49,7 +50,7 @@ def rows_of(folder: Path) -> Rows:
     found = {}
     for path in folder.glob("*.json"):
         rows = read_json(path)
-        if isinstance(rows, list):  # the others are settings and progress
+        if fits(rows, list[dict]):  # the others are settings and progress
             found[path.stem] = [row for row in rows if "failed" not in row]
     return found
 

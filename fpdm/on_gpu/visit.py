@@ -3,19 +3,22 @@
 import json
 import logging
 import time
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
 
 from fpdm.chain import OutOfTime
-from fpdm.files import read_json, write_atomically
+from fpdm.config import check_choice
+from fpdm.files import write_atomically
 from fpdm.on_gpu.parts import Part, Visit, parts
 from fpdm.on_gpu.summary import write_summary
+from fpdm.records import read_records
 
 logger = logging.getLogger("fpdm")
 LEAST = 60  # minimum seconds before the deadline for a part to start
 DONE, LEFT, STOPPED, FAILED = "done", "left", "stopped", "failed"
 
 
-class Record(NamedTuple):
+@dataclass
+class Record:
     """The state of a part. state: done; left (will be resumed); stopped (at the deadline, during a measurement); or
     failed. seconds: over all calls."""
 
@@ -25,6 +28,9 @@ class Record(NamedTuple):
     said: str = ""
     seconds: float = 0.0
 
+    def __post_init__(self):
+        check_choice("state", self.state, (DONE, LEFT, STOPPED, FAILED))
+
 
 def resume(visit: Visit, machine: dict[str, str]) -> bool:
     """Run the remaining parts until the deadline; returns whether everything is done.
@@ -33,14 +39,14 @@ def resume(visit: Visit, machine: dict[str, str]) -> bool:
     block the others. machine: facts for the summary.
     """
     path = visit.out / "parts.json"
-    kept = {row["name"]: Record(**row) for row in (read_json(path) if path.is_file() else [])}
+    kept = {record.name: record for record in (read_records(path, Record) if path.is_file() else [])}
     every = parts(visit)
     records = {part.name: kept.get(part.name, Record(part.name, part.what)) for part in every}
 
     def keep() -> None:
-        write_atomically(path, json.dumps([record._asdict() for record in records.values()], indent=1))
+        write_atomically(path, json.dumps([asdict(record) for record in records.values()], indent=1))
         try:
-            write_summary(visit.out, machine, [record._asdict() for record in records.values()])
+            write_summary(visit.out, machine, [asdict(record) for record in records.values()])
         except Exception:  # measuring continues, and the saved numbers are in a later summary
             logger.exception("the summary could not be written")
 
@@ -56,11 +62,11 @@ def resume(visit: Visit, machine: dict[str, str]) -> bool:
         try:
             state, said = attempt(part, visit)
         except BaseException as stop:  # SIGTERM, Ctrl-C
-            records[part.name] = before._replace(state=STOPPED, said=f"stopped by {type(stop).__name__}")
+            records[part.name] = replace(before, state=STOPPED, said=f"stopped by {type(stop).__name__}")
             keep()
             raise
         seconds = time.monotonic() - begun
-        records[part.name] = before._replace(state=state, said=said, seconds=before.seconds + seconds)
+        records[part.name] = replace(before, state=state, said=said, seconds=before.seconds + seconds)
         logger.info(f"{part.name}: {state} after {seconds:.0f} s{f' ({said})' if said else ''}")
         keep()
     return all(record.state == DONE for record in records.values())

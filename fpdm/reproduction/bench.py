@@ -22,8 +22,8 @@ from fpdm.devices import process_state
 from fpdm.evaluation.comparison import Score
 from fpdm.evaluation.evaluate import open_features
 from fpdm.evaluation.extraction import Gathered
-from fpdm.evaluation.features import weights_key
 from fpdm.evaluation.metrics import score_name
+from fpdm.evaluation.weights import weights_key
 from fpdm.reproduction.contenders import Trained, load_trained
 from fpdm.reproduction.contest import Contest, Entrant
 from fpdm.reproduction.scoring import Scored, Scores, Setting

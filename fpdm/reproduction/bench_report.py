@@ -17,6 +17,8 @@ from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.scores import score
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
+from fpdm.files import read_json, write_atomically
+from fpdm.records import fits, shown
 from fpdm.reproduction.bench import RESOLUTION, SAMPLERS, Bench
 from fpdm.reproduction.bench_core import core
 from fpdm.reproduction.bench_speed import key, milliseconds
@@ -286,8 +288,11 @@ def kept(bench: Bench, run: Path, settings: dict) -> list[str]:
     if not path.exists():
         source = bench.trained(run).contender.source
         images = sample(source, bench.samples, bench.batch_size, **settings)
-        path.write_text(json.dumps(numbers(bench, bench.extract(images), deviation=True)))
-    return json.loads(path.read_text())
+        write_atomically(path, json.dumps(numbers(bench, bench.extract(images), deviation=True)))
+    found = read_json(path)
+    if not fits(found, list[str]):
+        raise ValueError(f"{path}: {shown(found)}: expected a list of numbers as texts; remove it, and run again")
+    return found
 
 
 def enlarged(images: Tensor) -> Tensor:

@@ -1,17 +1,16 @@
 """Trained models, ready for scoring, with the cost of their training."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 
 from fpdm.evaluation.comparison import Contender
 from fpdm.loading import load_checkpoint, open_source
 from fpdm.models import Denoiser
 from fpdm.models.pretrained import weight_files
+from fpdm.records import read_lines, read_sections
 
 
 class Trained(NamedTuple):
@@ -45,9 +44,12 @@ def _contender(
 
 def load_trained(run: Path, device: torch.device | str = "cpu", precision: str = "no") -> Trained:
     """The latest checkpoint of a run. precision: for sampling; no, bf16 or fp16."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    sections = {"model": {"name": str}, "optim": {"batch_size": int}, "sjfb": {"grad": int, "no_grad": int}}
+    config = read_sections(run / "config.yaml", sections)
     batch, step, seconds = config["optim"]["batch_size"], 0, 0.0
-    for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()):
+    for line in read_lines(run / "log.jsonl", {"step": int, "images_per_s": float}):
+        if line["images_per_s"] <= 0:
+            raise ValueError(f"{run / 'log.jsonl'}: images_per_s={line['images_per_s']}: must be positive")
         seconds, step = seconds + (line["step"] - step) * batch / line["images_per_s"], line["step"]
     model, facts, folder = load_checkpoint(run)
     return Trained(_contender(model, facts, folder, device, precision), model, step, seconds, config)

@@ -4,12 +4,12 @@ A network's run has a constant learning rate, with checkpoints and validations a
 down over its last fifth. Forks of it cool down earlier, so one run gives a third, two thirds and the whole of the time.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fpdm.chain.equal_time import steps_for_equal_time
+from fpdm.records import read_lines
 from fpdm.reproduction.trainings import SHARE, Training, Trainings, config_path
 
 PARTS = 15  # of a run's steps; forks begin at 4 and 8 of them
@@ -153,8 +153,7 @@ class Contest:
 
 def validations(run: Path) -> list[dict]:
     """The lines of a run's log with a validation."""
-    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [line for line in lines if "val_loss" in line]
+    return [line for line in read_lines(run / "log.jsonl", {"step": int}) if "val_loss" in line]
 
 
 def _run_name(name: str, seed: int, third: int) -> str:

@@ -15,7 +15,7 @@ from fpdm.evaluation.accumulate import FeatureMoments
 from fpdm.evaluation.classifier import ResidualClassifier
 from fpdm.evaluation.comparison import Contender, Score, ScoreBook
 from fpdm.evaluation.extraction import Gathered
-from fpdm.evaluation.features import weights_key
+from fpdm.evaluation.weights import weights_key
 from fpdm.reproduction.contenders import load_contender
 from fpdm.sampling.settings import SamplingConfig
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
+from fpdm.files import write_arrays
 from fpdm.sampling.call import Call
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import Plan
@@ -96,7 +97,7 @@ def save_trace(trace: Trace, codec: Codec, folder: Path) -> None:
     """Write residuals.npz (timesteps, residuals) and filmstrip.png: one row per image, timesteps from left to right."""
     folder.mkdir(parents=True, exist_ok=True)
     if trace.residuals is not None:
-        np.savez(folder / RESIDUALS, timesteps=trace.timesteps, residuals=trace.residuals)
+        write_arrays(folder / RESIDUALS, {"timesteps": trace.timesteps, "residuals": trace.residuals})
     frames = trace.frames()
     rows = trace.x0[frames].transpose(0, 1)  # (B, frames, C, H, W)
     images = torch.cat([to_uint8(codec.decode(row)).cpu() for row in rows])

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 
+from fpdm.damage import damaged
 from fpdm.files import sync_to_disk
 from fpdm.models.pretrained import WEIGHTS_FILE
 from fpdm.training.facts import SAMPLING, write_facts
@@ -103,10 +104,9 @@ def load_trainer(checkpoint: Path) -> dict:
 
     Its tensors are mapped from the file: all processes of a machine share one copy, and only while they read from it.
     """
-    try:
-        return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damaged bytes can make the unpickler raise anything
-        raise ValueError(f"{checkpoint / TRAINER} is damaged ({error}); resume from an earlier checkpoint") from error
+    path = checkpoint / TRAINER
+    with damaged(path, f"{path} is damaged", "resume from an earlier checkpoint"):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def find_checkpoint(source: str | Path) -> Path:

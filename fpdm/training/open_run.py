@@ -111,15 +111,16 @@ def _find(
     """The folder of a run to resume, as it was at its last checkpoint, and that checkpoint."""
     name = run_name(config)
     source = latest_run(config.run.results, name) if resume in ("latest", "auto") else resume
-    checkpoint = find_checkpoint(source)
-    run = checkpoint.parent.parent
+    run = find_checkpoint(source).parent.parent
     for option, other, what in (("--fork", fork, "fork"), ("--init", init, "start from")):
         if other is not None and has_checkpoint(Path(other)) and run == find_checkpoint(other).parent.parent:
             raise ValueError(
                 f"--resume auto with {option} {other}: {name} is the run to {what}; set run.name to another name"
             )
-    _check_resumable(f"--resume {resume}", config, store, checkpoint)
+    _check_run(f"--resume {resume}", run)
     held.enter_context(only_writer(run))
+    checkpoint = find_checkpoint(source)  # another program may have gone on with the run while this one waited
+    _check_resumable(f"--resume {resume}", config, store, checkpoint)
     forget_after(run, step_of(checkpoint))
     forget_snapshots_after(run, step_of(checkpoint))
     point_latest(checkpoint)
@@ -131,10 +132,14 @@ def _find(
 def _check_resumable(option: str, config: ExperimentConfig, store: LatentStore, checkpoint: Path) -> None:
     """ValueError or FileNotFoundError if training cannot continue from a checkpoint; option: as the user gave it."""
     run = checkpoint.parent.parent
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{option}: not inside a run's folder ({run / 'config.yaml'} is missing)")
+    _check_run(option, run)
     _check_same_experiment(option, config, run)
     _check_same_latents(option.split()[0], checkpoint, store)
+
+
+def _check_run(option: str, run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{option}: not inside a run's folder ({run / 'config.yaml'} is missing)")
 
 
 def _check_same_experiment(option: str, config: ExperimentConfig, run: Path) -> None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from fpdm.files import make_folder, sync_to_disk, write_atomically
+from fpdm.records import damaged_line, fits, lines
 from fpdm.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger("fpdm")
@@ -127,15 +128,21 @@ def copy_log(run: Path, fork: Path, step: int) -> None:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Drop log.jsonl lines later than `step`: a resumed run writes them again."""
+    """Drop log.jsonl lines later than `step`: a resumed run writes them again.
+
+    Damaged lines after the last one that is kept are dropped too: a kill or a power failure may have left them.
+    ValueError for one before, which was on the disk when the checkpoint was written.
+    """
     path = run / LOG
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, RecursionError, KeyError, TypeError):
-            continue  # a line that a kill cut short
+    kept, damaged = [], []
+    for line in lines(path):
+        at = (line.content or {}).get("step")
+        if not fits(at, int):
+            damaged.append(line.number)
+        elif at <= step:
+            if damaged:
+                raise ValueError(damaged_line(path, damaged[0]))
+            kept.append(line.text)
     write_atomically(path, "".join(f"{line}\n" for line in kept))

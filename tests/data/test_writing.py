@@ -4,10 +4,12 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,9 +108,14 @@ def test_content_depends_on_neither_batch_nor_workers_nor_place(broken_folder, t
 @pytest.mark.parametrize("ranks", [2, 7])
 def test_several_processes_write_what_one_does(broken_folder, tiny_vae, whole, tmp_path, ranks):
     images, codec, barrier = open_images(broken_folder), open_codec(str(tiny_vae)), threading.Barrier(ranks, timeout=60)
+    arrived = []
+
+    def arrive():
+        arrived.append(True)
+        return lambda: len(arrived) == ranks
 
     def share(rank):
-        return encode(images, codec, tmp_path / "s", EncodeConfig(**SMALL), CPU, rank, ranks, barrier.wait)
+        return encode(images, codec, tmp_path / "s", EncodeConfig(**SMALL), CPU, rank, ranks, barrier.wait, arrive)
 
     with ThreadPoolExecutor(ranks) as pool:  # threads stand for processes; 7 ranks have 5 shards to share
         manifests = list(pool.map(share, range(ranks)))
@@ -125,6 +132,87 @@ def run(*command) -> subprocess.CompletedProcess:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
+
+
+SHARE = """
+import os, signal, sys, time
+from datetime import timedelta
+import torch
+from fpdm import cli
+from fpdm.data.codec import LatentMoments
+from fpdm.data.latents import Manifest
+from fpdm.data.writing import Batch, write_store
+from fpdm.devices import arrive, process_state
+
+folder, way = sys.argv[1:]
+state = process_state(timedelta(seconds=4))
+classes = [str(i) for i in range(10)]
+draft = Manifest("vae", "0", 1.0, 2, "centre", [1, 2, 2], 1, 1, classes, images=10, images_hash="0", shard=4)
+
+def batches(ranges):
+    for images in ranges:
+        if state.process_index == 1:
+            {"killed": lambda: os.kill(os.getpid(), signal.SIGKILL), "hung": lambda: time.sleep(600),
+             "slow": lambda: time.sleep(1)}[way]()
+        numbers = torch.tensor(images)
+        yield Batch(numbers, numbers, [LatentMoments(numbers[:, None, None, None].expand(-1, 1, 2, 2).float(), None)])
+
+cli.run(lambda: write_store(folder, draft, batches, 4, "test", state.process_index, 2, state.wait_for_everyone, arrive))
+"""
+
+
+@pytest.mark.parametrize("way", ["killed", "hung", "slow"])
+def test_the_main_process_does_not_wait_for_one_that_is_lost(tmp_path, way):
+    """Without torchrun, which would end the other; each is in its share when one is lost."""
+    (tmp_path / "share.py").write_text(SHARE)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                                "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # fmt: skip
+    command = [sys.executable, str(tmp_path / "share.py"), str(tmp_path / "s"), way]
+    ranks = [
+        subprocess.Popen(command, env=environment | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]  # fmt: skip
+    try:
+        _, said = ranks[0].communicate(timeout=60)
+    finally:
+        if way != "slow":
+            ranks[1].kill()
+        ranks[1].communicate()
+    if way == "slow":
+        assert [rank.returncode for rank in ranks] == [0, 0], said
+        write_store(tmp_path / "whole", draft(), numbered, 4, "test")
+        assert files(tmp_path / "s") == files(tmp_path / "whole")
+    else:
+        assert ranks[0].returncode == 3, said
+        assert said.count("error: another process of this command has ended or does not answer") == 1
+        assert "Traceback" not in said and "manifest.json" not in files(tmp_path / "s")
+
+
+def test_a_store_that_another_program_finished_while_this_one_waited(tmp_path, monkeypatch):
+    """It is whole, and nothing is written."""
+
+    @contextmanager
+    def only_writer(folder):
+        monkeypatch.undo()
+        write_store(folder, draft(), numbered, 4, "test")
+        yield
+
+    folder = stopped(tmp_path / "s")
+    monkeypatch.setattr(writing, "only_writer", only_writer)
+    assert write_store(folder, draft(), None, 4, "test").count == 10
+    write_store(tmp_path / "whole", draft(), numbered, 4, "test")
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_shards_that_are_not_there_when_all_have_written_theirs(tmp_path, monkeypatch):
+    """As on a folder that the processes do not share."""
+    monkeypatch.setattr("fpdm.data.shards.SHARED_SECONDS", 1)
+    with pytest.raises(ValueError, match=r"shard-00001\.bin is not there, though every process has written its share"):
+        write_store(tmp_path / "s", draft(), numbered, 4, "test", rank=0, ranks=2)
 
 
 def test_killed_runs_resume_to_the_same_bytes(broken_folder, tiny_vae, whole, tmp_path):

@@ -128,6 +128,15 @@ def test_damaged_files_are_named(npz, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         gather(Samples(npz), Averages(9), tmp_path / "f", state, batch_size=4, chunk=12)
     path = tmp_path / "f" / "rank-0000.npz"
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        arrays = dict(file)
+    for change, says in (({"chunks": None}, "chunks is missing"), ({"pool.total": None}, r"pool\.total is missing"),
+                         ({"pool.products": np.zeros(3)}, "with products"), ({"pool.count": np.array("a")}, "count is"),
+                         ({"chunks": np.array(["a"])}, "chunks is missing, or no list")):  # fmt: skip
+        np.savez(path, **{name: value for name, value in (arrays | change).items() if value is not None})
+        with pytest.raises(ValueError, match=rf"rank-0000\.npz is damaged \(.*{says}.*remove the folder"):
+            gather(Samples(npz), Averages(), tmp_path / "f", state, batch_size=4, chunk=12)
+    path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"rank-0000\.npz is damaged .*remove the folder"):
         gather(Samples(npz), Averages(), tmp_path / "f", state, batch_size=4, chunk=12)

@@ -1,18 +1,18 @@
 import pytest
 import torch
-from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+from safetensors.torch import save_file
 
 from fpdm.data.batches import image_batches
 from fpdm.data.images import open_images
-from fpdm.evaluation import features
+from fpdm.evaluation import features, weights
 from fpdm.evaluation.features import (
     Classifier,
     DINOv2,
     Inception,
     cached_classifier,
     train_classifier,
-    weights_key,
 )
+from fpdm.evaluation.weights import weights_key
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def offline(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("offline")
 
-    monkeypatch.setattr(fidelity, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(weights, "load_state_dict_from_url", refuse)
 
 
 def test_inception_from_a_local_file(inception_weights):
@@ -70,13 +70,20 @@ def test_inception_from_a_local_file(inception_weights):
     assert not torch.equal(features[0], features[1])
 
 
+def test_inception_from_safetensors(inception_weights, tmp_path):
+    stored = torch.load(inception_weights, weights_only=True)
+    save_file(stored, tmp_path / "weights.safetensors")
+    network = Inception(str(tmp_path / "weights.safetensors")).network
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+
+
 def test_inception_without_weights_says_what_to_do(offline, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         Inception(str(tmp_path / "absent.pth"))
     with pytest.raises(FileNotFoundError, match="--inception PATH"):
         Inception()
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="not torch-fidelity's Inception file"):
+    with pytest.raises(ValueError, match=r"inception weights .*broken\.pth: no file of weights"):
         Inception(str(tmp_path / "broken.pth"))
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not torch-fidelity's Inception file"):

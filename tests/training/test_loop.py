@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import yaml
 
 from fpdm.config import OptimConfig
 from fpdm.models import load_pretrained
-from fpdm.training.checkpoint import find_checkpoint, load_trainer
+from fpdm.training.checkpoint import find_checkpoint, load_trainer, point_latest
 from fpdm.training.loop import TrainingDiverged, train
 from fpdm.training.optimizers import learning_rate
 
@@ -102,6 +103,34 @@ def test_run_that_is_at_its_end_says_so(experiment):
     assert train(experiment(), resume="auto") == run
     assert "resumed at step 4 of 4: nothing left to do" in (run / "log.txt").read_text()
     assert (run / "log.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("source", ["auto", "latest", "run", "checkpoint"])
+def test_a_run_that_went_on_while_another_program_waited_for_it(experiment, tmp_path, monkeypatch, source):
+    """The checkpoint that was the last one is gone by then, and what was written since stays."""
+    config = experiment(optim={"steps": 6}, run={"checkpoint_every": 2, "log_every": 1})
+    run = train(config)
+    checkpoints, written = run / "checkpoints", (run / "log.jsonl").read_text()
+    point_latest(checkpoints / "0000002")
+    for step in (4, 6):
+        (checkpoints / f"{step:07d}").rename(tmp_path / str(step))
+
+    @contextmanager
+    def only_writer(folder):
+        assert folder == run
+        (tmp_path / "6").rename(checkpoints / "0000006")
+        point_latest(checkpoints / "0000006")
+        shutil.rmtree(checkpoints / "0000002")
+        yield
+
+    monkeypatch.setattr("fpdm.training.open_run.only_writer", only_writer)
+    if source == "checkpoint":
+        with pytest.raises(FileNotFoundError, match="0000002 does not exist"):
+            train(config, resume=str(checkpoints / "0000002"))
+    else:
+        assert train(config, resume=str(run) if source == "run" else source) == run
+    assert (checkpoints / "latest").resolve() == checkpoints / "0000006"
+    assert (run / "log.jsonl").read_text() == written
 
 
 def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch):
