@@ -18,9 +18,9 @@ class ScoringConfig:
         inception: local copy of the Inception weights; downloaded if not given.
         dinov2: local copy of the DINOv2 weights; downloaded if not given.
         classifier: folder of the classifier.
-        held_out: real images not used for training; the reference must be the training images, as in SOURCE@held-out beside
-            SOURCE@training. The distances of samples to their nearest reference images are then reported beside those
-            of the held-out images: a model that memorises is too near.
+        held_out: real images not used for training; the reference must be the training images, as in
+            SOURCE@held-out beside SOURCE@training. The distances of samples to their nearest reference images are
+            then reported beside those of the held-out images: a model that memorises is too near.
         resolution: crop and resize the reference to this many pixels, 256 for squares or height,width; only for a
             reference file and the self-test. When samples are scored, their own resolution is used.
         bootstrap: number of resamples for the standard deviation of the distance; 0 for none.
