@@ -25,6 +25,7 @@ class Flow:
     """
 
     kind = "flow"
+    predicts = "velocity"
     learn_sigma = False
     weighting = WEIGHTING
     clean = Level(alpha_bar=1.0, signal=1.0, noise=0.0, place=0.0, signal_slope=-1.0, noise_slope=1.0)

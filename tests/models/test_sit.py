@@ -118,6 +118,8 @@ def test_the_command_imports_a_published_file(data, monkeypatch, tmp_path):
     import_checkpoint.main()
     model, facts, _ = load_checkpoint(tmp_path / "sit")
     assert facts["diffusion"]["process"] == "flow" and facts["diffusion"]["time_scale"] == 1
+    card = (tmp_path / "sit" / "README.md").read_text()
+    assert "| process | flow |" in card and "| predicts | velocity |" in card
     assert not facts["diffusion"]["learn_sigma"] and len(facts["class_names"]) == data.config["num_classes"]
     with torch.no_grad():
         torch.testing.assert_close(model(data["x"], 1 - data["t"], data["y"]).prediction, -data["out"], **close)
