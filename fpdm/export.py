@@ -17,6 +17,7 @@ from fpdm.files import new_folder, write_atomically
 from fpdm.models import Denoiser
 from fpdm.models.card import model_card
 from fpdm.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from fpdm.processes import make_process
 from fpdm.training.facts import SAMPLING, write_facts
 
 VAE = "vae"
@@ -59,7 +60,8 @@ def write_export(
     write_facts(folder, facts)
     for weights in folder.rglob("*.safetensors"):  # written readable only by their owner
         weights.chmod((folder / SAMPLING).stat().st_mode)
-    facts_told = {"predicts": facts["diffusion"]["parametrisation"], "VAE": str(facts["codec"]), **history}
+    process = make_process(facts["diffusion"])
+    facts_told = {"process": process.kind, "predicts": process.predicts, "VAE": str(facts["codec"]), **history}
     if "attributes" in facts:
         facts_told["attributes"] = ", ".join(facts["attributes"].names)
     iterations = " --iterations 4" if model.iterative else ""

@@ -234,7 +234,8 @@ class FPDMPipeline(DiffusionPipeline):
 
     def _for_scheduler(self, found: Call, x: Tensor, level: Level) -> Tensor:
         """The prediction, with its variance if the scheduler uses one. The mean of predicted pixels is clipped."""
-        mean = found.mean if self.vae is not None else self.process.mean_of(found.x0, x, level)
+        clips = self.vae is None and level.noise > 0  # without noise, x is the image whatever the mean is
+        mean = self.process.mean_of(found.x0, x, level) if clips else found.mean
         learned = takes_variance(self.scheduler)
         return torch.cat([mean, found.variance], dim=1) if learned and found.variance is not None else mean
 

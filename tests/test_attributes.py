@@ -23,6 +23,7 @@ from fpdm.commands.train import make_preview
 from fpdm.conditionings import CONDITIONINGS, AttributeEmbedder
 from fpdm.config import (
     DataConfig,
+    DiffusionConfig,
     EncodeConfig,
     ExperimentConfig,
     ModelConfig,
@@ -82,8 +83,8 @@ def images(tmp_path_factory):
     return made(tmp_path_factory.mktemp("made") / "images", 128, 0)
 
 
-def store_of(images, folder):
-    config = EncodeConfig(resolution=8, mirror=False)
+def store_of(images, folder, resolution=8):
+    config = EncodeConfig(resolution=resolution, mirror=False)
     encode(with_attributes(open_images(images), images / "table.csv"), open_codec("pixels"), folder, config, CPU)
     return folder
 
@@ -287,6 +288,24 @@ def test_a_resumed_run_is_the_same_bit_for_bit(name, store, tmp_path):
     shutil.rmtree(run / "checkpoints" / "0000004")
     train(config, resume=str(run / "checkpoints" / "0000002"))
     assert weights(run, 4) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "process"),
+    [("FPDM-XS/4", 8, "flow"), ("DiT-XS/4", [8, 4], "discrete"), ("FPDM-XS/4", [4, 8], "flow")],
+    ids=["flow", "rectangles", "flow of rectangles"],
+)
+def test_attributes_of_flows_and_of_rectangles(name, resolution, process, images, tmp_path):
+    """Trained, opened again, and sampled: the attribute has an effect, and the images have the crops' size."""
+    store = store_of(images, tmp_path / "latents", resolution)
+    config = experiment(store, tmp_path, name, optim={"steps": 3, "lr": 1e-2},
+                        diffusion=DiffusionConfig(process=process, learn_sigma=process == "discrete"))  # fmt: skip
+    source = load_source(train(config))
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    assert source.process.kind == process and source.latent_shape == (3, height, width)
+    settings = {"steps": 3, "sampler": "heun", "cfg_scale": 3.0, **SOLVED[name]}
+    low, high = (fpdm.sample(source, 2, attributes=[{"level": level}], **settings) for level in (900, 1100))
+    assert low.shape == (2, 3, height, width) and not torch.equal(low, high)
 
 
 @pytest.mark.usefixtures("warm_python")

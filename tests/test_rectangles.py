@@ -9,9 +9,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.nn import functional as F
 
+import fpdm
 from fpdm.commands.train import make_preview
 from fpdm.config import (
     DataConfig,
+    DiffusionConfig,
     EncodeConfig,
     ExperimentConfig,
     ModelConfig,
@@ -176,6 +178,12 @@ def test_validation_samples_rectangles(store, image_folder, classifier, tmp_path
     config = experiment(store, tmp_path, validation=ValidationConfig(reference=str(image_folder), **settings))
     model = build_model("FPDM-XS/2", input_size=[8, 12], num_classes=3, hidden_size=32, num_heads=2)
     assert np.isfinite(list(SampledDistance(config)(model.eval()).values())).all()
+
+
+def test_a_flow_of_rectangles(store, tmp_path):
+    source = load_source(train(experiment(store, tmp_path, diffusion=DiffusionConfig(process="flow"))), device="cpu")
+    assert source.process.kind == "flow" and source.latent_shape == (4, 8, 12)
+    assert fpdm.sample(source, 2, steps=2, sampler="ab2", shift=2.0).shape == (2, 3, HEIGHT, WIDTH)
 
 
 def test_pipeline_returns_rectangles(store, tmp_path):

@@ -7,10 +7,12 @@ import runpy
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig
@@ -20,7 +22,7 @@ from fpdm.reproduction.experiments import Laboratory, step_flops
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
-RUNGS, CHOICES = ladder.RUNGS, recipes.CHOICES  # before they are made few
+RUNGS, CHOICES, NETWORKS = ladder.RUNGS, recipes.CHOICES, starts.NETWORKS  # before they are made few
 ROOT = Path(__file__).parents[1]
 
 
@@ -54,13 +56,17 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
         for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("BUDGETS", (24, 36)), ("CHOICE", (24,)),
                             ("NEAR", 24), ("ITERATIONS", (1, 2)), ("OPPONENTS", ladder.OPPONENTS[2:])):  # fmt: skip
             patch.setattr(ladder, name, value)
-        for name, value in (("CHOICES", {"the paper's": {}, "RMS norm": {"model.norm": "rms"}}), ("BUDGETS", (24,))):
+        few = {label: CHOICES[label] for label in ("the paper's", "flow", "Muon")}
+        few |= {"flow": few["flow"]._replace(rates=(1e-3,)), "Muon": few["Muon"]._replace(rates=few["Muon"].rates[:2])}
+        for name, value in (("CHOICES", few), ("BUDGETS", (36,)), ("SHIFTS", {"discrete": (1.0,), "flow": (2.0,)}),
+                            ("SAMPLERS", {"discrete": ("ab2",), "flow": ("heun",)})):  # fmt: skip
             patch.setattr(recipes, name, value)
         networks = {
-            key: starts.NETWORKS[key]._replace(starts=starts.NETWORKS[key].starts[:2]) for key in ("add", "loop")
+            key: starts.NETWORKS[key]._replace(starts=starts.NETWORKS[key].starts[:2])
+            for key in ("add", "loop", "deep")
         }
         for name, value in (("NETWORKS", networks), ("RATES", (1e-3, 2e-3)), ("POINTS", 2),
-                            ("SCORED", {"budget": 24, "sampler": "ab2", "iterations": 2})):  # fmt: skip
+                            ("SCORED", {"budget": 24, "sampler": "ab2"})):  # fmt: skip
             patch.setattr(starts, name, value)
         patch.setattr(starts, "_steps", lambda lab, key: 4)
         patch.setattr(ladder.Ladder, "_steps", lambda self, form: 5)
@@ -139,12 +145,48 @@ def test_every_form_of_the_ladder_is_one_that_trains():
 @pytest.mark.parametrize("family", recipes.FAMILIES)
 def test_every_choice_of_a_recipe_is_one_that_trains(family, choice):
     """Its options are valid together with the family's config."""
-    words = [str(word) for name, value in CHOICES[choice].items() for word in (f"--{name}", value)]
+    words = [str(word) for name, value in CHOICES[choice].options.items() for word in (f"--{name}", value)]
     parser = cli.make_parser(ExperimentConfig, "")
     config = cli.parse(ExperimentConfig, parser, ["--config", f"configs/digits/{family}.yaml", *words])
     assert choice == "the paper's" or config != cli.parse(
         ExperimentConfig, parser, ["--config", f"configs/digits/{family}.yaml"]
     )
+
+
+def settings_of(run: Path) -> dict:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("family", recipes.FAMILIES)
+def test_muons_own_rate_is_tuned(laboratory, family):
+    """Everything else has the learning rate that the paper's recipe was best with."""
+    entries = {entry.form.label: entry for entry in recipes.trained(ladder.Ladder(laboratory), family)}
+    paper, muon = entries["the paper's"], entries["Muon"]
+    trials = [settings_of(run)["optim"] for run in (laboratory.out / "runs").glob(f"*-{muon.form.key}-trial-*")]
+    assert sorted(trial["muon_lr"] for trial in trials) == [0.005, 0.01] and muon.rate in (0.005, 0.01)
+    assert {trial["lr"] for trial in trials} == {paper.rate} and paper.rate in (1e-3, 2e-3)
+    (run,) = (laboratory.out / "runs").glob(f"*-{muon.form.key}-seed0")
+    assert settings_of(run)["optim"]["muon_lr"] == muon.rate
+
+
+def test_a_choice_of_the_table_is_what_it_says():
+    """The noise levels of EDM2 for latents of deviation 0.5, for ours of 1."""
+    assert CHOICES["flow, log-normal noise levels"].options["diffusion.draw_mean"] == pytest.approx(0.293, abs=5e-3)
+    assert [label for label, choice in CHOICES.items() if choice.tuned != "optim.lr"] == ["Muon"]
+
+
+def test_no_run_repeats_the_seeds_of_its_source(laboratory):
+    """The draws of a step are keyed by the seed, so the steps of the source would come again."""
+    starts.starts(laboratory)
+    seeds = {run.name.split("-", 1)[1]: settings_of(run)["run"]["seed"] for run in (laboratory.out / "runs").glob("*")}
+    for key, network in starts.NETWORKS.items():
+        for start in network.starts[1:]:
+            ours = {seed for name, seed in seeds.items() if name.startswith(f"start-{key}-{start.source}-")}
+            sources = f"start-{start.source}-" if start.source in starts.NETWORKS else f"{start.source}-seed"
+            theirs = {seed for name, seed in seeds.items() if name.startswith(sources)}
+            assert ours and theirs and not ours & theirs
+    firsts = [network.seed for network in NETWORKS.values()]
+    assert all(abs(one - other) >= 100 for one, other in combinations(firsts, 2)) and min(firsts) >= 100
 
 
 def test_everything_is_trained_and_scored_once(laboratory, monkeypatch):

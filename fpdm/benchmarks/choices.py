@@ -45,7 +45,7 @@ def measure(
     torch.compiler.reset()
     works = {}
     for name in (PAPER, choice):
-        options = {"model.name": f"{family}-{size}/{patch}", "optim.batch_size": batch, **CHOICES[name]}
+        options = {"model.name": f"{family}-{size}/{patch}", "optim.batch_size": batch, **CHOICES[name].options}
         if family == "FPDM":
             options |= {"sjfb.no_grad": updates, "sjfb.grad": updates}
         words = [str(word) for option, value in options.items() for word in (f"--{option}", value)]

@@ -1,17 +1,19 @@
 """Import a published DiT, FPDM or SiT checkpoint (.pt) as a folder that scripts/sample.py can sample from."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fpdm import cli
 from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
-from fpdm.models import FixedPointDiT
+from fpdm.models import Denoiser, FixedPointDiT
 from fpdm.models.convert import EMA_WEIGHTS, MODEL_WEIGHTS, from_published, infer_config, read_published
 from fpdm.models.sit import from_sit
 from fpdm.models.sizes import class_of
-from fpdm.processes import PROCESSES, Flow
+from fpdm.processes import Diffusion, Flow
 
 logger = logging.getLogger("fpdm")
 
@@ -26,8 +28,9 @@ class Settings:
         weights: ema or model, if the file has both.
         vae: the VAE that the model was trained with, a folder or a Hub id.
         process: discrete for a DiT or an FPDM, flow for a SiT with the linear path, whose weights have the same names.
-        parametrisation: what the model predicts (null for v with an FPDM or a SiT, eps with a DiT, as published).
-        zero_terminal_snr: whether its last timestep is pure noise (null for yes with an FPDM, no with a DiT).
+        parametrisation: what a DiT or an FPDM predicts (null for v with an FPDM, eps with a DiT, as published).
+        zero_terminal_snr: whether the last timestep of a DiT or an FPDM is pure noise (null for yes with an FPDM, no
+            with a DiT).
         class_names: file with one class name per line (null for "0", "1", ...).
         num_heads: number of attention heads, for widths other than the named sizes'.
         pre_post_timestep_conditioning: whether an FPDM's explicit blocks see the timestep.
@@ -50,7 +53,46 @@ class Settings:
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; see --help")
         check_choice("weights", self.weights, (EMA_WEIGHTS, MODEL_WEIGHTS))
-        check_choice("process", self.process, PROCESSES)
+        check_choice("process", self.process, PUBLISHED)
+        for name in PUBLISHED[self.process].unused:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} with process={self.process}, which does not use it; leave it out, "
+                    "or choose another process"
+                )
+
+
+class Published(NamedTuple):
+    """How checkpoints of a process were published. make: state dict and the network's settings -> network. diffusion:
+    the command's settings and those of the network -> the process. unused: settings that it has no use for. iterative:
+    whether there are FPDMs among them."""
+
+    make: Callable[..., Denoiser]
+    diffusion: Callable[[Settings, dict], DiffusionConfig]
+    unused: tuple[str, ...] = ()
+    iterative: bool = True
+
+
+def _discrete(settings: Settings, config: dict) -> DiffusionConfig:
+    """That of the paper for an FPDM, and of DiT's paper for a DiT, unless told otherwise."""
+    iterative = class_of(config) is FixedPointDiT
+    return DiffusionConfig(
+        parametrisation=settings.parametrisation or ("v" if iterative else "eps"),
+        zero_terminal_snr=iterative if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
+        weighting="v" if iterative else "eps",
+        learn_sigma=config["learn_sigma"],
+    )
+
+
+def _flow(settings: Settings, config: dict) -> DiffusionConfig:
+    """That of SiT."""
+    return DiffusionConfig(process=Flow.kind, time_scale=1.0)
+
+
+PUBLISHED = {
+    Diffusion.kind: Published(from_published, _discrete),
+    Flow.kind: Published(from_sit, _flow, ("parametrisation", "zero_terminal_snr"), iterative=False),
+}
 
 
 def parser():
@@ -61,29 +103,21 @@ def main() -> None:
     settings = cli.parse(Settings, parser())
     state = read_published(settings.source, settings.weights)
     config = infer_config(state, settings.num_heads)
-    iterative = class_of(config) is FixedPointDiT
-    if iterative and settings.process == Flow.kind:
-        raise ValueError(f"process=flow: {settings.source} is an FPDM, which was published for discrete timesteps only")
+    published, iterative = PUBLISHED[settings.process], class_of(config) is FixedPointDiT
+    if iterative and not published.iterative:
+        raise ValueError(
+            f"process={settings.process}: {settings.source} is an FPDM, which was published for discrete timesteps only"
+        )
     if iterative:
         config["pre_post_timestep_conditioning"] = settings.pre_post_timestep_conditioning
-    model = (from_sit if settings.process == Flow.kind else from_published)(state, **config)
+    model = published.make(state, **config)
     names = [str(c) for c in range(model.num_classes)]
     if settings.class_names:
         names = Path(settings.class_names).read_text().splitlines()
         if len(names) != model.num_classes:
             raise ValueError(f"class_names={settings.class_names}: {len(names)} names for {model.num_classes} classes")
-    diffusion = (
-        DiffusionConfig(process="flow", time_scale=1.0)
-        if settings.process == Flow.kind
-        else DiffusionConfig(
-            parametrisation=settings.parametrisation or ("v" if iterative else "eps"),
-            zero_terminal_snr=iterative if settings.zero_terminal_snr is None else settings.zero_terminal_snr,
-            weighting="v" if iterative else "eps",
-            learn_sigma=config["learn_sigma"],
-        )
-    )
     facts = {
-        "diffusion": asdict(diffusion),
+        "diffusion": asdict(published.diffusion(settings, config)),
         "codec": settings.vae,
         "codec_fingerprint": None,
         "class_names": names,

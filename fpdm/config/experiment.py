@@ -136,8 +136,8 @@ class DiffusionConfig:
         check_positive(limits.FACTOR, **{"diffusion.min_snr_gamma": self.min_snr_gamma})
         check_positive(limits.FACTOR, **{"diffusion.time_scale": self.time_scale})
         check_choice("diffusion.draw", self.draw, DRAWS)
-        check_range(-limits.FACTOR, limits.FACTOR, **{"diffusion.draw_mean": self.draw_mean})
-        check_positive(limits.FACTOR, **{"diffusion.draw_deviation": self.draw_deviation})
+        check_range(-limits.DRAW, limits.DRAW, **{"diffusion.draw_mean": self.draw_mean})
+        check_positive(limits.DRAW, **{"diffusion.draw_deviation": self.draw_deviation})
         TimestepDraw(self.draw, self.draw_mean, self.draw_deviation).check()
         for name, value in vars(self).items():
             if name not in used and name not in ("process", "learn_sigma") and value != getattr(DiffusionConfig, name):

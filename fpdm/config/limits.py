@@ -14,6 +14,7 @@ UNPACKED = 100  # times as many bytes as an array takes in a compressed file
 CLASSES = 10**7
 TIMESTEPS = 100_000  # as in fpdm.processes
 TRAINING_UPDATES = 1_000  # of the implicit layer, in one step
+DRAW = 10  # mean and deviation of the normal numbers from which timesteps are made; timestep 990 is at 7.4
 ITERATIONS = 10_000  # of the implicit layer, in one solve
 PASSES = 10**8  # block passes of one image
 SEED = 2**31 - 1  # every random generator accepts it

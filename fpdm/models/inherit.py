@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import NamedTuple
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fpdm.block_options import BlockOptions
 from fpdm.models.dit import Denoiser
@@ -109,10 +109,15 @@ def _take_conditions(
 
 
 def _take_positions(network: Denoiser, source: Denoiser) -> str:
-    """Learned positions (1, N, D), interpolated if the number of tokens differs. (Others are computed.)"""
-    network.pos_embed.copy_(resample_abs_pos_embed(source.pos_embed, list(network.grid), list(source.grid), 0))
+    """Learned positions (1, N, D), interpolated bicubically if rows or columns differ. (Others are computed.)"""
+    if network.grid == source.grid:
+        network.pos_embed.copy_(source.pos_embed)
+        return SAME
+    image = source.pos_embed.float().unflatten(1, source.grid).movedim(3, 1)  # (1, D, rows, columns)
+    resampled = F.interpolate(image, size=network.grid, mode="bicubic", antialias=True)
+    network.pos_embed.copy_(resampled.flatten(2).movedim(1, 2))
     before, now = ("{} x {}".format(*one.grid) for one in (source, network))
-    return SAME if before == now else f"interpolated from {before} to {now} tokens"
+    return f"interpolated from {before} to {now} tokens"
 
 
 def _take_blocks(network: Denoiser, source: Denoiser, origin: Origin) -> None:

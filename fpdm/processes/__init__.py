@@ -25,6 +25,7 @@ class Process(Protocol):
     """
 
     kind: str  # its name in PROCESSES
+    predicts: str  # what the network predicts, in words
     learn_sigma: bool  # whether the network predicts a variance as well
     weighting: str  # name of the loss weighting
     timestep_draw: TimestepDraw  # how training draws timesteps

@@ -100,6 +100,11 @@ class Diffusion:
             self._tables["weight"] = loss_weights(weighting, parametrisation, alphas_cumprod, min_snr_gamma)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
+    @property
+    def predicts(self) -> str:
+        """What the network predicts: its parametrisation."""
+        return self.parametrisation
+
     def _table(self, name: str, device: torch.device) -> Tensor:
         """A table in float32, copied to the device once."""
         if (name, device) not in self._on_device:

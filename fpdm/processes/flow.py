@@ -25,6 +25,7 @@ class Flow:
     """
 
     kind = "flow"
+    predicts = "velocity"
     learn_sigma = False
     weighting = WEIGHTING
     clean = Level(alpha_bar=1.0, signal=1.0, noise=0.0, place=0.0, signal_slope=-1.0, noise_slope=1.0)
@@ -57,8 +58,8 @@ class Flow:
         return torch.rand(count, generator=generator, device=device)
 
     def at_sigma(self, sigma: Tensor) -> Tensor:
-        """Times (B,) float32 at which noise / signal = t / (1 - t) is this (B,)."""
-        return sigma / (1 + sigma)
+        """Times (B,) float32 at which noise / signal = t / (1 - t) is this (B,); infinity is pure noise, 1."""
+        return torch.where(sigma.isinf(), 1.0, sigma / (1 + sigma))
 
     def at_share(self, share: Tensor) -> Tensor:
         """Times (B,) float32 at these shares of the time, 0 to 1."""

@@ -30,6 +30,16 @@ class DiscreteTimes(NamedTuple):
 
     clean = -1
 
+    @property
+    def largest(self) -> int:
+        """The timestep of pure noise, where sampling starts."""
+        return self.most - 1
+
+    @property
+    def example(self) -> str:
+        """Lowest and highest timestep of an interval, for messages."""
+        return f"{self.most // 10},{7 * self.most // 10}"
+
     def calls(self, steps: int, spacing: Spacing) -> int:
         """Model calls of so many steps."""
         return max(2 * steps - 1, 0) if spacing.two_calls else steps
@@ -70,6 +80,8 @@ class ContinuousTimes(NamedTuple):
 
     most = MOST_STEPS
     clean = 0.0
+    largest = 1.0
+    example = "0.1,0.7"
 
     def calls(self, steps: int, spacing: Spacing) -> int:
         """Model calls of so many steps."""

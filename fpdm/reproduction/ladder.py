@@ -31,17 +31,28 @@ NEAR = 60  # budget at which memorisation is reported
 
 
 class Form(NamedTuple):
-    """A network and how it is trained. config: in the data set's configs. options: further ones of train.py."""
+    """A network and how it is trained. config: in the data set's configs. options: further ones of train.py.
+
+    tuned: the option that is its learning rate. rates: the values of it that are tried; () for RATES.
+    """
 
     label: str
     config: str
     options: Options
+    tuned: str = "optim.lr"
+    rates: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
         """A name for files, the same for the same options; a run's config.yaml says which they are."""
-        digest = hashlib.blake2b(repr(sorted(self.options.items())).encode(), digest_size=4).hexdigest()
+        told = sorted(self.options.items()) + ([] if self.tuned == "optim.lr" else [("tuned", self.tuned)])
+        digest = hashlib.blake2b(repr(told).encode(), digest_size=4).hexdigest()
         return f"ladder-{self.config}-{digest}"
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The learning rates that are tried."""
+        return self.rates or RATES
 
     @property
     def trains(self) -> bool:
@@ -150,12 +161,15 @@ class Ladder:
         scores = [self.best(entry.models, budget, SAMPLERS[:1])[0].distances.mean() for budget in CHOICE]
         return math.exp(sum(map(math.log, scores)) / len(scores))
 
-    def best(self, models: list[Trained], budget: int, samplers: tuple[str, ...]) -> tuple[Results, dict]:
-        """Scores with the best number of iterations and the best of the samplers, chosen on the first seed."""
+    def best(
+        self, models: list[Trained], budget: int, samplers: tuple[str, ...], shifts: tuple[float, ...] = (1.0,)
+    ) -> tuple[Results, dict]:
+        """Scores with the best number of iterations and the best of the samplers and shifts, as on the first seed."""
         iterative = models[0].contender.source.iterative
         cost = models[0].contender.source.cost
         ways = [{"iterations": k} for k in ITERATIONS if cost.blocks(k) <= budget / 2] if iterative else [{}]
-        options = [{"budget": budget, "sampler": sampler, **way} for way in ways for sampler in samplers]
+        options = [{"budget": budget, "sampler": sampler, "shift": shift, **way}
+                   for way in ways for sampler in samplers for shift in shifts]  # fmt: skip
         first = [self.lab.score_models(models[:1], **settings).distances[0] for settings in options]
         chosen = options[int(np.argmin(first))]
         return self.lab.score_models(models, **chosen), chosen
@@ -164,10 +178,10 @@ class Ladder:
         """The best learning rate of each form in a short training with one seed."""
         steps = {form.key: max(round(TRIAL * self._steps(form)), SHARE) for form in forms}
         trials = [Training(f"{form.key}-trial-{rate:g}", steps[form.key], self._words(form, 0, rate)).cooled()
-                  for form in forms for rate in RATES]  # fmt: skip
+                  for form in forms for rate in form.tried]  # fmt: skip
         models, found = iter(self.lab.trained(trials)), {}
         for form in forms:
-            scores = {rate: self.best([next(models)], CHOICE[-1], SAMPLERS[:1])[0].distances[0] for rate in RATES}
+            scores = {rate: self.best([next(models)], CHOICE[-1], SAMPLERS[:1])[0].distances[0] for rate in form.tried}
             found[form.key] = min(scores, key=scores.get)
         return found
 
@@ -184,11 +198,11 @@ class Ladder:
         words = {each.key: self._words(each, 0) for each in (first, form)}
         return self.lab.equal_time(form.key, words, (first.key, self._steps(first)))[form.key]
 
-    def _words(self, form: Form, seed: int, rate: float = RATES[0]) -> tuple:
+    def _words(self, form: Form, seed: int, rate: float | None = None) -> tuple:
         options = [word for name, value in form.options.items() for word in (f"--{name}", value)]
         return ("--config", config_path(self.lab.data.configs, form.config), "--data.latents", self.lab.out / "latents",
-                "--run.seed", seed, "--run.keep_last", 1, "--optim.lr_schedule", "constant", "--optim.lr", f"{rate:g}",
-                *options, *self.lab.arguments)  # fmt: skip
+                "--run.seed", seed, "--run.keep_last", 1, "--optim.lr_schedule", "constant", f"--{form.tuned}",
+                f"{rate or form.tried[0]:g}", *options, *self.lab.arguments)  # fmt: skip
 
 
 def ladder(lab: Laboratory) -> Section:

@@ -4,39 +4,64 @@ Each is trained for the same time as the paper's recipe, with a learning rate of
 DiT alike. A choice that costs more per step therefore makes fewer steps.
 """
 
-from fpdm.chain.choices import CHOICES
+from fpdm.chain.choices import CHOICES, Choice
 from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Laboratory, Section
-from fpdm.reproduction.ladder import ITERATIONS, RATES, SAMPLERS, TRIAL, Form, Ladder, with_iterations
+from fpdm.reproduction.ladder import ITERATIONS, RATES, TRIAL, Entry, Form, Ladder, with_iterations
 
 FAMILIES = {"fpdm": "FPDM", "dit": "DiT"}
 BUDGETS = (60, 120)
+SAMPLERS = {"discrete": ("ab2", "ddim", "heun"), "flow": ("ab2", "euler", "heun")}  # a flow's euler is its ddim
+SHIFTS = {"discrete": (1.0,), "flow": (1.0, 2.0)}
 
 
 def recipes(lab: Laboratory) -> Section:
     """A table of each family: every choice beside the paper's recipe."""
     climber, score = Ladder(lab), score_name("cnn", lab.book.images)
+    own = [f"{label} of {', '.join(f'{rate:g}' for rate in choice.rates)} for {choice.tuned}, with the learning rate "
+           "of the paper's recipe for the rest" for label, choice in CHOICES.items() if choice.rates]  # fmt: skip
     text = (
         f"{lab.seconds:g} s of training each, {lab.jobs} at a time, {lab.seeds} seeds; {score}. Rates: the best of "
-        f"{', '.join(f'{rate:g}' for rate in RATES)} after {TRIAL:.0%} of the time, with one seed; Muon's own rate "
-        f"stays at its default. Each has the better of {' and '.join(SAMPLERS)}, an FPDM also the best of "
-        f"{', '.join(map(str, ITERATIONS))} iterations, as they are on the first seed. Time per step: against the "
-        "paper's recipe, eager."
+        f"{', '.join(f'{rate:g}' for rate in RATES)} after {TRIAL:.0%} of the time, with one seed"
+        f"{''.join(f'; {each}' for each in own)}. Each has the best of {', '.join(SAMPLERS['discrete'])}, a flow of "
+        f"{', '.join(SAMPLERS['flow'])} with a shift of {' or '.join(f'{shift:g}' for shift in SHIFTS['flow'])}, an "
+        f"FPDM also the best of {', '.join(map(str, ITERATIONS))} iterations, as they are on the first seed. Time per "
+        "step: against the paper's recipe, eager."
     )
     parts = [text]
     for config, family in FAMILIES.items():
-        entries = climber.entries([Form(label, config, options) for label, options in CHOICES.items()])
+        entries = trained(climber, config)
         rows = []
         for entry in entries:
-            cells = [climber.best(entry.models, budget, SAMPLERS) for budget in BUDGETS]
+            kind = entry.form.options.get("diffusion.process", "discrete")
+            cells = [climber.best(entry.models, budget, SAMPLERS[kind], SHIFTS[kind]) for budget in BUDGETS]
             rows.append([
                 entry.form.label, f"{entry.models[0].parameters:,d}", f"{entry.models[0].steps:,d}",
                 f"{entries[0].models[0].steps / entry.models[0].steps:.2f}", f"{entry.rate:g}",
-                *(f"{spread(found.distances)}, {way['sampler']}{with_iterations(way)}" for found, way in cells),
+                *(f"{spread(found.distances)}, {_said(way)}" for found, way in cells),
                 f"{cells[0][0].memorised.mean():.1%}",
             ])  # fmt: skip
         head = [family, "parameters", "steps", "time per step", "rate", *(f"{b} passes" for b in BUDGETS), "memorised"]
         parts.append(markdown_table(head, rows, 1))
     return Section("What each choice brings", "\n\n".join(parts))
+
+
+def trained(climber: Ladder, config: str) -> list[Entry]:
+    """The choices that are scored, the paper's recipe first, each trained at its best rate."""
+    paper, *others = [(label, choice) for label, choice in CHOICES.items() if choice.scored]
+    (base,) = climber.entries([_form(config, *paper)])
+    return [base, *climber.entries([_form(config, *other, base.rate) for other in others])]
+
+
+def _form(config: str, label: str, choice: Choice, rate: float | None = None) -> Form:
+    """rate: the best one of the paper's recipe, which a choice keeps if it is not what is tuned."""
+    kept = {} if choice.tuned == "optim.lr" else {"optim.lr": f"{rate:g}"}
+    return Form(label, config, choice.options | kept, choice.tuned, choice.rates)
+
+
+def _said(way: dict) -> str:
+    """How it is sampled."""
+    shift = "" if way["shift"] == 1 else f", shift {way['shift']:g}"
+    return f"{way['sampler']}{shift}{with_iterations(way)}"

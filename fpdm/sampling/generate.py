@@ -25,6 +25,7 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     conditions_for(source, config, [])
     spacing, cost = SOLVERS[config.sampler].spacing, source.cost_with(config.guidance)
     times = source.process.times(config.shift)
+    config.guidance.check_times(times)
     if config.counts is not None:
         plan = plan_of_counts(cost, config.counts, times, spacing)
     else:

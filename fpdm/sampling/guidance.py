@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fpdm.config import check_range, limits
+from fpdm.processes.times import THOUSAND, ContinuousTimes, DiscreteTimes
 
 
 class InternalGuidance(NamedTuple):
@@ -19,7 +20,7 @@ class InternalGuidance(NamedTuple):
 
     scale: float = 1.0
     exit: int | None = None
-    interval: Sequence[int] | None = None
+    interval: Sequence[float] | None = None
 
     def at(self, t: float) -> bool:
         """Whether timestep t is guided."""
@@ -53,7 +54,7 @@ class Guidance(NamedTuple):
 
     scale: float = 1.0
     channels: int | None = None
-    interval: Sequence[int] | None = None
+    interval: Sequence[float] | None = None
     rescale: float = 0.0
     option: str = "cfg"
     internal: InternalGuidance = InternalGuidance()
@@ -77,6 +78,16 @@ class Guidance(NamedTuple):
                     f"{option}_{name}={value} with {self.option}_scale=1: nothing is guided; give a {self.option}_scale"
                 )
 
+    def check_times(self, times: DiscreteTimes | ContinuousTimes) -> None:
+        """ValueError for an interval that goes beyond the timesteps of the process."""
+        given = {f"{self.option}_interval": self.interval, "internal_interval": self.internal.interval}
+        for name, interval in given.items():
+            if interval is not None and interval[1] > times.largest:
+                raise ValueError(
+                    f"{name}={interval}: this model's timesteps are 0 to {times.largest:g}; give the lowest and the "
+                    f"highest guided one, as in {times.example}"
+                )
+
     def check_model(self, guidable: bool, latent_channels: int, blocks: int | None = None) -> None:
         """ValueError for settings that this model does not support. blocks: of an explicit model (DiT)."""
         exit_ = self.internal.exit
@@ -91,14 +102,17 @@ class Guidance(NamedTuple):
             raise ValueError(f"{self.option}_channels={self.channels}: the latent has {latent_channels} channels")
 
 
-def _within(t: float, interval: Sequence[int] | None) -> bool:
+def _within(t: float, interval: Sequence[float] | None) -> bool:
     return interval is None or interval[0] <= t <= interval[1]
 
 
-def _check_interval(name: str, interval: Sequence[int] | None) -> None:
+def _check_interval(name: str, interval: Sequence[float] | None) -> None:
     check_range(0, limits.TIMESTEPS, **{name: interval})
     if interval is not None and (len(interval) != 2 or interval[0] > interval[1]):
-        raise ValueError(f"{name}={interval}: the lowest and the highest guided timestep, as in 100,700")
+        raise ValueError(
+            f"{name}={interval}: the lowest and the highest guided timestep, as in {THOUSAND.example}, or in a flow "
+            f"{ContinuousTimes.example}"
+        )
 
 
 def guide_internally(last: Tensor, early: Tensor, latent_channels: int, scale: float) -> Tensor:

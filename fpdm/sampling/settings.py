@@ -47,7 +47,7 @@ class SamplingConfig:
         internal_guidance: scale of internal guidance, by the prediction of an early exit; 1 for none.
         internal_exit: number of updates (blocks of a DiT) before that exit; if not given, that of the model's early
             head, or 1. Without an early head, it passes through the post blocks, which the budget counts.
-        internal_interval: lowest and highest timestep that is guided internally (null for all).
+        internal_interval: lowest and highest timestep that is guided internally (null for all), in 0..1 of a flow.
         classes: labels to sample in turn (null for uniformly random labels).
         seed: seed of noise and labels (or attributes). Those of an image do not depend on its batch.
         attributes: for a model that is conditioned on attributes, what to sample in turn, as in [{{Smiling: 1}},

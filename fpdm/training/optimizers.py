@@ -42,12 +42,17 @@ def parameter_groups(optim: OptimConfig, network: Denoiser, others: Iterable[nn.
     """All parameters of the network, and others that are trained with it, in groups; those of AdamW come first.
 
     By default there is one group, in the order of `network.parameters()`. ValueError for an optimizer that this torch
-    does not have.
+    does not have, or that has nothing to train in this network.
     """
     check_optimizer(optim)
     matrices = {id(module.weight) for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     inputs = {id(p) for name, p in network.named_parameters() if name.startswith(INPUT_MAPS)}
     by_muon = muon_matrices(network) if optim.optimizer == "muon" else set()
+    if optim.optimizer == "muon" and not by_muon:
+        raise ValueError(
+            "optim.optimizer=muon: the network has no blocks, and so no matrices for it; set optim.optimizer to adamw, "
+            "or model.depth to at least 1"
+        )
     width = network.final_layer.linear.in_features
     width_ratio = (optim.mup_base_width or width) / width
 

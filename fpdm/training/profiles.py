@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+ROWS = 4096  # steps at a time
+
 
 class Profile(NamedTuple):
     """An average at a step. std: its relative standard deviation."""
@@ -33,8 +35,13 @@ def exponent(std: float) -> float:
 
 def shares(profile: Profile, steps: int) -> np.ndarray:
     """(steps,) shares that the weights after steps 1, 2, ... have in an average; 0 after its own step."""
-    risen = np.minimum(np.arange(steps + 1) / profile.step, 1) ** (exponent(profile.std) + 1)
-    return np.diff(risen)
+    return _shares(np.array([profile.step]), np.array([exponent(profile.std)]), 0, steps)[:, 0]
+
+
+def _shares(ends: np.ndarray, exponents: np.ndarray, first: int, last: int) -> np.ndarray:
+    """(last - first, N) shares that the weights after steps first + 1 to last have in N averages (N,)."""
+    risen = np.minimum(np.arange(first, last + 1)[:, None] / ends, 1) ** (exponents + 1)
+    return np.diff(risen, axis=0)
 
 
 def combine(stored: list[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
@@ -42,8 +49,17 @@ def combine(stored: list[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
 
     The paper minimises the same distance between the densities. With shares, the result is exact whenever some
     combination is. Returns the coefficients (len(stored),) and the relative error, |shares made - wanted| / |wanted|.
+
+    The matrix (steps, len(stored) + 1) of all shares can be too large for the memory, so it is reduced to the triangle
+    of its QR decomposition some rows at a time. Products with itself would be smaller still, but lose half the digits.
     """
-    matrix = np.stack([shares(profile, wanted.step) for profile in stored], axis=1)  # (steps, stored)
-    target = shares(wanted, wanted.step)
-    coefficients = np.linalg.lstsq(matrix, target, rcond=None)[0]
+    profiles = [*stored, wanted]
+    ends, exponents = np.array([one.step for one in profiles]), np.array([exponent(one.std) for one in profiles])
+    triangle = np.empty((0, len(profiles)))
+    for first in range(0, wanted.step, ROWS):
+        rows = _shares(ends, exponents, first, min(first + ROWS, wanted.step))
+        triangle = np.linalg.qr(np.concatenate([triangle, rows]), mode="r")
+    matrix, target = triangle[:, :-1], triangle[:, -1]
+    smallest = np.finfo(float).eps * max(wanted.step, len(stored))  # as for the whole matrix
+    coefficients = np.linalg.lstsq(matrix, target, rcond=smallest)[0]
     return coefficients, float(np.linalg.norm(matrix @ coefficients - target) / np.linalg.norm(target))

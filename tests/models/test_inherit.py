@@ -173,6 +173,25 @@ def test_learned_positions_are_interpolated():
     assert dict(taken.rows)["pos_embed"] == "interpolated from 4 x 4 to 6 x 6 tokens"
 
 
+@pytest.mark.parametrize(("before", "after"), [((4, 16), 8), (8, (4, 16)), (8, 16), (16, 32), (8, (8, 24))])
+def test_positions_of_another_shape_say_the_same_place(before, after):
+    """Row and column, as shares of the image, are linear, so resampling keeps them where it sees no edge; also for as
+    many tokens in another shape."""
+    source = trained("DiT-XS/2", positions="learned", input_size=before)
+    network = new("DiT-XS/2", positions="learned", input_size=after)
+    place = lambda grid: torch.stack(torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in grid), indexing="ij"), -1)  # noqa: E731
+    with torch.no_grad():
+        source.pos_embed[0, :, :2] = place(source.grid).flatten(0, 1)
+    inherit(network, source)
+    found = network.pos_embed.detach()[0, :, :2].unflatten(0, network.grid)
+    assert (found - place(network.grid)).abs().max() < 0.13  # at the edges
+    for axis, (tokens, others) in enumerate(zip(source.grid, network.grid, strict=True)):
+        along = found[..., axis].movedim(axis, 0)
+        assert (along.diff(dim=0) > 0).all() and (along - along[:, :1]).abs().max() < 1e-5
+        if tokens == 8 and others == 16:  # the cubic reaches two tokens far
+            torch.testing.assert_close(along[5:11], place(network.grid)[..., axis].movedim(axis, 0)[5:11])
+
+
 @pytest.mark.parametrize("positions", ["sincos", "rotary"])
 def test_other_positions_are_those_of_the_resolution(positions):
     source = trained("FPDM-XS/2", positions=positions)

@@ -1,9 +1,13 @@
 """A flow against numbers recorded from the published SiT: forward, loss, gradients, samples and guidance."""
 
+import sys
+
 import pytest
 import torch
 
+from fpdm.commands import import_checkpoint
 from fpdm.cost import ForwardCost
+from fpdm.loading import load_checkpoint
 from fpdm.models.sit import OUTPUT, TIME, from_sit, reversed_time
 from fpdm.processes import Flow
 from fpdm.processes.times import Spacing
@@ -102,3 +106,31 @@ def test_a_state_dict_of_something_else_is_refused(data):
     state = {name: value for name, value in data.state.items() if name != TIME}
     with pytest.raises(ValueError, match=rf"missing names \['{TIME}'\]"):
         from_sit(state, **data.config)
+
+
+def test_the_command_imports_a_published_file(data, monkeypatch, tmp_path):
+    """The folder holds the process, and its network predicts what the published one does."""
+    torch.save({"model": {}, "ema": data.state}, tmp_path / "sit.pt")
+    words = {"source": tmp_path / "sit.pt", "out": tmp_path / "sit", "process": "flow", "vae": "pixels",
+             "num-heads": data.config["num_heads"]}  # fmt: skip
+    given = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", *given])
+    import_checkpoint.main()
+    model, facts, _ = load_checkpoint(tmp_path / "sit")
+    assert facts["diffusion"]["process"] == "flow" and facts["diffusion"]["time_scale"] == 1
+    card = (tmp_path / "sit" / "README.md").read_text()
+    assert "| process | flow |" in card and "| predicts | velocity |" in card
+    assert not facts["diffusion"]["learn_sigma"] and len(facts["class_names"]) == data.config["num_classes"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(data["x"], 1 - data["t"], data["y"]).prediction, -data["out"], **close)
+    for option in ("parametrisation", "zero_terminal_snr"):
+        with pytest.raises(ValueError, match=rf"{option}=v with process=flow, which does not use it; leave it out"):
+            import_checkpoint.Settings(source="sit.pt", out="sit", process="flow", **{option: "v"})
+
+
+def test_an_fpdm_was_not_published_as_a_flow(recorded, monkeypatch, tmp_path):
+    torch.save(recorded("fpdm_timed").state, tmp_path / "fpdm.pt")
+    words = ["--source", tmp_path / "fpdm.pt", "--out", tmp_path / "fpdm", "--process", "flow", "--num-heads", 2]
+    monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", *map(str, words)])
+    with pytest.raises(ValueError, match=r"process=flow: .* is an FPDM, which was published for discrete timesteps"):
+        import_checkpoint.main()

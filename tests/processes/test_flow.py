@@ -3,8 +3,10 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from fpdm.config import DiffusionConfig
 from fpdm.cost import ForwardCost
@@ -66,9 +68,13 @@ def test_euler_is_ddim_and_its_error_halves():
     assert 0.45 < solver_error("euler", 80, process=FLOW) / solver_error("euler", 40, process=FLOW) < 0.55
 
 
-def test_a_shift_spaces_the_calls_otherwise_and_ends_at_the_same_place():
-    assert solver_error("heun", 100, process=FLOW, shift=3.0) < 2e-3
-    assert solver_error("heun", 10, process=FLOW, shift=3.0) != solver_error("heun", 10, process=FLOW)
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_spaces_the_calls_as_diffusers_does_and_ends_at_the_same_place(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8))
+    assert FLOW.times(shift).spaced(8) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-6)
+    early, late = (solver_error("heun", steps, process=FLOW, shift=shift) for steps in (20, 80))
+    assert late < early / 8 and late < 1e-3  # second order
 
 
 @pytest.mark.parametrize("process", [FLOW, Diffusion(learn_sigma=False)], ids=["flow", "discrete"])

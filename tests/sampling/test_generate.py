@@ -10,7 +10,7 @@ from fpdm.cost import ForwardCost
 from fpdm.data.codec import PixelCodec
 from fpdm.loading import make_source
 from fpdm.models import build_model, compile_layers
-from fpdm.processes import Diffusion
+from fpdm.processes import Diffusion, Flow
 from fpdm.sampling.call import Source
 from fpdm.sampling.generate import plan_for, sample, sample_images, total_flops
 from fpdm.sampling.plan import make_plan
@@ -18,12 +18,14 @@ from fpdm.sampling.settings import SamplingConfig
 from fpdm.sampling.solving import Solving
 
 
-def source(name="FPDM-XS/2", class_dropout=0.1, num_classes=4):
+def source(name="FPDM-XS/2", class_dropout=0.1, num_classes=4, process=None):
     torch.manual_seed(0)
-    model = build_model(name, input_size=8, in_channels=3, num_classes=num_classes, class_dropout=class_dropout).eval()
+    process = process or Diffusion()
+    sizes = {"input_size": 8, "in_channels": 3, "num_classes": num_classes, "learn_sigma": process.learn_sigma}
+    model = build_model(name, class_dropout=class_dropout, **sizes).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    return make_source(model, Diffusion(), PixelCodec())
+    return make_source(model, process, PixelCodec())
 
 
 @pytest.mark.parametrize("settings", [{}, {"sampler": "ddpm"}, {"eta": 0.7, "cfg_scale": 2.0}], ids=str)
@@ -171,6 +173,33 @@ def test_what_a_model_cannot_do_is_refused(model, settings, says):
     with pytest.raises(ValueError, match=says):
         made, config = source(**model), SamplingConfig(**{"steps": 2, **settings})
         plan_for(made, config)
+
+
+@pytest.mark.parametrize("name", ["cfg", "internal"])
+@pytest.mark.parametrize(
+    ("process", "interval", "says"),
+    [
+        (Flow(), [0, 700], r"\[0, 700\]: this model's timesteps are 0 to 1; .* as in 0\.1,0\.7"),
+        (Flow(), [0.2, 1.01], r"\[0\.2, 1\.01\]: this model's timesteps are 0 to 1;"),
+        (Diffusion(), [100, 1000], r"\[100, 1000\]: this model's timesteps are 0 to 999; .* as in 100,700"),
+        (Diffusion(timesteps=50), [10, 700], r"\[10, 700\]: this model's timesteps are 0 to 49; .* as in 5,35"),
+    ],
+)
+def test_an_interval_beyond_the_timesteps_is_refused(process, interval, says, name):
+    scale = {"cfg": "cfg_scale", "internal": "internal_guidance"}[name]
+    made = source(process=process)
+    config = SamplingConfig(**{"steps": 5, scale: 2.0, f"{name}_interval": interval})
+    with pytest.raises(ValueError, match=f"{name}_interval={says}"):
+        plan_for(made, config)
+    inside = SamplingConfig(**{"steps": 5, scale: 2.0, f"{name}_interval": [0, process.times().largest]})
+    assert len(plan_for(made, inside).steps) == 5
+
+
+def test_an_interval_of_a_flow_guides_these_times_alone():
+    made, doubled = source(process=Flow()), []
+    denoise = lambda x, *rest, **options: (doubled.append(len(x) == 4), made.denoise(x, *rest, **options))[1]  # noqa: E731
+    sample(made._replace(denoise=denoise), 2, steps=5, cfg_scale=2.0, cfg_interval=[0.3, 0.7])
+    assert doubled == [False, False, True, True, False]  # 1, 0.8, 0.6, 0.4, 0.2
 
 
 @pytest.mark.parametrize("length", [{"steps": 3}, {"counts": [2, 2, 2]}])

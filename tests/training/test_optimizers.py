@@ -203,6 +203,14 @@ def test_muon_of_an_older_torch_is_refused(monkeypatch):
         check_optimizer(OptimConfig(optimizer="muon"))
 
 
+@needs_muon
+def test_muon_of_a_network_without_blocks_is_refused():
+    network = build_model("DiT-XS/4", input_size=8, num_classes=3, hidden_size=32, num_heads=2, depth=0)
+    assert parameter_groups(OptimConfig(), network)
+    with pytest.raises(ValueError, match=r"optim\.optimizer=muon: the network has no blocks, .* model\.depth to at"):
+        parameter_groups(OptimConfig(optimizer="muon"), network)
+
+
 WAYS = {
     "adamw": {"betas": [0.8, 0.99], "eps": 1e-6, "decay": "matrices", "weight_decay": 0.1, "mup_base_width": 16},
     "muon": {"optimizer": "muon", "decay": "matrices", "weight_decay": 0.1, "micro_batch_size": 4},

@@ -124,12 +124,13 @@ def test_two_processes_train_new_forms_like_one(experiment, tmp_path, device, wa
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
-def test_two_processes_train_with_muon_and_snapshots_like_one(experiment, tmp_path, device):
+def test_two_processes_train_a_flow_with_muon_and_snapshots_like_one(experiment, tmp_path, device):
     """Muon rounds its steps to bfloat16, so they differ by 1 in 250 where gradients differ in their last bits."""
     averages = {"ema_extra": [0.9], "ema_profiles": [0.1], "ema_snapshot_every": 2}
     optim = {"steps": 4, "micro_batch_size": 2, "optimizer": "muon", "muon_lr": 1e-3, **averages}
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(asdict(experiment(optim=optim, run={"log_every": 1, "tf32": False}))))
+    path, flow = tmp_path / "config.yaml", {"process": "flow", "draw": "logit-normal"}
+    config = experiment(optim=optim, diffusion=flow, run={"log_every": 1, "tf32": False})
+    path.write_text(yaml.safe_dump(asdict(config)))
     one, two = (launch(device, path, count, tmp_path / str(count)) for count in (1, 2))
     names = {str(file.relative_to(one)) for file in one.rglob("*.safetensors")}
     assert names == {str(file.relative_to(two)) for file in two.rglob("*.safetensors")} and len(names) == 4 + 2

@@ -3,6 +3,7 @@
 import runpy
 import shutil
 import sys
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from fpdm.loading import load_checkpoint
 from fpdm.models import load_pretrained
+from fpdm.training import profiles
 from fpdm.training.describe import file_sizes
 from fpdm.training.ema import PowerAverage
 from fpdm.training.loop import train
@@ -108,6 +110,24 @@ def test_other_lengths_come_nearer_with_more_snapshots():
         assert np.linalg.norm(made - target) / np.linalg.norm(target) == pytest.approx(error)
         errors.append(error)
     assert all(a > 2 * b for a, b in pairwise(errors)) and errors[-1] < 0.01
+
+
+def test_a_long_run_needs_little_memory():
+    """The shares of 400,000 steps in 40 snapshots would be 128 MB. The stored length is still found exactly."""
+    stored = [Profile(step, std) for step in range(20_000, 400_001, 20_000) for std in (0.05, 0.1)]
+    tracemalloc.start()
+    coefficients, error = combine(stored, Profile(400_000, 0.1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6 and error < 1e-10
+    np.testing.assert_allclose(coefficients, [0.0] * (len(stored) - 1) + [1.0], atol=1e-6)
+
+
+def test_parts_of_the_steps_make_what_all_of_them_do(monkeypatch):
+    stored, wanted = [Profile(step, std) for step in (300, 700, 1000) for std in (0.05, 0.1)], Profile(1000, 0.15)
+    matrix, target = np.stack([shares(one, 1000) for one in stored], axis=1), shares(wanted, 1000)
+    monkeypatch.setattr(profiles, "ROWS", 64)
+    np.testing.assert_allclose(combine(stored, wanted)[0], np.linalg.lstsq(matrix, target)[0], rtol=1e-9)
 
 
 POWER = {"ema_profiles": [0.05, 0.1], "ema_snapshot_every": 1}
