@@ -186,7 +186,7 @@ def without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def noise_like(noise: Tensor) -> Callable[[Tensor], Tensor]:
-    """From the pre blocks' output to noise (B, N, D) of the same root mean square per sample, as a start of a solve."""
+    """From the default start to noise (B, N, D) of the same root mean square per sample, as a start of a solve."""
 
     def start(x_pre: Tensor) -> Tensor:
         size = x_pre.detach().float().square().mean(dim=(1, 2), keepdim=True).sqrt()

@@ -224,7 +224,7 @@ def test_jacobian_penalty_of_a_network(injection):
     for block in model.pre_blocks:
         x_pre = block(x_pre, block.modulation(c_y))
     layer, c = model.implicit, model.t_embedder(t) + c_y
-    constants, state = layer.constants(x_pre, c), layer.injection.start(x_pre, x_pre)
+    constants, state = layer.constants(x_pre, c), layer.injection.start(x_pre)
     for loop in range(3):
         state = layer(state, constants.at(loop))
     whole = torch.autograd.functional.jacobian(lambda state: layer(state, constants.at(2)), state.detach())
