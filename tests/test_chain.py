@@ -164,7 +164,7 @@ def test_steps_of_equal_time_are_from_the_median_rate(tmp_path, monkeypatch):
     rates = {"fast": [400, 40, 480], "slow": [100, 110, 10]}
     calls = []
 
-    def run(tasks, at_once, deadline):
+    def run(tasks, at_once, deadline, beside):
         calls.append((at_once, deadline))
         for task, name in zip(tasks, ("fast", "slow"), strict=True):
             words = [str(word) for word in task.arguments]
@@ -204,7 +204,7 @@ def machine(monkeypatch):
     """In place of training: logs of two models that make 10 and 20 steps a second, times the machine's speed."""
     speeds = []
 
-    def run_scripts(tasks, at_once, deadline):
+    def run_scripts(tasks, at_once, deadline, beside):
         speed = speeds.pop(0)
         for rate, task in zip((10, 20), tasks, strict=True):
             words = list(map(str, task.arguments))
@@ -230,7 +230,7 @@ def test_every_stage_of_a_growing_training_is_measured(tmp_path, monkeypatch):
     """40 steps a second for 40 % of the steps, 20 for 25 % and 10 for 35 %: 0.0575 s a step."""
     rates = {"[[0,1]]": 40, "[[0,2]]": 20, "[[0,4]]": 10, "": 5}
 
-    def run(tasks, at_once, deadline):
+    def run(tasks, at_once, deadline, beside):
         assert len(tasks) == 4
         for task in tasks:
             words = list(map(str, task.arguments))
@@ -245,3 +245,40 @@ def test_every_stage_of_a_growing_training_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(equal_time, "run_scripts", run)
     arguments = {"grown": ["--sjfb.grow", "[[0,1],[0.4,2],[0.65,4]]"], "plain": []}
     assert steps_for_equal_time(tmp_path / "a.json", 57.5, arguments) == {"grown": 1000, "plain": 287}
+
+
+def test_the_load_is_constant_until_the_last_task_is_done(scripts, tmp_path):
+    """Of three tasks, two at a time, the third has others beside it all the time; these are stopped with it."""
+    name = scripts("sees.py", (
+        "import pathlib, sys, time\nfolder, mine, seconds = pathlib.Path(sys.argv[1]), *sys.argv[2:]\n"
+        "(folder / mine).touch()\nseen, until = [], time.monotonic() + float(seconds)\nwhile time.monotonic() < until:\n"
+        "    seen.append(len(list(folder.glob('*'))))\n    time.sleep(0.02)\n(folder / mine).unlink()\n"
+        "print('seen', *seen[len(seen) // 2:])\n"
+    ))  # fmt: skip
+    folder = tmp_path / "now"
+    folder.mkdir()
+    task = lambda mine, seconds: Task(name, (folder, mine, seconds), tmp_path / f"{mine}.log")  # noqa: E731
+    beside = (task(f"beside-{i}", 60) for i in range(9))
+    begun = time.monotonic()
+    assert run_scripts([task("a", 0.5), task("b", 0.5), task("c", 3)], 2, None, beside) == []
+    assert time.monotonic() - begun < 40
+    seen = last_line(tmp_path / "c.log").split()[1:]
+    assert set(seen) == {"2"} and (tmp_path / "beside-0.log").exists() and not (tmp_path / "beside-1.log").exists()
+
+
+def test_a_status_that_is_borne_does_not_stop_the_others(scripts, tmp_path):
+    ends = scripts("ends.py", "import sys; open(sys.argv[1], 'w'); sys.exit(int(sys.argv[2]))")
+    tasks = [Task(ends, (tmp_path / f"{i}", status), tmp_path / f"{i}.log", bears=4)
+             for i, status in enumerate((4, 0, 4))]  # fmt: skip
+    assert run_scripts(tasks, 1) == [tasks[0], tasks[2]] and (tmp_path / "2").exists()
+    with pytest.raises(ValueError, match="exit status 3"):
+        run_scripts([tasks[0]._replace(arguments=(tmp_path / "x", 3))], 1)
+    with pytest.raises(ValueError, match="exit status 4"):
+        run_scripts([tasks[0]._replace(bears=0)], 1)
+
+
+def test_measured_trainings_have_the_same_ones_beside_them():
+    tasks = [Task("train.py", ("--a", 1, "--run.name", name), Path("/x", f"{name}.log")) for name in ("one", "two")]
+    again = [next(beside) for beside in [equal_time._again(tasks)] for _ in range(3)]
+    assert [task.arguments[-1] for task in again] == ["one-again-0", "two-again-1", "one-again-2"]
+    assert again[2].arguments[:-1] == tasks[0].arguments[:-1] and len({task.log for task in again}) == 3
