@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpdm import chain
+from fpdm import chain, cli
 from fpdm.chain import OutOfTime, Task, equal_time, last_line, run_python, run_script, run_scripts
-from fpdm.chain.equal_time import ROUNDS, WARM, stages_of, steps_for_equal_time
+from fpdm.chain.equal_time import NEVER, ROUNDS, TIMED, WARM, stages_of, steps_for_equal_time
+from fpdm.config import ExperimentConfig
+from fpdm.models import FixedPointDiT
+from fpdm.training.setup import check_solves
+from fpdm.training.sjfb import draw_iterations
 
 
 @pytest.fixture
@@ -195,8 +199,24 @@ def test_stages_begin_where_steps_change_their_cost():
     words = ["--sjfb.grow", "[[0,1],[0.5,2]]", "--sjfb.consistency", "0.1", "--sjfb.consistency_from", "0.75"]
     first, second, third = stages_of(words)
     assert (first.share, second.share, third.share) == (0.5, 0.25, 0.25)
-    assert first.arguments == ("--sjfb.grow", "[[0,1]]", "--sjfb.consistency", 0)
+    assert first.arguments == ("--sjfb.grow", f"[[0,1],[{NEVER},2]]", "--sjfb.consistency_from", NEVER)
     assert third.arguments == ("--sjfb.grow", "[[0,2]]", "--sjfb.consistency_from", 0)
+    assert NEVER > 1 - 1 / (WARM + TIMED)  # the share before the last step that is measured
+
+
+@pytest.mark.parametrize("more", [("--sjfb.supervise", "random"), ("--model.early_head", 2)])
+def test_every_stage_is_one_that_trains(more):
+    """The first ones have a single update; what needs another one, later, is allowed."""
+    words = ["--sjfb.variant", "multi-step", "--sjfb.no_grad", 0, "--sjfb.grad", 4]
+    words += ["--sjfb.grow", "[[0,1],[0.4,2],[0.65,4]]", *more]
+    found, parser = stages_of(words), cli.make_parser(ExperimentConfig, "")
+    assert [stage.share for stage in found] == pytest.approx([0.4, 0.25, 0.35])
+    for stage, most in zip(found, (1, 2, 4), strict=True):
+        config = cli.parse(ExperimentConfig, parser, [str(word) for word in (*words, *stage.arguments)])
+        network = FixedPointDiT(4, 2, 3, 32, 2, **config.model.overrides() | {"num_classes": 3})
+        check_solves(config, network, 8)
+        drawn = [draw_iterations(config.sjfb, 0, step, step / (WARM + TIMED)) for step in range(WARM + TIMED)]
+        assert set(drawn) == {(0, most)}
 
 
 @pytest.fixture
@@ -228,7 +248,7 @@ def test_a_slow_moment_does_not_change_the_steps(machine, tmp_path):
 
 def test_every_stage_of_a_growing_training_is_measured(tmp_path, monkeypatch):
     """40 steps a second for 40 % of the steps, 20 for 25 % and 10 for 35 %: 0.0575 s a step."""
-    rates = {"[[0,1]]": 40, "[[0,2]]": 20, "[[0,4]]": 10, "": 5}
+    rates = {f"[[0,1],[{NEVER},4]]": 40, f"[[0,2],[{NEVER},4]]": 20, "[[0,4]]": 10, "": 5}
 
     def run(tasks, at_once, deadline, beside):
         assert len(tasks) == 4
@@ -251,9 +271,9 @@ def test_the_load_is_constant_until_the_last_task_is_done(scripts, tmp_path):
     """Of three tasks, two at a time, the third has others beside it all the time; these are stopped with it."""
     name = scripts("sees.py", (
         "import pathlib, sys, time\nfolder, mine, seconds = pathlib.Path(sys.argv[1]), *sys.argv[2:]\n"
-        "(folder / mine).touch()\nseen, until = [], time.monotonic() + float(seconds)\nwhile time.monotonic() < until:\n"
-        "    seen.append(len(list(folder.glob('*'))))\n    time.sleep(0.02)\n(folder / mine).unlink()\n"
-        "print('seen', *seen[len(seen) // 2:])\n"
+        "(folder / mine).touch()\nseen, until = [], time.monotonic() + float(seconds)\n"
+        "while time.monotonic() < until:\n    seen.append(len(list(folder.glob('*'))))\n    time.sleep(0.02)\n"
+        "(folder / mine).unlink()\nprint('seen', *seen[len(seen) // 2:])\n"
     ))  # fmt: skip
     folder = tmp_path / "now"
     folder.mkdir()

@@ -81,9 +81,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
             patch.setattr(starts, name, value)
         patch.setattr(starts, "_steps", lambda lab, key: 4)
         patch.setattr(ladder.Ladder, "_steps", lambda self, form: 5)
-        patch.setattr(
-            rates, "MORE", 0
-        )  # at an edge, which costs trainings; tests/reproduction/test_rates.py tries that
+        patch.setattr(rates, "MORE", 0)  # each is a training; tests/reproduction/test_rates.py tries them
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
         patch.setattr(targets, "ITERATIONS", (1, 4))

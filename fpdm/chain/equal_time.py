@@ -18,6 +18,7 @@ from fpdm.records import check_fields, read_object
 
 WARM, TIMED = 30, 60  # steps of one measurement
 ROUNDS = 3
+NEVER = 0.999  # share of so short a training that comes after its last step
 
 
 def steps_for_equal_time(
@@ -93,8 +94,9 @@ def stages_of(words: list) -> list[Stage]:
     found = []
     for begin, end in zip(begins, [*begins[1:], 1.0], strict=True):
         most = [count for share, count in grow if share <= begin][-1]
-        limit = () if sjfb.grow is None else ("--sjfb.grow", f"[[0,{int(most)}]]")
-        pull = () if not late else ("--sjfb.consistency_from", 0) if begin >= late else ("--sjfb.consistency", 0)
+        later = "" if most == grow[-1][1] else f",[{NEVER},{int(grow[-1][1])}]"  # settings that need it are not refused
+        limit = () if sjfb.grow is None else ("--sjfb.grow", f"[[0,{int(most)}]{later}]")
+        pull = () if not late else ("--sjfb.consistency_from", 0 if begin >= late else NEVER)
         found.append(Stage(end - begin, (*limit, *pull)))
     return found
 
