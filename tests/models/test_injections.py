@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fpdm.injections import INJECTIONS
-from fpdm.models import DiT, FixedPointDiT, forward_cost, load_pretrained, load_weights
+from fpdm.models import DiT, FixedPointDiT, build_model, forward_cost, load_pretrained, load_weights
 from fpdm.models.implicit import ImplicitLayer
 
 D, TIMESTEPS = 32, 20
@@ -214,6 +214,19 @@ def test_costs_and_layers_follow_the_depth(injection):
     injected = cost.update_flops - 4 * (block - modulation)
     assert injected == once.update_flops - (block - modulation)
     assert injected == (2 * 4 * 4 * D * D if injection == "mlp" else 0)  # 4 tokens, W_1h and W_2 of D x 2D each
+
+
+@pytest.mark.parametrize("size", ["XS", "XL"])
+def test_an_update_with_add_costs_its_blocks(size):
+    """At most 5 % more than K blocks of a DiT, in FLOPs; the loop's modulations are computed once per timestep."""
+    with torch.device("meta"):
+        one, two = (forward_cost(build_model(f"DiT-{size}/2", depth=depth)).explicit_flops for depth in (1, 2))
+        costs = {(injection, depth): forward_cost(build_model(
+            f"FPDM-{size}/2", injection=injection, implicit_depth=depth)).update_flops
+            for injection in ("add", "mlp") for depth in (1, 3)}  # fmt: skip
+    for depth in (1, 3):
+        assert 0.95 * depth < costs["add", depth] / (two - one) <= 1.05 * depth
+    assert costs["mlp", 1] > 1.2 * costs["add", 1]
 
 
 @pytest.mark.parametrize("injection", INJECTIONS)
