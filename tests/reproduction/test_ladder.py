@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fpdm.chain.choices import Choice
 from fpdm.cost import ForwardCost
 from fpdm.evaluation.comparison import Score
 from fpdm.evaluation.seeds import Results
@@ -107,10 +108,21 @@ def test_one_seed_that_diverges_makes_a_form_the_worst(lab, monkeypatch):
 
 
 def test_recipes_say_what_diverged(lab, monkeypatch):
-    monkeypatch.setattr(recipes, "CHOICES", FORMS)
+    monkeypatch.setattr(recipes, "CHOICES", {label: Choice(options) for label, options in FORMS.items()})
     text = recipes.recipes(lab).text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1 and sum("diverged" in row for row in rows) == 2
+
+
+def test_a_choice_with_a_rate_of_its_own_keeps_the_papers_for_the_rest(lab, monkeypatch):
+    own = Choice({"b": 1}, tuned="optim.muon_lr", rates=(0.005, 0.02))
+    monkeypatch.setattr(recipes, "CHOICES", {"the paper's": Choice({}), "own": own, "cost": Choice({}, scored=False)})
+    paper, found = recipes.trained(Ladder(lab), "dit")
+    words = [dict(zip(one.arguments[::2], one.arguments[1::2], strict=True)) for one in lab.asked]
+    tried = {(one["--optim.lr"], one["--optim.muon_lr"]) for one in words if "--optim.muon_lr" in one}
+    assert {lr for lr, _ in tried} == {f"{paper.rate:g}"} and {"0.005", "0.02"} <= {rate for _, rate in tried}
+    assert found.rate in found.trials and {0.005, 0.02} <= found.trials.keys() and 0.001 not in found.trials
+    assert found.form.key != Form("", "dit", dict(found.form.options)).key
 
 
 def test_reuse_is_scored_on_and_off(lab):
