@@ -163,7 +163,8 @@ def _suggestion(message: str, parser: ArgumentParser) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main: log to the console, and turn a user error into one line and exit status 2.
+    """Run a script's main: log to the console, and turn a user error into one line and exit status 2, or the status
+    that the error asks for (`exit_status`).
 
     FPDM_DEBUG=1 shows the traceback instead.
     """
@@ -180,7 +181,7 @@ def run(main: Callable[[], None]) -> None:
             remedy = REMEDIES.get(error.errno) or (error.filename and "check the path")
             message = ": ".join(map(str, filter(None, (error.filename, error.strerror))))
             message += f"; {remedy}" if remedy else ""
-        sys.exit(_fail(f"error: {message}"))
+        sys.exit(_fail(f"error: {message}", getattr(error, "exit_status", 2)))
     except (RuntimeError, MemoryError) as error:
         if os.environ.get("FPDM_DEBUG") == "1":
             raise

@@ -28,8 +28,11 @@ class Injection(nn.Module):
     would cut all that is before the loop from the gradient.
     loops: number of loops whose constants differ; the last two are used in turn after that (or the only one).
     lanes: width of the state, in units of D.
+    reuses: whether samplers start solves from earlier solutions unless told otherwise: only where it was measured to
+    help.
     """
 
+    reuses = False
     sees_input = True
     every_update = True
     loops = 1
@@ -46,9 +49,10 @@ class Injection(nn.Module):
         """What an update needs besides the state, in tensors with B in front. loop: 0 to `loops` - 1."""
         return ()
 
-    def start(self, h: Tensor, x_pre: Tensor) -> Tensor:
-        """The state before the first update. h: x_pre, or the solution of an earlier call."""
-        return h
+    def start(self, x_pre: Tensor, h: Tensor | None = None) -> Tensor:
+        """The state before the first update. h (B, N, D): an iterate to start from, of which this is the state; by
+        default, the start is x_pre alone."""
+        return x_pre if h is None else h
 
     def enter(self, state: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         """State -> input (B, N, D) of the blocks, in the state's type: float32 under autocast."""
@@ -78,6 +82,8 @@ class MixingInjection(Injection):
     W_1 is stored as two halves, W_1 [h; u] = W_1h h + W_1u u. The second does not depend on h, so it is computed once
     per timestep and not at every update.
     """
+
+    reuses = True
 
     def __init__(self, hidden_size: int, loops: int):
         super().__init__(hidden_size, loops)
@@ -166,8 +172,8 @@ class LanesInjection(Injection):
         u = alpha_i . l,   s = Blocks(u) - u,   l <- M_i l + beta_i (x) s
 
     with alpha_i (2,), M_i (2, 2) and beta_i (2,) of loop i. They start as e_(i mod 2), the identity and 1. The
-    residual connection is in M, so s is what the blocks add. Both lanes start as x_pre; a reused solution starts in
-    the second lane, beside x_pre in the first. The solution is the sum of the lanes.
+    residual connection is in M, so s is what the blocks add. The solution is the sum of the lanes. Both start as x_pre;
+    a solve from an older solution h starts at (x_pre, h - x_pre), whose sum is h.
     """
 
     every_update = False
@@ -185,8 +191,8 @@ class LanesInjection(Injection):
         weights = torch.cat([self.read[loop], self.carry[loop].flatten(), self.write[loop]]).to(x_pre.dtype)
         return (weights.expand(len(x_pre), 1, -1),)  # (B, 1, 8)
 
-    def start(self, h: Tensor, x_pre: Tensor) -> Tensor:
-        return torch.cat([x_pre, h], dim=-1)  # (B, N, 2D)
+    def start(self, x_pre: Tensor, h: Tensor | None = None) -> Tensor:
+        return torch.cat([x_pre, x_pre if h is None else h - x_pre], dim=-1)  # (B, N, 2D)
 
     def enter(self, state: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
         first, second = state.chunk(2, dim=-1)

@@ -196,6 +196,7 @@ class FPDMPipeline(DiffusionPipeline):
         calls = ModelCalls(self._source(device), y.to(device), guidance, solving)
         cost = calls.source.cost_with(guidance)
         counts = self._plan(cost, budget, num_inference_steps, iterations, device)
+        guidance.internal.check_calls(calls.source.early_head, calls.source.cost, counts)
 
         shape = (len(y), *calls.source.latent_shape)
         if latents is None:

@@ -53,11 +53,12 @@ def images(tmp_path_factory):
     return root
 
 
-def run_here(tasks: list[Task], at_once: int, deadline: float | None) -> None:
+def run_here(tasks: list[Task], at_once: int, deadline: float | None) -> list[Task]:
     for task in tasks:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [task.script, *map(str, task.arguments)])
             runpy.run_path(str(ROOT / "scripts" / task.script), run_name="__main__")
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_nothing_is_trained_or_scored_twice(bench, monkeypatch):
         raise AssertionError("again")
 
     before = bench.score("fpdm", budget=24, iterations=1, sampler="ab2")
-    monkeypatch.setattr(trainings, "run_scripts", lambda tasks, *rest: fail() if tasks else None)
+    monkeypatch.setattr(trainings, "run_scripts", lambda tasks, *rest: fail() if tasks else [])
     monkeypatch.setattr(bench.scores.book, "compute", fail)
     bench.contest.train()
     assert bench.score("fpdm", budget=24, iterations=1, sampler="ab2") == before

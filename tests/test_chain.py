@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpdm import chain
+from fpdm import chain, cli
 from fpdm.chain import OutOfTime, Task, equal_time, last_line, run_python, run_script, run_scripts
-from fpdm.chain.equal_time import ROUNDS, WARM, stages_of, steps_for_equal_time
+from fpdm.chain.equal_time import NEVER, ROUNDS, TIMED, WARM, stages_of, steps_for_equal_time
+from fpdm.config import ExperimentConfig
+from fpdm.models import FixedPointDiT
+from fpdm.training.setup import check_solves
+from fpdm.training.sjfb import draw_iterations
 
 
 @pytest.fixture
@@ -164,7 +168,7 @@ def test_steps_of_equal_time_are_from_the_median_rate(tmp_path, monkeypatch):
     rates = {"fast": [400, 40, 480], "slow": [100, 110, 10]}
     calls = []
 
-    def run(tasks, at_once, deadline):
+    def run(tasks, at_once, deadline, beside):
         calls.append((at_once, deadline))
         for task, name in zip(tasks, ("fast", "slow"), strict=True):
             words = [str(word) for word in task.arguments]
@@ -195,8 +199,24 @@ def test_stages_begin_where_steps_change_their_cost():
     words = ["--sjfb.grow", "[[0,1],[0.5,2]]", "--sjfb.consistency", "0.1", "--sjfb.consistency_from", "0.75"]
     first, second, third = stages_of(words)
     assert (first.share, second.share, third.share) == (0.5, 0.25, 0.25)
-    assert first.arguments == ("--sjfb.grow", "[[0,1]]", "--sjfb.consistency", 0)
+    assert first.arguments == ("--sjfb.grow", f"[[0,1],[{NEVER},2]]", "--sjfb.consistency_from", NEVER)
     assert third.arguments == ("--sjfb.grow", "[[0,2]]", "--sjfb.consistency_from", 0)
+    assert NEVER > 1 - 1 / (WARM + TIMED)  # the share before the last step that is measured
+
+
+@pytest.mark.parametrize("more", [("--sjfb.supervise", "random"), ("--model.early_head", 2)])
+def test_every_stage_is_one_that_trains(more):
+    """The first ones have a single update; what needs another one, later, is allowed."""
+    words = ["--sjfb.variant", "multi-step", "--sjfb.no_grad", 0, "--sjfb.grad", 4]
+    words += ["--sjfb.grow", "[[0,1],[0.4,2],[0.65,4]]", *more]
+    found, parser = stages_of(words), cli.make_parser(ExperimentConfig, "")
+    assert [stage.share for stage in found] == pytest.approx([0.4, 0.25, 0.35])
+    for stage, most in zip(found, (1, 2, 4), strict=True):
+        config = cli.parse(ExperimentConfig, parser, [str(word) for word in (*words, *stage.arguments)])
+        network = FixedPointDiT(4, 2, 3, 32, 2, **config.model.overrides() | {"num_classes": 3})
+        check_solves(config, network, 8)
+        drawn = [draw_iterations(config.sjfb, 0, step, step / (WARM + TIMED)) for step in range(WARM + TIMED)]
+        assert set(drawn) == {(0, most)}
 
 
 @pytest.fixture
@@ -204,7 +224,7 @@ def machine(monkeypatch):
     """In place of training: logs of two models that make 10 and 20 steps a second, times the machine's speed."""
     speeds = []
 
-    def run_scripts(tasks, at_once, deadline):
+    def run_scripts(tasks, at_once, deadline, beside):
         speed = speeds.pop(0)
         for rate, task in zip((10, 20), tasks, strict=True):
             words = list(map(str, task.arguments))
@@ -228,9 +248,9 @@ def test_a_slow_moment_does_not_change_the_steps(machine, tmp_path):
 
 def test_every_stage_of_a_growing_training_is_measured(tmp_path, monkeypatch):
     """40 steps a second for 40 % of the steps, 20 for 25 % and 10 for 35 %: 0.0575 s a step."""
-    rates = {"[[0,1]]": 40, "[[0,2]]": 20, "[[0,4]]": 10, "": 5}
+    rates = {f"[[0,1],[{NEVER},4]]": 40, f"[[0,2],[{NEVER},4]]": 20, "[[0,4]]": 10, "": 5}
 
-    def run(tasks, at_once, deadline):
+    def run(tasks, at_once, deadline, beside):
         assert len(tasks) == 4
         for task in tasks:
             words = list(map(str, task.arguments))
@@ -245,3 +265,40 @@ def test_every_stage_of_a_growing_training_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(equal_time, "run_scripts", run)
     arguments = {"grown": ["--sjfb.grow", "[[0,1],[0.4,2],[0.65,4]]"], "plain": []}
     assert steps_for_equal_time(tmp_path / "a.json", 57.5, arguments) == {"grown": 1000, "plain": 287}
+
+
+def test_the_load_is_constant_until_the_last_task_is_done(scripts, tmp_path):
+    """Of three tasks, two at a time, the third has others beside it all the time; these are stopped with it."""
+    name = scripts("sees.py", (
+        "import pathlib, sys, time\nfolder, mine, seconds = pathlib.Path(sys.argv[1]), *sys.argv[2:]\n"
+        "(folder / mine).touch()\nseen, until = [], time.monotonic() + float(seconds)\n"
+        "while time.monotonic() < until:\n    seen.append(len(list(folder.glob('*'))))\n    time.sleep(0.02)\n"
+        "(folder / mine).unlink()\nprint('seen', *seen[len(seen) // 2:])\n"
+    ))  # fmt: skip
+    folder = tmp_path / "now"
+    folder.mkdir()
+    task = lambda mine, seconds: Task(name, (folder, mine, seconds), tmp_path / f"{mine}.log")  # noqa: E731
+    beside = (task(f"beside-{i}", 60) for i in range(9))
+    begun = time.monotonic()
+    assert run_scripts([task("a", 0.5), task("b", 0.5), task("c", 3)], 2, None, beside) == []
+    assert time.monotonic() - begun < 40
+    seen = last_line(tmp_path / "c.log").split()[1:]
+    assert set(seen) == {"2"} and (tmp_path / "beside-0.log").exists() and not (tmp_path / "beside-1.log").exists()
+
+
+def test_a_status_that_is_borne_does_not_stop_the_others(scripts, tmp_path):
+    ends = scripts("ends.py", "import sys; open(sys.argv[1], 'w'); sys.exit(int(sys.argv[2]))")
+    tasks = [Task(ends, (tmp_path / f"{i}", status), tmp_path / f"{i}.log", bears=4)
+             for i, status in enumerate((4, 0, 4))]  # fmt: skip
+    assert run_scripts(tasks, 1) == [tasks[0], tasks[2]] and (tmp_path / "2").exists()
+    with pytest.raises(ValueError, match="exit status 3"):
+        run_scripts([tasks[0]._replace(arguments=(tmp_path / "x", 3))], 1)
+    with pytest.raises(ValueError, match="exit status 4"):
+        run_scripts([tasks[0]._replace(bears=0)], 1)
+
+
+def test_measured_trainings_have_the_same_ones_beside_them():
+    tasks = [Task("train.py", ("--a", 1, "--run.name", name), Path("/x", f"{name}.log")) for name in ("one", "two")]
+    again = [next(beside) for beside in [equal_time._again(tasks)] for _ in range(3)]
+    assert [task.arguments[-1] for task in again] == ["one-again-0", "two-again-1", "one-again-2"]
+    assert again[2].arguments[:-1] == tasks[0].arguments[:-1] and len({task.log for task in again}) == 3

@@ -243,6 +243,21 @@ def test_what_a_model_cannot_do(make):
     assert make("DiT-XS/2")([1], budget=60).block_passes == 60
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("FPDM-XS/2", {"budget": 60, "iterations": 1}, r"after 1 updates: a call has 1 updates.*guides nothing"),
+        ("FPDM-XS/2", {"num_inference_steps": 2, "iterations": [1, 2], "internal_exit": 2}, "after 2 updates"),
+        ("DiT-XS/2", {"budget": 60, "internal_exit": 12}, r"after 12 blocks: a call has 12 blocks.*smaller exit"),
+    ],
+)
+def test_internal_guidance_that_guides_nothing_is_refused(make, name, settings, says):
+    with pytest.raises(ValueError, match=rf"internal_guidance=2\.0 with the exit {says}"):
+        make(name)([1], internal_guidance=2.0, **settings)
+    more = settings | ({"internal_exit": 11} if name.startswith("DiT") else {"iterations": 3})
+    assert make(name)([1], internal_guidance=2.0, output_type="latent", **more).images.isfinite().all()
+
+
 def test_outputs_and_iterations_of_each_call(make):
     pipe = make()
     settings = {"class_labels": 2, "num_inference_steps": 3, "iterations": [4, 2, 1]}

@@ -16,13 +16,25 @@ import yaml
 
 from fpdm import cli
 from fpdm.config import ExperimentConfig
-from fpdm.reproduction import cifar10, digits, ladder, longer, recipes, starts, targets, trainings
+from fpdm.reproduction import (
+    cifar10,
+    digits,
+    forms,
+    ladder,
+    ladder_report,
+    longer,
+    rates,
+    recipes,
+    starts,
+    targets,
+    trainings,
+)
 from fpdm.reproduction.contenders import load_trained
 from fpdm.reproduction.experiments import Laboratory, step_flops
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
-RUNGS, CHOICES, NETWORKS = ladder.RUNGS, recipes.CHOICES, starts.NETWORKS  # before they are made few
+RUNGS, CHOICES, NETWORKS = forms.RUNGS, recipes.CHOICES, starts.NETWORKS  # before they are made few
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,6 +52,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
     def run_all_here(tasks, at_once, deadline):
         for task in tasks:
             run_here(task.script, *task.arguments)
+        return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "run_script", run_here)
@@ -51,11 +64,15 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
                             ("CLAIM_LENGTHS", (1, 2)),
                             ("TABLE", {"budget": 24, "sampler": "ddim", "iterations": 1})):  # fmt: skip
             patch.setattr(longer, name, value)
-        rungs = (ladder.Rung("injection", {"add": {}, "decay": {"model.injection": "decay"}}),
-                 ladder.Rung("supervision", {"last": {}, "early head": {"model.early_head": 1}}))  # fmt: skip
-        for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("BUDGETS", (24, 36)), ("CHOICE", (24,)),
-                            ("NEAR", 24), ("ITERATIONS", (1, 2)), ("OPPONENTS", ladder.OPPONENTS[2:])):  # fmt: skip
+        rungs = (forms.Rung("injection", {"add": {}, "`decay`": {"model.injection": "decay"}}),
+                 forms.Rung("supervision", {"last": {}, "early head": {"model.early_head": 1}}))  # fmt: skip
+        for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("ITERATIONS", (1, 2))):
             patch.setattr(ladder, name, value)
+        for name, value in (("CHOICE", (24,)), ("OPPONENTS", forms.OPPONENTS[2:])):
+            patch.setattr(ladder, name, value)
+            patch.setattr(ladder_report, name, value)
+        for name, value in (("BUDGETS", (24, 36)), ("NEAR", 24)):
+            patch.setattr(ladder_report, name, value)
         few = {label: CHOICES[label] for label in ("the paper's", "flow", "Muon")}
         few |= {"flow": few["flow"]._replace(rates=(1e-3,)), "Muon": few["Muon"]._replace(rates=few["Muon"].rates[:2])}
         for name, value in (("CHOICES", few), ("BUDGETS", (36,)), ("SHIFTS", {"discrete": (1.0,), "flow": (2.0,)}),
@@ -70,6 +87,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
             patch.setattr(starts, name, value)
         patch.setattr(starts, "_steps", lambda lab, key: 4)
         patch.setattr(ladder.Ladder, "_steps", lambda self, form: 5)
+        patch.setattr(rates, "MORE", 0)  # each is a training; tests/reproduction/test_rates.py tries them
         patch.setattr(targets, "BUDGETS", (24, 36, 48))
         patch.setattr(targets, "MIDDLE", 36)
         patch.setattr(targets, "ITERATIONS", (1, 4))
@@ -133,10 +151,10 @@ def test_every_form_of_the_ladder_is_one_that_trains():
     parser, sizes = cli.make_parser(ExperimentConfig, ""), {"input_size": 8, "num_classes": 10}
     count = lambda model: sum(parameter.numel() for parameter in model.parameters())  # noqa: E731
     largest = count(build_model("DiT-XS/2", **sizes))
-    forms = [ladder.START.options | more for rung in RUNGS for more in rung.forms.values()]
-    assert len(forms) > 20
-    for options in forms:
-        words = [str(word) for name, value in ladder._merged(options, {}).items() for word in (f"--{name}", value)]
+    tried = [forms.START.with_options(label, more) for rung in RUNGS for label, more in rung.forms.items()]
+    assert len(tried) > 20
+    for options in (form.options for form in tried):
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         config = cli.parse(ExperimentConfig, parser, ["--config", "configs/digits/fpdm.yaml", *words])
         assert count(build_model(config.model.name, **sizes, **config.model.overrides())) < 0.301 * largest, options
 

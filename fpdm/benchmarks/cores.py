@@ -41,7 +41,7 @@ def measure(bench: Bench, size: str, injection: str, mode: str, depth: int, batc
     with bench.device:
         c, x_pre = torch.randn(batch, width), torch.randn(batch, tokens, width)
         layer = ImplicitLayer(width, heads, depth, injection)
-    alone, state = Blocks(layer), layer.injection.start(x_pre, x_pre)
+    alone, state = Blocks(layer), layer.injection.start(x_pre)
     with torch.no_grad(), bench.autocast():
         constants = layer.constants(x_pre, c).at(0)
     works = {"blocks": lambda: alone(x_pre, constants.modulations), "update": lambda: layer(state, constants)}

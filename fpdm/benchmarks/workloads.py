@@ -95,7 +95,7 @@ def blocks_alone(bench: Bench, model: Denoiser, batch: int, plan: Plan) -> Calla
                         h = block(h, block.modulation(c))
                     if model.iterative:
                         constants = model.implicit.constants(h, c)
-                        state = model.implicit.injection.start(h, h)
+                        state = model.implicit.injection.start(h)
                         for loop in range(step.iterations):
                             state = model.implicit(state, constants.at(loop))
                         h = model.implicit.injection.solution(state)

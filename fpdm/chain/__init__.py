@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -68,27 +68,31 @@ def run_python(
 
 
 class Task(NamedTuple):
-    """A script with its arguments, and the file for its output."""
+    """A script with its arguments, and the file for its output. bears: an exit status that does not stop the others."""
 
     script: str
     arguments: tuple
     log: Path
+    bears: int = 0
 
 
-def run_scripts(tasks: Sequence[Task], at_once: int, deadline: float | None = None) -> None:
+def run_scripts(
+    tasks: Sequence[Task], at_once: int, deadline: float | None = None, beside: Iterable[Task] = ()
+) -> list[Task]:
     """Run scripts, `at_once` at a time, in their order. Several share the threads of this process evenly.
 
-    Stops all of them, as `run_script` does, when one fails (ValueError) or at the deadline (OutOfTime).
+    beside: further scripts, which keep the load constant: while one of the tasks runs, and none waits, these fill the
+    places, and are stopped with the last task. Returns the tasks that ended with the status that they bear. Stops all
+    of them, as `run_script` does, when one fails (ValueError) or at the deadline (OutOfTime).
     """
     threads = max(torch.get_num_threads() // at_once, 1)
     variables = {} if at_once == 1 else {"OMP_NUM_THREADS": str(threads)}
-    waiting, running = list(tasks), {}
+    waiting, left, running, borne, beside = list(tasks), len(tasks), {}, [], iter(beside)
     try:
-        while waiting or running:
+        while left:
             if deadline is not None and time.monotonic() > deadline:
                 raise OutOfTime("the time limit is reached; the same command resumes")
-            while waiting and len(running) < at_once:
-                task = waiting.pop(0)
+            while len(running) < at_once and (task := waiting.pop(0) if waiting else next(beside, None)) is not None:
                 words = ["python", f"scripts/{task.script}", *map(str, task.arguments)]
                 logger.info(f"\n$ {shlex.join(words)}")
                 with task.log.open("a") as file:
@@ -97,7 +101,10 @@ def run_scripts(tasks: Sequence[Task], at_once: int, deadline: float | None = No
                 running[process] = task
             for process in [process for process in running if process.poll() is not None]:
                 task = running.pop(process)
-                if process.returncode:
+                left -= task in tasks
+                if process.returncode and process.returncode == task.bears:
+                    borne.append(task)
+                elif process.returncode:
                     raise ValueError(
                         f"scripts/{task.script} failed with exit status {process.returncode}; {last_line(task.log)} "
                         f"(full output in {task.log})"
@@ -108,6 +115,7 @@ def run_scripts(tasks: Sequence[Task], at_once: int, deadline: float | None = No
             process.terminate()
         for process in running:
             process.wait()
+    return borne
 
 
 def _start(

@@ -1,8 +1,10 @@
 """How many training steps each of several models makes in the same time."""
 
+import itertools
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from fpdm.records import check_fields, read_lines, read_object, read_sections
 
 WARM, TIMED = 30, 60  # steps of one measurement
 ROUNDS = 3
+NEVER = 0.999  # share of so short a training that comes after its last step
 
 
 def steps_for_equal_time(
@@ -26,7 +29,8 @@ def steps_for_equal_time(
     are measured in turn, in several rounds, and each has the median of its rates: a machine that is slower for a while
     is slower for all of them. Where sjfb.grow or sjfb.consistency change what a step costs, every stage is measured.
 
-    arguments: of train.py, for each model. at_once: trainings at a time, as later. known: one of the models and its
+    arguments: of train.py, for each model. at_once: trainings at a time, as later, from the first step that is measured
+    to the last. known: one of the models and its
     steps, measured earlier; the others then make more or fewer in proportion to their rates, so that it does not matter
     whether the machine is slower now.
     """
@@ -43,7 +47,7 @@ def steps_for_equal_time(
                          Path(folder, f"{name}-{i}.log"))
                     for name, words in arguments.items() for i, stage in enumerate(stages[name])
                 ]  # fmt: skip
-                run_scripts(tasks, at_once, deadline)
+                run_scripts(tasks, at_once, deadline, _again(tasks))
                 for name in arguments:
                     seconds_of_a_step = 0.0
                     for i, stage in enumerate(stages[name]):
@@ -59,6 +63,14 @@ def steps_for_equal_time(
     steps = read_object(path)
     check_fields(path, steps, dict.fromkeys(arguments, int), list(arguments))
     return steps
+
+
+def _again(tasks: list[Task]) -> Iterator[Task]:
+    """The same trainings over and over, under other names: one that ran alone at the end would be faster."""
+    for number, task in enumerate(itertools.cycle(tasks)):
+        name = f"{task.arguments[-1]}-again-{number}"
+        log = task.log.with_name(f"{name}.log")
+        yield task._replace(arguments=(*task.arguments[:-1], name), log=log)
 
 
 class Stage(NamedTuple):
@@ -80,8 +92,9 @@ def stages_of(words: list) -> list[Stage]:
     found = []
     for begin, end in zip(begins, [*begins[1:], 1.0], strict=True):
         most = [count for share, count in grow if share <= begin][-1]
-        limit = () if sjfb.grow is None else ("--sjfb.grow", f"[[0,{int(most)}]]")
-        pull = () if not late else ("--sjfb.consistency_from", 0) if begin >= late else ("--sjfb.consistency", 0)
+        later = "" if most == grow[-1][1] else f",[{NEVER},{int(grow[-1][1])}]"  # settings that need it are not refused
+        limit = () if sjfb.grow is None else ("--sjfb.grow", f"[[0,{int(most)}]{later}]")
+        pull = () if not late else ("--sjfb.consistency_from", 0 if begin >= late else NEVER)
         found.append(Stage(end - begin, (*limit, *pull)))
     return found
 

@@ -39,7 +39,7 @@ class ModelConfig:
         loop_embedding: number of learned vectors, of which update i of an FPDM adds number i to its conditioning; later
             updates keep the last one (0 if not given, for none).
         reuse: whether sampling from this FPDM starts each solve from the previous timestep's solution unless told
-            otherwise (true if not given, unless the injection is none).
+            otherwise (if not given, true for the injection mlp, the paper's, and false for the others).
         early_head: give the exit with this number, after so many updates of an FPDM or blocks of a DiT, a final layer
             of its own (0 if not given, for none).
         qk_norm: normalise the queries and keys of each attention head (false if not given; fpdm.block_options explains

@@ -101,7 +101,27 @@ class SJFBConfig:
                 f"sjfb.supervise_weight={self.supervise_weight} with sjfb.supervise=last: no earlier iterate is "
                 "trained; choose random, all or distil, or leave the weight out"
             )
+        self._check_use()
         self._check_grow()
+
+    def _check_use(self) -> None:
+        """Settings that change nothing, because of what another one says."""
+        used = {
+            "damping": ("variant", "phantom"), "adjoint": ("variant", "implicit"),
+            "adjoint_tolerance": ("variant", "implicit"), "adjoint_iterations": ("variant", "implicit"),
+        }  # fmt: skip
+        for name, (by, value) in used.items():
+            if getattr(self, name) != getattr(SJFBConfig, name) and getattr(self, by) != value:
+                raise ValueError(
+                    f"sjfb.{name}={getattr(self, name)} with sjfb.{by}={getattr(self, by)}: only {value} uses it; "
+                    f"leave it out, or set sjfb.{by} to {value}"
+                )
+        if not self.consistency and (self.consistency_from, self.consistency_gap) != (0.97, [0.05, 0.3]):
+            name = "consistency_from" if self.consistency_from != 0.97 else "consistency_gap"
+            raise ValueError(
+                f"sjfb.{name}={getattr(self, name)} with sjfb.consistency=0: nothing uses it; leave it out, or give "
+                "sjfb.consistency a weight"
+            )
 
     def _check_grow(self) -> None:
         if self.grow is None:

@@ -7,6 +7,7 @@ B batch, N tokens, D width.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ from fpdm.models.anderson import Anderson, relative_residual
 Update = Callable[[Tensor], Tensor]
 
 
+class Totals(NamedTuple):
+    """Of some solves: products with J^T, the number of solves, and the number of samples that failed."""
+
+    products: int = 0
+    solves: int = 0
+    failures: int = 0
+
+
 class Adjoint:
     """Attaches the adjoint solve to an update, and counts what it took.
 
@@ -23,17 +32,16 @@ class Adjoint:
     products with J^T. A sample that does not reach the tolerance is counted in `failures`, and keeps its last iterate,
     or v itself (which is Jacobian-free backpropagation) where that is not finite.
 
-    products, failures: totals since they were last taken; the second is of samples.
+    totals: since they were last taken.
     """
 
     def __init__(self, solver: str, tolerance: float, most: int):
         self.solver, self.tolerance, self.most = ADJOINT_SOLVERS[solver], tolerance, most
-        self.products = self.solves = self.failures = 0
+        self.totals = Totals()
 
-    def take(self) -> tuple[float, int]:
-        """Mean number of products of the solves since the last call of this, and the number of samples that failed."""
-        taken = self.products / max(self.solves, 1), self.failures
-        self.products = self.solves = self.failures = 0
+    def take(self) -> Totals:
+        """The totals since the last call of this."""
+        taken, self.totals = self.totals, Totals()
         return taken
 
     def __call__(self, update: Update, state: Tensor) -> Tensor:
@@ -62,8 +70,9 @@ class Adjoint:
                 return v + product(y)
 
         y, residual = self.solver(counted, v, self.tolerance, self.most)
-        self.products, self.solves = self.products + made, self.solves + 1
-        self.failures += int((~(residual <= self.tolerance)).sum())
+        failed = int((~(residual <= self.tolerance)).sum())
+        before = self.totals
+        self.totals = Totals(before.products + made, before.solves + 1, before.failures + failed)
         finite = y.flatten(1).isfinite().all(1)[:, None, None]
         return torch.where(finite, y, v)
 

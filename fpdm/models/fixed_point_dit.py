@@ -28,8 +28,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         timestep + label. The default is the paper's form, the label alone.
     implicit_depth, injection, loop_embedding: blocks in the implicit layer, how the pre blocks'
         output enters every update, and vectors for the updates; see `ImplicitLayer`. The defaults are the paper's.
-    reuse: whether samplers start solves from earlier solutions unless told otherwise; None: yes, if the injection lets
-        an update see its input.
+    reuse: whether samplers start solves from earlier solutions unless told otherwise; None: as the injection says,
+        which is true for the paper's. Checkpoints have the answer in their config.json.
     qk_norm, norm, mlp, positions, exclude_own_value: what all blocks are made of; see `BlockOptions`.
     num_classes, class_dropout, conditioning, attribute_mean, attribute_std: what the network is conditioned on; see
         `Conditions`.
@@ -91,7 +91,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         )
         self.post_blocks = nn.ModuleList(block() for _ in range(post_depth))
         self.reusable = INJECTIONS[injection].sees_input
-        self.reuse = self.reusable if reuse is None else reuse
+        self.reuse = INJECTIONS[injection].reuses if reuse is None else reuse
+        self._hub_mixin_config["reuse"] = self.reuse  # saved, so a later default does not change an earlier checkpoint
         self.initialise()
         self.implicit.injection.initialise()
 
@@ -132,7 +133,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         tolerance: stop each sample once its residual is at most this; `iterations` is then the
             maximum, for all samples or per sample (B,). Only for sampling.
         init: (B, N, D) start of the iteration, such as the solution of an earlier call, or a function
-            from the pre blocks' output (B, N, D) to a start; by default, that output itself.
+            from the default start (B, N, D) to another; the default is the pre blocks' output (with the injection
+            `lanes`, twice that).
         anderson: memory of Anderson acceleration, 0 for plain iteration; has an effect from three
             iterations on. Only for sampling.
         exits: also predict from the iterates after these numbers of updates, counted from the first one without
@@ -157,7 +159,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         x_pre = self.embed(x)  # (B, N, D)
         for block in self.pre_blocks:  # Eq. 1
             x_pre = apply_layer(block, x_pre, block.modulation(c_pre_post), recompute)
-        state = self.implicit.injection.start(self._start(init, x_pre), x_pre)
+        state = self.implicit.injection.start(x_pre, self._start(init, x_pre))
 
         constants = self.implicit.constants(x_pre, c)  # Eq. 2
         accelerate = Anderson(anderson) if anderson else None
@@ -243,12 +245,13 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         if iterations == 0 and self.training and torch.is_grad_enabled():
             raise ValueError("iterations=0 while training: at least one update must carry the gradient")
 
-    def _start(self, init: Tensor | Callable[[Tensor], Tensor] | None, x_pre: Tensor) -> Tensor:
+    def _start(self, init: Tensor | Callable[[Tensor], Tensor] | None, x_pre: Tensor) -> Tensor | None:
         if init is None:
-            return x_pre
+            return None
         if not self.reusable:
             raise ValueError("init with injection=none: no update would see the new input; leave init out")
-        h = init if isinstance(init, Tensor) else init(x_pre)
+        injection = self.implicit.injection
+        h = init if isinstance(init, Tensor) else init(injection.solution(injection.start(x_pre)))
         if h.shape != x_pre.shape:
             raise ValueError(f"init has shape {tuple(h.shape)}, this call needs {tuple(x_pre.shape)}")
         return h

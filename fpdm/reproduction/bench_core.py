@@ -3,6 +3,7 @@
 from fpdm.evaluation.seeds import Results
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.bench import Bench
+from fpdm.reproduction.bench_speed import key, milliseconds
 from fpdm.reproduction.experiments import Section
 from fpdm.reproduction.frontier import Measured, frontier
 from fpdm.reproduction.ladder import with_iterations
@@ -15,21 +16,35 @@ def core(bench: Bench) -> Section:
     """The forms of the fixed-point model beside the DiTs and the paper's FPDM, at every budget; the best of two solvers
     and of the numbers of updates, as they are in few images of the first seed."""
     entrants = {name: bench.subject.entrants[name] for name in OPPONENTS if name in bench.subject.entrants}
+    entrants |= bench.subject.forms
+    best = {name: [_best(bench, name, budget) for budget in BUDGETS] for name in entrants}
+    measured = [(name, way, budget) for name, found in best.items()
+                for budget, (_, way) in zip(BUDGETS, found, strict=True)]  # fmt: skip
+    times = milliseconds(bench, measured, "speed-core.json")
     networks = []
-    for name, entrant in (entrants | bench.subject.forms).items():
-        cost = bench.trained(bench.runs(name)[0]).contender.source.cost
-        results = []
-        for budget in BUDGETS:
-            ways = [way for way in bench.ways(name) if cost.blocks(way.get("iterations")) <= budget / 2]
-            options = [{"budget": budget, "sampler": sampler, **way} for way in ways for sampler in SAMPLERS]
-            best = bench.best(name, options)
-            bench.fill([(name, best)])
-            results.append((Results(bench.score(name, **best)), f"{best['sampler']}{with_iterations(best)}"))
+    for name, entrant in entrants.items():
         trained = bench.trained(bench.runs(name)[0])
-        networks.append(Measured(entrant.label, not cost.iterative, trained.parameters, results))
+        results = []
+        for budget, (sampler, way) in zip(BUDGETS, best[name], strict=True):
+            scores = bench.score(name, budget=budget, sampler=sampler, **way)
+            results.append((Results(scores), f"{sampler}{with_iterations(way)}"))
+        took = [times[key(name, way, budget)] for budget, (_, way) in zip(BUDGETS, best[name], strict=True)]
+        explicit = not trained.contender.source.iterative
+        networks.append(Measured(entrant.label, explicit, trained.parameters, results, took))
     lines = [[bench.subject.forms[name].label, f"{bench.trained(bench.runs(name)[0]).steps:,d}",
               f"{bench.forms.rate(name):g}", " ".join(map(str, bench.subject.forms[name].arguments))]
              for name in bench.subject.forms]  # fmt: skip
     forms = markdown_table(["form", "steps", "rate", "beside the FPDM's config"], lines, 1)
     table = frontier(networks, BUDGETS, bench.subject.middle, bench.score_name, bench.out, "core")
-    return Section("Which form is best", f"{forms}\n\n{table}")
+    text = f"Times are those of a batch of {bench.batch_size} on all cores, with nothing else at the same time."
+    return Section("Which form is best", f"{forms}\n\n{text}\n\n{table}")
+
+
+def _best(bench: Bench, name: str, budget: int) -> tuple[str, dict]:
+    """The solver and the number of updates of a network at a budget, with scores of all seeds computed."""
+    cost = bench.trained(bench.runs(name)[0]).contender.source.cost
+    ways = [way for way in bench.ways(name) if cost.blocks(way.get("iterations")) <= budget / 2]
+    options = [{"budget": budget, "sampler": sampler, **way} for way in ways for sampler in SAMPLERS]
+    best = bench.best(name, options)
+    bench.fill([(name, best)])
+    return best["sampler"], {"iterations": best["iterations"]} if "iterations" in best else {}

@@ -26,6 +26,7 @@ from fpdm.reproduction.bench_spread import spread_of_latents
 from fpdm.reproduction.contest import THIRDS, TRIED, validations
 from fpdm.reproduction.experiments import Section, step_flops
 from fpdm.reproduction.ladder import with_iterations
+from fpdm.reproduction.rates import said
 from fpdm.reproduction.scoring import gathered
 from fpdm.sampling.allocation import spread_evenly
 from fpdm.sampling.generate import sample
@@ -78,14 +79,14 @@ def yardstick(bench: Bench) -> Section:
 def trials(bench: Bench) -> Section:
     """Updates in training (Tab. 4 and 5) and learning rates, each in a short training."""
     contest, steps = bench.contest, bench.contest.steps()
-    rows = [[trial.name.removeprefix("trial-fpdm-").rsplit("-", 1)[0], str(trial.steps), f"{trial.loss:.4f}"]
+    rows = [[trial.name.removeprefix("trial-fpdm-").rsplit("-", 1)[0], str(trial.steps), said(trial.loss, ".4f")]
             for trial in contest.variant_trials("fpdm")]  # fmt: skip
     variants = markdown_table(["FPDM, updates in training", "steps", "held-out loss"], rows)
     tried = contest.rate_trials(bench.subject.entrants)
     every = sorted({trial.rate for found in tried.values() for trial in found})
     rows = []
     for name, found in tried.items():
-        losses = {trial.rate: f"{trial.loss:.4f}" for trial in found}
+        losses = {trial.rate: said(trial.loss, ".4f") for trial in found}
         rows.append([bench.subject.entrants[name].label, *(losses.get(rate, "") for rate in every),
                      f"{contest.rate(name):g}"])  # fmt: skip
     rates = markdown_table(["", *(f"rate {rate:g}" for rate in every), "chosen"], rows)
@@ -129,7 +130,8 @@ def quality(bench: Bench) -> Section:
                 for s in SAMPLERS], seeds=1)  # fmt: skip
     bench.fill([(name, {"budget": budget, "sampler": best_solver(bench, name, way, budget), **way})
                 for name, way in choices for budget in bench.subject.budgets])  # fmt: skip
-    rows, points, times = [], {}, milliseconds(bench)
+    rows, points = [], {}
+    times = milliseconds(bench, [(name, way, budget) for name, way in choices for budget in bench.subject.budgets])
     for name, way in choices:
         label = bench.subject.entrants[name].label + with_iterations(way)
         points[label, name != "fpdm"] = here = []

@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from collections.abc import Iterable
 
 from fpdm.files import write_atomically
 from fpdm.records import read_object
@@ -14,22 +15,19 @@ ROUNDS = 3
 SAMPLER = "ab2"  # the solvers cost the same
 
 
-def milliseconds(bench: Bench) -> dict[str, float]:
-    """Of each entrant, way and budget (`key`): sampling and decoding of one batch, on all cores, in several rounds in
-    turn; the medians, divided by the images. Measured once and kept in out/speed.json.
+def milliseconds(bench: Bench, wanted: Iterable[tuple[str, dict, int]], file: str = "speed.json") -> dict[str, float]:
+    """Of networks with a way and a budget (`key`): sampling and decoding of one batch, on all cores, in several rounds
+    in turn; the medians, divided by the images. Measured once, all together, and kept in out/<file>.
     """
-    path = bench.out / "speed.json"
-    wanted = {
-        key(name, way, budget): (name, {"budget": budget, "sampler": SAMPLER, **way})
-        for name in bench.subject.entrants for way in bench.ways(name) for budget in bench.subject.budgets
-    }  # fmt: skip
-    if not path.exists() or not wanted.keys() <= read_object(path).keys():
-        times = {each: [] for each in wanted}
+    path = bench.out / file
+    settings = {key(*each): (each[0], {"budget": each[2], "sampler": SAMPLER, **each[1]}) for each in wanted}
+    if not path.exists() or not settings.keys() <= read_object(path).keys():
+        times = {each: [] for each in settings}
         for _ in range(ROUNDS):
-            for each, (name, settings) in wanted.items():
+            for each, (name, options) in settings.items():
                 source = bench.trained(bench.runs(name)[0]).contender.source
                 begun = time.perf_counter()
-                sample(source, bench.batch_size, bench.batch_size, **settings).cpu()
+                sample(source, bench.batch_size, bench.batch_size, **options).cpu()
                 times[each].append(1000 * (time.perf_counter() - begun) / bench.batch_size)
         write_atomically(path, json.dumps({each: statistics.median(found) for each, found in times.items()}, indent=1))
     return read_object(path)

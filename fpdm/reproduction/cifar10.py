@@ -43,14 +43,14 @@ SMALL = Subject(
         "dit-3": Entrant("DiT, 3 blocks", "dit", ("--model.depth", 3), seeds=2),
         # Width 52 gives as many parameters as the FPDM has.
         "dit-narrow": Entrant("DiT, 12 narrow blocks", "dit", ("--model.hidden_size", 52)),
-        "dit-6": Entrant("DiT, 6 blocks", "dit", ("--model.depth", 6)),
+        "dit-6": Entrant("DiT, 6 blocks", "dit", ("--model.depth", 6), seeds=2),
     },
     rates=(5e-4, 1e-3, 2e-3),
     budgets=(30, 60, 120, 240),
     middle=60,  # 5 timesteps of the DiT with 12 blocks
     forms={
         "looped": _looped("3 blocks, looped", 2),
-        "looped-decay": _looped("3 blocks, looped, `decay`", 1, "--model.injection", "decay"),
+        "looped-decay": _looped("3 blocks, looped, `decay`", 2, "--model.injection", "decay"),
     },
 )
 FULL = Subject(

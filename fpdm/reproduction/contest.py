@@ -4,17 +4,18 @@ A network's run has a constant learning rate, with checkpoints and validations a
 down over its last fifth. Forks of it cool down earlier, so one run gives a third, two thirds and the whole of the time.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fpdm.chain.equal_time import steps_for_equal_time
 from fpdm.records import read_lines
+from fpdm.reproduction.rates import DIVERGED, best_rate, try_rates
 from fpdm.reproduction.trainings import SHARE, Training, Trainings, config_path
 
 PARTS = 15  # of a run's steps; forks begin at 4 and 8 of them
 THIRDS = (1, 2, 3)  # lengths at which a network is scored
-MORE = 2  # further learning rates that are tried beyond the given ones
 TRIED = "[1,2,4,8,12]"  # iterations at which the trials of an FPDM measure its loss
 
 
@@ -30,7 +31,8 @@ class Entrant(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A short training. rate: its learning rate; loss: on held-out latents at its end, of the averaged weights."""
+    """A short training. rate: its learning rate; loss: on held-out latents at its end, of the averaged weights;
+    DIVERGED if there is none."""
 
     name: str
     rate: float
@@ -86,27 +88,21 @@ class Contest:
 
     def rate_trials(self, names: Iterable[str]) -> dict[str, list[Trial]]:
         """Of each rate, for each entrant with its best variant, in the order of the rates; none if there is only one.
-
-        Where the best rate is the lowest or the highest, half or twice of it is tried too, at most MORE times.
-        """
+        See `try_rates`."""
         if len(self.rates) == 1:
             return {}
-        tried = {name: sorted(self.rates) for name in names}
-        for left in reversed(range(MORE + 1)):
-            wanted = [(name, self.variant(name), rate) for name, rates in tried.items() for rate in rates]
-            trials = iter(self._trials(wanted))
-            found = {name: [next(trials) for _ in rates] for name, rates in tried.items()}
-            for name, rates in tried.items():
-                best = min(found[name], key=lambda trial: trial.loss).rate
-                beyond = [best / 2] if best == rates[0] else [2 * best] if best == rates[-1] else []
-                tried[name] = sorted([*rates, *beyond]) if left else rates
-        return found
+
+        def attempt(pairs: list[tuple[str, float]]) -> list[Trial]:
+            return self._trials([(name, self.variant(name), rate) for name, rate in pairs])
+
+        found = try_rates(names, self.rates, attempt, _loss)
+        return {name: list(trials.values()) for name, trials in found.items()}
 
     def rate(self, name: str) -> float:
         """The learning rate of an entrant: the one with the lowest loss in its trial, or the only one."""
         if len(self.rates) == 1:
             return self.rates[0]
-        return min(self.rate_trials([name])[name], key=lambda trial: trial.loss).rate
+        return best_rate({trial.rate: trial for trial in self.rate_trials([name])[name]}, _loss)
 
     def train(self) -> None:
         """All trials, all entrants with all seeds, then the forks."""
@@ -140,9 +136,8 @@ class Contest:
                      "--validation.reference", "null", "--validation.iterations", TRIED, "--run.checkpoint_every",
                      steps)  # fmt: skip
             trainings.append(Training(f"trial-{label}-{rate:g}", steps, words).cooled())
-        runs = self.trainings.train(trainings)
-        return [Trial(training.name, rate, training.steps, validations(run)[-1]["val_loss"])
-                for training, run, (_, _, rate) in zip(trainings, runs, wanted, strict=True)]  # fmt: skip
+        return [Trial(training.name, rate, training.steps, last_loss(run)) for training, run, (_, _, rate)
+                in zip(trainings, self.trainings.attempt(trainings), wanted, strict=True)]  # fmt: skip
 
     def _arguments(self, name: str, variant: str, seed: int) -> tuple:
         entrant = self.entrants[name]
@@ -154,6 +149,16 @@ class Contest:
 def validations(run: Path) -> list[dict]:
     """The lines of a run's log with a validation."""
     return [line for line in read_lines(run / "log.jsonl", {"step": int}) if "val_loss" in line]
+
+
+def last_loss(run: Path | None) -> float:
+    """The last loss on held-out latents of a run; DIVERGED if there is no run, or if the loss is not finite."""
+    loss = DIVERGED if run is None else validations(run)[-1]["val_loss"]
+    return loss if math.isfinite(loss) else DIVERGED
+
+
+def _loss(trial: Trial) -> float:
+    return trial.loss
 
 
 def _run_name(name: str, seed: int, third: int) -> str:

@@ -152,6 +152,12 @@ class Laboratory:
         device = process_state().device
         return [load_trained(run, device, self.precision) for run in self.trainings.train(trainings)]
 
+    def attempted(self, trainings: list[Training]) -> list[Trained | None]:
+        """The same, with None for each run that diverges."""
+        device = process_state().device
+        runs = self.trainings.attempt(trainings)
+        return [run and load_trained(run, device, self.precision) for run in runs]
+
     def train_arguments(self, name: str, seed: int) -> tuple:
         """Arguments of train.py for an experiment, all but the run's name and the number of steps."""
         experiment = self.data.experiments[name]

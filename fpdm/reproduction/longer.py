@@ -10,6 +10,7 @@ from fpdm.evaluation.seeds import Results, difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.contenders import Trained
 from fpdm.reproduction.experiments import Laboratory, Section
+from fpdm.reproduction.rates import DIVERGED, said
 from fpdm.reproduction.trainings import SHARE, Training
 
 CONTENDERS = {"dit": "DiT", "fpdm": "FPDM", "dit-3-blocks": "DiT, 3 blocks", "dit-narrow": "DiT, narrow"}
@@ -77,11 +78,13 @@ def _best_rates(lab: Laboratory, parts: dict[str, int]) -> tuple[dict[str, float
         Training(f"longer-{name}-trial-{rate:g}", SHARE * parts[name], _arguments(lab, name, 0, rate)).cooled()
         for name in CONTENDERS for rate in RATES
     ]  # fmt: skip
-    models, best, rows = iter(lab.trained(trials)), {}, []
+    models, best, rows = iter(lab.attempted(trials)), {}, []
     for name, label in CONTENDERS.items():
-        scores = {rate: _best(lab, [next(models)], **TRIAL)[0].distances[0] for rate in RATES}
+        found = dict(zip(RATES, models, strict=False))
+        scores = {rate: DIVERGED if model is None else _best(lab, [model], **TRIAL)[0].distances[0]
+                  for rate, model in found.items()}  # fmt: skip
         best[name] = min(scores, key=scores.get)
-        rows.append([label, *(f"{score:.2f}" for score in scores.values()), f"{best[name]:g}"])
+        rows.append([label, *map(said, scores.values()), f"{best[name]:g}"])
     return best, markdown_table(["", *(f"{rate:g}" for rate in RATES), "best rate"], rows)
 
 

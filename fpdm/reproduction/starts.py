@@ -12,9 +12,10 @@ from fpdm.evaluation.figures import Curve, plot_panels
 from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import spread
 from fpdm.evaluation.tables import markdown_table
-from fpdm.reproduction.contest import validations
+from fpdm.reproduction.contest import last_loss, validations
 from fpdm.reproduction.digits import hold_out
 from fpdm.reproduction.experiments import Laboratory, Section
+from fpdm.reproduction.rates import best_rate, try_rates
 from fpdm.reproduction.trainings import Training, config_path
 
 RATES = (5e-4, 1e-3, 2e-3)
@@ -95,10 +96,10 @@ def starts(lab: Laboratory) -> Section:
             score_name("cnn", lab.book.images)]  # fmt: skip
     text = (
         f"{lab.seconds:g} s of training each, {lab.jobs} at a time, {lab.seeds} seeds, constant rates: for each start "
-        f"the best of {', '.join(f'{rate:g}' for rate in RATES)} by the last loss of one seed. The time that the "
-        "training of the source took is not counted. The loss on held-out digits is that of the averaged weights, and "
-        f"for an FPDM the lowest over the iterations. Scores: {SCORED['sampler']}, {SCORED['budget']} passes, an FPDM "
-        f"with {ITERATIONS} iterations."
+        f"the best of {', '.join(f'{rate:g}' for rate in RATES)} by the last loss of one seed, and of half and twice "
+        "the best where that is at an edge. The time that the training of the source took is not counted. The loss on "
+        "held-out digits is that of the averaged weights, and for an FPDM the lowest over the iterations. Scores: "
+        f"{SCORED['sampler']}, {SCORED['budget']} passes, an FPDM with {ITERATIONS} iterations."
     )
     picture = "![loss over training steps](starts.png)"
     return Section("Starting from weights", f"{text}\n\n{picture}\n\n{markdown_table(head, rows, 2)}")
@@ -107,9 +108,12 @@ def starts(lab: Laboratory) -> Section:
 def _arm(lab: Laboratory, key: str, start: Start, random: dict[str, Arm]) -> Arm:
     """The arm, trained. random: the arms with a random start so far, by network."""
     steps = _steps(lab, key)
-    trials = lab.trainings.train([_training(lab, key, start, rate, steps, 0, random) for rate in RATES])
-    losses = [validations(run)[-1]["val_loss"] for run in trials]
-    rate = RATES[int(np.argmin(losses))]
+
+    def attempt(pairs: list[tuple[str, float]]) -> list[float]:
+        runs = lab.trainings.attempt(_training(lab, key, start, rate, steps, 0, random) for _, rate in pairs)
+        return list(map(last_loss, runs))
+
+    rate = best_rate(try_rates([key], RATES, attempt, float)[key], float)
     runs = lab.trainings.train([_training(lab, key, start, rate, steps, seed, random) for seed in range(lab.seeds)])
     return Arm(start, rate, steps, runs)
 

@@ -23,7 +23,7 @@ from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Laboratory, Section, step_flops
-from fpdm.reproduction.ladder import ladder
+from fpdm.reproduction.ladder_report import ladder
 from fpdm.reproduction.longer import longer
 from fpdm.reproduction.recipes import recipes
 from fpdm.reproduction.starts import starts

@@ -10,7 +10,6 @@ from fpdm.data.batches import to_uint8
 from fpdm.devices import send
 from fpdm.sampling.allocation import ALLOCATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
-from fpdm.sampling.guidance import InternalGuidance
 from fpdm.sampling.noise import image_attributes, image_labels, image_noise
 from fpdm.sampling.plan import Plan, make_plan, plan_of_counts
 from fpdm.sampling.sampler import run_plan
@@ -42,21 +41,8 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     for name, guidance in (("cfg", config.guidance), ("internal", config.guidance.internal)):
         if guidance.scale != 1 and not any(map(guidance.at, plan.timesteps)):
             raise ValueError(f"{name}_interval={guidance.interval}: none of the timesteps {plan.timesteps} is in it")
-    _check_internal(source, config.guidance.internal, plan)
+    config.guidance.internal.check_calls(source.early_head, source.cost, plan.iterations)
     return plan
-
-
-def _check_internal(source: Source, internal: InternalGuidance, plan: Plan) -> None:
-    """ValueError if the exit that guides is the last one everywhere, so that nothing would be guided."""
-    number = internal.number(source.early_head)
-    last = max(plan.iterations) if source.iterative else source.cost.explicit_blocks
-    if internal.scale == 1 or number == source.early_head or number < last:
-        return
-    what, remedy = ("updates", "give more iterations") if source.iterative else ("blocks", "give a smaller exit")
-    raise ValueError(
-        f"internal_guidance={internal.scale} with the exit after {number} {what}: a call has {last} {what}, so this is "
-        f"the last exit and guides nothing; {remedy}, or leave it out"
-    )
 
 
 def conditions_for(source: Source, config: SamplingConfig, indices: Sequence[int]) -> Tensor:

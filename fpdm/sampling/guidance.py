@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fpdm.config import check_range, limits
+from fpdm.cost import ForwardCost
 from fpdm.processes.times import THOUSAND, ContinuousTimes, DiscreteTimes
 
 
@@ -41,6 +42,21 @@ class InternalGuidance(NamedTuple):
                 raise ValueError(
                     f"internal_{name}={value} with internal_guidance=1: nothing is guided; give an internal_guidance"
                 )
+
+    def check_calls(self, early_head: int, cost: ForwardCost, iterations: Sequence[int | None]) -> None:
+        """ValueError if the exit that guides is the last one in all calls, so that nothing would be guided.
+
+        early_head, cost: of the model. iterations: of each call; None for an explicit model (DiT).
+        """
+        number = self.number(early_head)
+        last = max(iterations) if cost.iterative else cost.explicit_blocks
+        if self.scale == 1 or number == early_head or number < last:
+            return
+        what, remedy = ("updates", "give more iterations") if cost.iterative else ("blocks", "give a smaller exit")
+        raise ValueError(
+            f"internal_guidance={self.scale} with the exit after {number} {what}: a call has {last} {what}, so this is "
+            f"the last exit and guides nothing; {remedy}, or leave it out"
+        )
 
 
 class Guidance(NamedTuple):

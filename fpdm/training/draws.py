@@ -1,6 +1,5 @@
-"""The random numbers of one training step: functions of (seed, step) over the global batch.
-
-Each rank draws for the whole batch and takes its rows, so 1 and 8 ranks use the same numbers.
+"""The random numbers of one training step: functions of (seed, step) over the global batch, so 1 and 8 ranks use the
+same numbers. Each rank draws what is small, or always needed, for the whole batch, and takes its rows.
 """
 
 from typing import NamedTuple
@@ -55,12 +54,17 @@ def draw_step(
     return Draws(t[rows], noise[rows], latent_noise[rows], drop[rows])
 
 
-def draw_normal(
-    kind: str, seed: int, step: int, batch_size: int, rows: slice, shape: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """Standard normal numbers (B, *shape) of `rows`; kind: what they are for, each with numbers of its own."""
-    generator = torch.Generator(device).manual_seed(key(kind, seed, step))
-    return torch.randn(batch_size, *shape, generator=generator, device=device)[rows]
+def draw_normal(kind: str, seed: int, step: int, rows: slice, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal numbers (B, *shape) of `rows`; kind: what they are for, each with numbers of its own.
+
+    Every row has a generator of its own: these numbers are as large as the tokens, too large for a global batch.
+    """
+    generator = torch.Generator(device)
+    drawn = torch.empty(rows.stop - rows.start, *shape, device=device)
+    for i, row in enumerate(range(rows.start, rows.stop)):
+        generator.manual_seed(key(kind, seed, step, row))
+        drawn[i].normal_(generator=generator)
+    return drawn
 
 
 def draw_uniform(kind: str, seed: int, step: int, batch_size: int, rows: slice, device: torch.device) -> Tensor:

@@ -27,7 +27,12 @@ from fpdm.training.watch import Report, Watch
 
 
 class TrainingDiverged(FloatingPointError):
-    """Several non-finite steps in a row; the last checkpoint holds the weights before them."""
+    """Several non-finite steps in a row; the last checkpoint holds the weights before them.
+
+    exit_status: of the command, so that a study can tell this from other failures.
+    """
+
+    exit_status = 4
 
 
 def train(

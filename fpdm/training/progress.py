@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 def save(run: Path, progress: Progress, parts: Parts, meter: Meter, log: RunLog) -> None:
     """Write a checkpoint, and delete those that are no longer kept; called on every rank."""
     accelerator, config, step, best = parts.accelerator, parts.config, progress.step, progress.best
-    states, interval = random_states(), meter.state(accelerator)
+    states, interval, solves = random_states(), meter.state(accelerator), parts.step_loss.state(accelerator)
     with meter.paused():
         if accelerator.is_main_process:
             trainer = {
@@ -42,6 +42,7 @@ def save(run: Path, progress: Progress, parts: Parts, meter: Meter, log: RunLog)
                 "skipped_in_a_row": progress.in_a_row,
                 **parts.learner.state(),
                 "meter": interval,
+                "adjoint": solves,
                 "best": best,
                 "random": states,
             }
@@ -61,6 +62,7 @@ def restore(run: Path, checkpoint: Path | None, parts: Parts, meter: Meter) -> P
     trainer = load_trainer(checkpoint)
     parts.learner.restore(trainer, checkpoint)
     meter.load(trainer["meter"])
+    parts.step_loss.load(trainer.get("adjoint"), parts.accelerator)  # older checkpoints have none
     restore_random_states(trainer["random"], parts.accelerator.process_index)
     # A fork has a best of its own; older checkpoints have none.
     best = trainer.get("best", NO_BEST) if checkpoint.parent.parent == run else NO_BEST

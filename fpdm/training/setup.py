@@ -2,12 +2,12 @@
 
 import importlib.util
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
 from fpdm.conditionings import CONDITIONINGS, LABELS
-from fpdm.config import DataConfig, ExperimentConfig, OptimConfig
+from fpdm.config import DataConfig, ExperimentConfig, OptimConfig, SJFBConfig
 from fpdm.data.codec import PIXELS, Codec, open_codec
 from fpdm.data.latents import LatentStore, Manifest, check_store_codec
 from fpdm.extent import plain
@@ -35,7 +35,9 @@ def split_batch(optim: OptimConfig, rank: int, ranks: int) -> tuple[slice, int]:
 
 
 def check_solves(config: ExperimentConfig, network: Denoiser, micro: int) -> None:
-    """ValueError for ways to train the solves that this network or this number of samples at a time does not allow."""
+    """ValueError for ways to train the iterates that this network or this number of samples at a time does not allow,
+    or that would change nothing."""
+    _check_exits(config.sjfb, network)
     if not network.iterative:
         return
     others = [start for start in config.sjfb.start if start != "input"]
@@ -64,6 +66,38 @@ def check_solves(config: ExperimentConfig, network: Denoiser, micro: int) -> Non
         raise ValueError(
             f"sjfb.start=other with {micro} samples at a time: neighbours in the batch exchange their solutions; make "
             "optim.micro_batch_size (or each process's share of optim.batch_size) even"
+        )
+
+
+def _check_exits(sjfb: SJFBConfig, network: Denoiser) -> None:
+    """Numbers of updates (blocks of a DiT) that no step of this training makes, and weights of losses without exits."""
+    most, what = network.explicit_blocks, "blocks"
+    possible, remedy = most, "give at most that, or more model.depth"
+    if network.iterative:
+        largest, unlimited = largest_iterations(sjfb), largest_iterations(replace(sjfb, grow=None))
+        most, possible, what = sum(largest), sum(unlimited), "updates"
+        if sjfb.start == ["other"]:  # exits are counted from the neighbour's solution
+            most = largest.m
+        remedy = "give at most that, or raise sjfb.grad or sjfb.no_grad"
+    if sjfb.grow is not None and sjfb.grow[-1][1] > possible:
+        raise ValueError(
+            f"sjfb.grow={sjfb.grow}: a step has at most {possible} {what}, so it would never grow to "
+            f"{sjfb.grow[-1][1]:g}; {remedy}"
+        )
+    if network.early_head > most:
+        raise ValueError(
+            f"model.early_head={network.early_head}: a step has at most {most} {what}, so the head would never be "
+            f"trained; {remedy}"
+        )
+    if not network.early_head and sjfb.early_head_weight != SJFBConfig.early_head_weight:
+        raise ValueError(
+            f"sjfb.early_head_weight={sjfb.early_head_weight} without model.early_head: there is no early head; leave "
+            "it out, or set model.early_head"
+        )
+    if not network.iterative and sjfb.supervise != "last" and possible == 1:
+        raise ValueError(
+            f"sjfb.supervise={sjfb.supervise}: this network has only one block, so there is no earlier one to train; "
+            "set model.depth to more, or leave it out"
         )
 
 

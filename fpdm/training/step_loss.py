@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fpdm.config import ExperimentConfig
 from fpdm.models import Denoiser
-from fpdm.models.adjoint import Adjoint
+from fpdm.models.adjoint import Adjoint, Totals
 from fpdm.models.gradients import Gradient
 from fpdm.processes import Losses, Process
 from fpdm.training.draws import Draws, draw_normal, draw_uniform
@@ -78,10 +78,18 @@ class StepLoss:
 
     def adjoint_facts(self, accelerator: Accelerator) -> dict[str, float]:
         """What the adjoint solves of all processes took since the last call: values for the log."""
-        products, failures = self.adjoint.take()
-        facts = torch.tensor([products, failures / accelerator.num_processes], device=accelerator.device)
-        products, failures = accelerator.reduce(facts, "mean").tolist()
-        return {"adjoint_products": products, "adjoint_failures": failures * accelerator.num_processes}
+        products, solves, failures = _summed(self.adjoint.take(), accelerator)
+        return {"adjoint_products": products / max(solves, 1), "adjoint_failures": failures}
+
+    def state(self, accelerator: Accelerator) -> list[int] | None:
+        """What a resumed run needs to log the same of its adjoint solves as an uninterrupted one; None without such
+        solves. Called on every rank."""
+        return None if self.adjoint is None else list(_summed(self.adjoint.totals, accelerator))
+
+    def load(self, state: list[int] | None, accelerator: Accelerator) -> None:
+        """Continue from a `state`, which is of all ranks together."""
+        if self.adjoint is not None and state is not None and accelerator.is_main_process:
+            self.adjoint.totals = Totals(*state)
 
     def __call__(self, batch: Batch, work: Work, with_residual: bool = False) -> Found:
         """with_residual: also the residual of the last update, of an FPDM."""
@@ -160,16 +168,21 @@ def draw_beside(
 ) -> dict[str, Tensor]:
     """The further random numbers that a step's work needs, as entries of `Draws`."""
     seed, batch_size, (tokens, width) = config.run.seed, config.optim.batch_size, network.token_shape
-    of = {"seed": seed, "step": step, "batch_size": batch_size, "rows": rows, "device": device}
+    of = {"seed": seed, "step": step, "rows": rows, "device": device}
     found = {}
     if work.start == "noise":
         found["start"] = draw_normal("start-noise", shape=(tokens, width), **of)
     if work.consistency:
-        found["gap"] = draw_uniform("gap", **of)
+        found["gap"] = draw_uniform("gap", batch_size=batch_size, **of)
     if network.iterative and config.sjfb.jacobian:
         wide = width * network.implicit.injection.lanes
         found["jacobian"] = draw_normal("jacobian", shape=(tokens, wide), **of)
     return found
+
+
+def _summed(totals: Totals, accelerator: Accelerator) -> Totals:
+    """Over all ranks."""
+    return Totals(*accelerator.reduce(torch.tensor(totals, device=accelerator.device), "sum").tolist())
 
 
 @contextmanager
@@ -186,7 +199,7 @@ def without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def noise_like(noise: Tensor) -> Callable[[Tensor], Tensor]:
-    """From the pre blocks' output to noise (B, N, D) of the same root mean square per sample, as a start of a solve."""
+    """From the default start to noise (B, N, D) of the same root mean square per sample, as a start of a solve."""
 
     def start(x_pre: Tensor) -> Tensor:
         size = x_pre.detach().float().square().mean(dim=(1, 2), keepdim=True).sqrt()

@@ -66,9 +66,10 @@ def scripts_run_here(monkeypatch, tmp_path):
     for module in ("fpdm.chain", "fpdm.benchmarks.steps", "fpdm.reproduction.digits"):
         monkeypatch.setattr(f"{module}.run_script", run)
 
-    def run_all(tasks, at_once, deadline):
+    def run_all(tasks, at_once, deadline, beside=()):
         for task in tasks:
             run(task.script, *task.arguments)
+        return []
 
     for module in ("fpdm.chain.equal_time", "fpdm.reproduction.trainings"):
         monkeypatch.setattr(f"{module}.run_scripts", run_all)

@@ -79,8 +79,8 @@ def test_gradients_are_exact(layer, exact, solver):
     found = layer.gradients((layer.weights * h).sum())
     for ours, theirs in zip(found, exact, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    products, failures = adjoint.take()
-    assert 5 < products < 200 and failures == 0 and adjoint.take() == (0, 0)
+    products, solves, failures = adjoint.take()
+    assert 5 < products < 200 and (solves, failures) == (1, 0) and adjoint.take() == (0, 0, 0)
 
 
 def test_accelerated_solvers_need_fewer_products(layer):
@@ -88,7 +88,7 @@ def test_accelerated_solvers_need_fewer_products(layer):
     for solver in ADJOINT_SOLVERS:
         adjoint = Adjoint(solver, 1e-6, 200)
         layer.gradients((layer.weights * adjoint(layer, layer.solution())).sum())
-        counts[solver], _ = adjoint.take()
+        counts[solver] = adjoint.take().products
     assert counts["anderson"] < counts["fixed-point"] and counts["broyden"] < counts["fixed-point"], counts
 
 
@@ -121,7 +121,7 @@ def test_gradients_are_finite_differences(layer):
 def test_solves_that_fail_are_counted(layer, solver):
     adjoint = Adjoint(solver, 1e-12, 2)
     layer.gradients((layer.weights * adjoint(layer, layer.solution())).sum())
-    assert adjoint.take() == (2, 2)  # products; both samples
+    assert adjoint.take() == (2, 1, 2)  # products, one solve, both samples
 
 
 @pytest.mark.parametrize("solver", ADJOINT_SOLVERS)
@@ -131,14 +131,14 @@ def test_a_solve_that_is_not_finite_falls_back_to_jfb(solver):
     adjoint = Adjoint(solver, 1e-6, 20)
     y = adjoint.solve(lambda y: 0.5 * y * bad, v)
     torch.testing.assert_close(y[0], 2 * v[0], atol=1e-4, rtol=1e-4)
-    assert torch.equal(y[1], v[1]) and adjoint.take()[1] == 1
+    assert torch.equal(y[1], v[1]) and adjoint.take().failures == 1
 
 
 def test_without_gradients_it_is_the_update(layer):
     adjoint, h = Adjoint("anderson", 1e-6, 20), layer.solution()
     with torch.no_grad():
         assert torch.equal(adjoint(layer, h), layer(h))
-    assert adjoint.take() == (0, 0)
+    assert adjoint.take() == (0, 0, 0)
 
 
 def network(**settings) -> FixedPointDiT:
@@ -181,7 +181,7 @@ def test_gradients_of_a_network(injection, recompute):
         model(*data(), iterations=3, gradient=adjoint)
 
 
-def test_phantom_gradients(layer):
+def test_phantom_gradients():
     """k damped updates at the fixed point give v^T tau sum_i (1 - tau + tau J)^i, i < k, which is exact at last."""
     model, tau = network(), 0.5
     exact = gradients_of(model, iterations=60)
@@ -196,6 +196,50 @@ def test_phantom_gradients(layer):
     for name, gradient in found[1].items():
         if name.startswith("implicit."):
             torch.testing.assert_close(gradient, tau * jfb[name], atol=1e-5, rtol=1e-4)
+
+
+def before_the_loop(model):
+    """The pre blocks' output and the constants of the updates for `data`."""
+    x, t, y = data()
+    c_y, x_pre = model.y_embedder(y), model.embed(x)
+    for block in model.pre_blocks:
+        x_pre = block(x_pre, block.modulation(c_y))
+    return x_pre, model.implicit.constants(x_pre, model.t_embedder(t) + c_y).at(0), c_y
+
+
+@pytest.mark.parametrize(("steps", "tau"), [(1, 0.5), (3, 0.5), (4, 0.8)])
+def test_phantom_gradients_are_those_of_torchdeq(steps, tau):
+    """For every parameter, also those before the implicit layer."""
+    model = network()
+    ours = gradients_of(model, iterations=steps, iterations_no_grad=60, gradient=Gradient(damping=tau))
+    x_pre, constants, c_y = before_the_loop(model)
+    deq = get_deq(ift=False, f_solver="fixed_point_iter", f_max_iter=60, f_tol=0.0, grad=steps, tau=tau).train()
+    solutions, _ = deq(lambda h: model.implicit(h, constants), x_pre.detach())
+    model.zero_grad()
+    model.decode(solutions[-1], c_y).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_phantom_gradients_are_finite_differences():
+    """Of the damped updates from the solution, which itself stays where it is."""
+    model, forward = network(pre_depth=0), {"iterations": 3, "gradient": Gradient(damping=0.5)}
+    with torch.no_grad():
+        solution = model(*data(), iterations=60).solution
+    loss = lambda: model(*data(), init=solution, **forward).prediction.double().square().sum()  # noqa: E731
+    gradients = gradients_of(model, init=solution, **forward)
+    through = gradients_of(model, iterations=3, iterations_no_grad=60, gradient=Gradient(damping=0.5))
+    for name, parameter in model.implicit.named_parameters():
+        name = f"implicit.{name}"
+        torch.testing.assert_close(gradients[name], through[name], atol=1e-4, rtol=1e-3)  # starts at the same place
+        direction = gradients[name] / gradients[name].norm()
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * 3e-3 * direction)
+                values.append(float(loss()))
+                parameter.sub_(sign * 3e-3 * direction)
+        assert (values[0] - values[1]) / 6e-3 == pytest.approx(float(gradients[name].norm()), rel=2e-2), name
 
 
 def test_size_of_the_jacobian(layer):
@@ -224,7 +268,7 @@ def test_jacobian_penalty_of_a_network(injection):
     for block in model.pre_blocks:
         x_pre = block(x_pre, block.modulation(c_y))
     layer, c = model.implicit, model.t_embedder(t) + c_y
-    constants, state = layer.constants(x_pre, c), layer.injection.start(x_pre, x_pre)
+    constants, state = layer.constants(x_pre, c), layer.injection.start(x_pre)
     for loop in range(3):
         state = layer(state, constants.at(loop))
     whole = torch.autograd.functional.jacobian(lambda state: layer(state, constants.at(2)), state.detach())

@@ -1,15 +1,17 @@
 """Implicit layers with several blocks, every injection against its equation, and loop embeddings."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fpdm.injections import INJECTIONS
-from fpdm.models import DiT, FixedPointDiT, forward_cost, load_weights
+from fpdm.models import DiT, FixedPointDiT, build_model, forward_cost, load_pretrained, load_weights
 from fpdm.models.implicit import ImplicitLayer
 
-D = 32
+D, TIMESTEPS = 32, 20
 KNOWN = ("mlp", "add", "norm", "decay", "lanes", "none")  # whose equations are below; others must work as well
 
 
@@ -72,7 +74,7 @@ def plainly(model, h, x_pre, c, loops):
                 mixed = F.gelu(both @ joint.T + injection.mix_u.bias, approximate="tanh")
                 h = run(linear(injection.mix_out, mixed), now)
             case "LanesInjection":
-                lanes = torch.stack([x_pre, h]) if lanes is None else lanes
+                lanes = torch.stack([x_pre, h - x_pre]) if lanes is None else lanes
                 number = len(injection.read)
                 row = i if i < number else number - 2 + (i - number) % 2
                 u = torch.einsum("l,lbnd->bnd", injection.read[row], lanes)
@@ -88,8 +90,9 @@ def plainly(model, h, x_pre, c, loops):
 def test_updates_follow_the_equations(injection, loop_embedding):
     model = build(injection=injection, implicit_depth=2, loop_embedding=loop_embedding)
     layer, x_pre, c = model.implicit, torch.randn(3, 4, D), torch.randn(3, D)
-    for start in (x_pre, torch.randn(3, 4, D)):
-        state, constants = layer.injection.start(start, x_pre), layer.constants(x_pre, c)
+    default = 2 * x_pre if injection == "lanes" else x_pre
+    for given, start in ((None, default), (torch.randn(3, 4, D),) * 2):
+        state, constants = layer.injection.start(x_pre, given), layer.constants(x_pre, c)
         for loops in range(1, 7):
             state = layer(state, constants.at(loops - 1))
             found = layer.injection.solution(state)
@@ -98,18 +101,18 @@ def test_updates_follow_the_equations(injection, loop_embedding):
 
 @pytest.mark.parametrize("injection", KNOWN)
 def test_a_new_layer_begins_as_its_equation_says(injection):
-    """Blocks are the identity at first, and so are `add` and `none`; lanes hold x_pre twice; half of h decays."""
+    """Blocks are the identity at first, and so are `add`, `none` and `lanes`; half of h decays."""
     torch.manual_seed(0)
     sizes = {"input_size": 4, "in_channels": 3, "hidden_size": D, "num_heads": 2}
     model = FixedPointDiT(**sizes, implicit_depth=3, injection=injection)
     layer, h, x_pre, c = model.implicit, torch.randn(2, 4, D), torch.randn(2, 4, D), torch.randn(2, D)
-    state = layer(layer.injection.start(h, x_pre), layer.constants(x_pre, c).at(0))
+    state = layer(layer.injection.start(x_pre, h), layer.constants(x_pre, c).at(0))
     found = layer.injection.solution(state)
-    expected = {"add": h, "none": h, "norm": norm(h), "lanes": x_pre + h}
+    expected = {"add": h, "none": h, "norm": norm(h), "lanes": h}
     if injection in expected:
         torch.testing.assert_close(found, expected[injection], atol=1e-5, rtol=1e-5)
     if injection == "decay":
-        other = layer(layer.injection.start(h + 1, x_pre), layer.constants(x_pre, c).at(0))
+        other = layer(layer.injection.start(x_pre, h + 1), layer.constants(x_pre, c).at(0))
         torch.testing.assert_close(other - found, torch.full_like(found, 0.5))
 
 
@@ -118,10 +121,63 @@ def test_a_later_solve_sees_its_new_input(injection):
     model = build(injection=injection)
     x, t, y = inputs()
     solution = model(x, t, y, iterations=2).solution
-    assert solution.shape == (3, 4, D) and model.reuse
+    assert solution.shape == (3, 4, D) and model.reusable
     ours, others = (model(x, t, y, iterations=2, init=solution).prediction for x in (x, x + 1))
     assert (ours - others).abs().max() > 1e-3
-    assert not build(injection=injection, reuse=False).reuse
+    assert build(injection=injection, reuse=True).reuse and not build(injection=injection, reuse=False).reuse
+
+
+@pytest.mark.parametrize("injection", KNOWN)
+def test_reuse_has_to_be_earned(injection, tmp_path):
+    """Only the paper's injection reuses unless told to; a checkpoint says so, and opens whatever the default is."""
+    model = build(injection=injection)
+    assert model.reuse is (injection == "mlp")
+    model.save_pretrained(tmp_path / "new")
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["reuse"] is model.reuse and load_pretrained(tmp_path / "new").reuse is model.reuse
+    for earlier in (config | {"reuse": None}, {name: value for name, value in config.items() if name != "reuse"}):
+        (tmp_path / "new" / "config.json").write_text(json.dumps(earlier))
+        opened = load_pretrained(tmp_path / "new")
+        assert opened.reuse is model.reuse
+        opened.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+
+
+def reused(model, weight=1.0, anderson=0) -> list[float]:
+    """Root mean squares of the solutions along a sampling run with reuse, of one x."""
+    (x, _, y), sizes, solution = inputs(), [], None
+    for i in range(TIMESTEPS):
+        init = None if solution is None else (lambda start, h=solution: start + weight * (h - start))
+        with torch.no_grad():
+            t = torch.full((3,), 999 - 999 * i // TIMESTEPS)
+            solution = model(x, t, y, iterations=4, init=init, anderson=anderson).solution
+        sizes.append(float(solution.square().mean().sqrt()))
+    return sizes
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight": 0.7}, {"anderson": 3}], ids=["plain", "damped", "anderson"])
+@pytest.mark.parametrize("injection", [name for name in KNOWN if INJECTIONS[name].sees_input])
+def test_reused_solutions_stay_bounded(injection, settings):
+    """Where the start is forgotten, they do not grow at all; `add` and `lanes` grow by what their updates add.
+
+    With Anderson acceleration, `add` is not bounded: it has no fixed point to be accelerated to.
+    """
+    model = build(injection=injection, implicit_depth=2)
+    sizes = reused(model, **settings)
+    if injection in ("mlp", "norm", "decay"):
+        assert max(sizes[10:]) < 1.2 * max(sizes[:10])
+    elif injection == "lanes" or "anderson" not in settings:
+        added = max(b - a for a, b in zip([0, *sizes], sizes, strict=False))
+        assert added < 1.5 * sizes[0]
+
+
+def test_two_lanes_do_not_grow_from_timestep_to_timestep():
+    """New blocks change nothing, so the solution of every timestep is that of the first: twice x_pre."""
+    torch.manual_seed(0)
+    model = FixedPointDiT(4, 2, 3, D, 2, injection="lanes", num_classes=3).eval()
+    for weight in (1.0, 0.7):
+        sizes = reused(model, weight=weight)
+        assert sizes == pytest.approx([sizes[0]] * TIMESTEPS, rel=1e-5)
 
 
 def test_reuse_without_injection_is_refused():
@@ -160,6 +216,19 @@ def test_costs_and_layers_follow_the_depth(injection):
     assert injected == (2 * 4 * 4 * D * D if injection == "mlp" else 0)  # 4 tokens, W_1h and W_2 of D x 2D each
 
 
+@pytest.mark.parametrize("size", ["XS", "XL"])
+def test_an_update_with_add_costs_its_blocks(size):
+    """At most 5 % more than K blocks of a DiT, in FLOPs; the loop's modulations are computed once per timestep."""
+    with torch.device("meta"):
+        one, two = (forward_cost(build_model(f"DiT-{size}/2", depth=depth)).explicit_flops for depth in (1, 2))
+        costs = {(injection, depth): forward_cost(build_model(
+            f"FPDM-{size}/2", injection=injection, implicit_depth=depth)).update_flops
+            for injection in ("add", "mlp") for depth in (1, 3)}  # fmt: skip
+    for depth in (1, 3):
+        assert 0.95 * depth < costs["add", depth] / (two - one) <= 1.05 * depth
+    assert costs["mlp", 1] > 1.2 * costs["add", 1]
+
+
 @pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize("loop_embedding", [0, 3])
 def test_gradients_with_n_equal_those_of_detach(injection, loop_embedding):
@@ -174,7 +243,7 @@ def test_gradients_with_n_equal_those_of_detach(injection, loop_embedding):
     for block in plain.pre_blocks:
         x_pre = block(x_pre, block.modulation(c_y))
     layer = plain.implicit
-    constants, state = layer.constants(x_pre, c), layer.injection.start(x_pre, x_pre)
+    constants, state = layer.constants(x_pre, c), layer.injection.start(x_pre)
     for loop in range(n):
         state = layer(state, constants.at(loop))
     state = state.detach()

@@ -97,7 +97,7 @@ def test_the_budget_counts_a_shared_exit_and_not_a_head_of_its_own():
 )
 @pytest.mark.parametrize("injection", ["mlp", "lanes"])
 def test_it_goes_with_every_other_technique(settings, injection):
-    source = source_of(network(injection=injection, implicit_depth=2, early_head=1))
+    source = source_of(network(injection=injection, implicit_depth=2, early_head=1, reuse=True))
     images = fpdm.sample(source, 2, budget=80, internal_guidance=1.5, **settings)
     plain = fpdm.sample(source, 2, budget=80, **{k: v for k, v in settings.items() if k != "internal_interval"})
     assert images.shape == (2, 3, 4, 4) and not torch.equal(images, plain)

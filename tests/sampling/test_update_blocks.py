@@ -165,7 +165,8 @@ def test_the_pipeline_counts_three_passes_an_update(model):
 
 
 @pytest.mark.parametrize(
-    ("settings", "reuses"), [({}, True), ({"reuse": False}, False), ({"injection": "none"}, False)]
+    ("settings", "reuses"),
+    [({}, True), ({"reuse": False}, False), ({"injection": "add"}, False), ({"injection": "none"}, False)],
 )
 def test_samplers_reuse_solutions_as_the_model_says(settings, reuses, tmp_path):
     """The default and what it writes into a recipe; options that need reuse are refused where there is none."""

@@ -102,6 +102,8 @@ WAYS = {
         {"grow": [[0, 2], [0.5, 4]], "supervise": "all", "start": ["other"], "consistency": 0.1,
          "consistency_from": 0.2, "jacobian": 0.1},
     ),
+    "an adjoint that fails": (
+        {"injection": "decay"}, {"variant": "implicit", "adjoint_iterations": 2, "start": ["noise"], "jacobian": 0.1}),
 }  # fmt: skip
 
 
@@ -118,6 +120,10 @@ def test_two_processes_train_new_forms_like_one(experiment, tmp_path, device, wa
     for a, b in zip(*logs, strict=True):
         for name in ("loss", "objective", "grad_norm"):
             assert a[name] == pytest.approx(b[name], **TOLERANCES[device][0])
+        for name in ("adjoint_failures", "adjoint_products"):  # of all processes together
+            assert a.get(name) == b.get(name)
+        # In the first step, the gradient is 0, which is solved at once.
+        assert "adjoint" not in way or a["step"] == 1 or a["adjoint_failures"] == config.optim.batch_size
     weights = [load_pretrained(run / "checkpoints" / "latest" / "model").state_dict() for run in (one, two)]
     for key in weights[0]:
         torch.testing.assert_close(weights[0][key], weights[1][key], **TOLERANCES[device][1], msg=key)

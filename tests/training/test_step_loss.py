@@ -12,7 +12,7 @@ from fpdm.models import DiT, FixedPointDiT, build_model, forward_cost
 from fpdm.processes import Diffusion
 from fpdm.training.checkpoint import find_checkpoint, load_trainer
 from fpdm.training.describe import describe_cost, expected_memory, phases
-from fpdm.training.draws import Draws
+from fpdm.training.draws import Draws, draw_normal
 from fpdm.training.loop import train
 from fpdm.training.objective import Objective
 from fpdm.training.sjfb import (
@@ -28,6 +28,7 @@ from fpdm.training.sjfb import (
 from fpdm.training.step_loss import Batch, StepLoss, draw_beside, noise_like, swap_neighbours, without_gradients
 
 GROW = [[0, 1], [0.4, 2], [0.65, 4]]
+DIT = {"name": "DiT-XS/4", "depth": 2}
 D = 32
 
 
@@ -250,6 +251,14 @@ def test_an_early_head_waits_for_its_block():
             "sjfb.variant=implicit with model.injection",
         ),
         ({}, {"start": ["input", "other"]}, {"micro_batch_size": 1}, "sjfb.start=other with 1 samples at a time"),
+        ({}, {"grow": [[0, 1], [0.5, 5]]}, {}, "a step has at most 4 updates, so it would never grow to 5"),
+        ({}, {"variant": "jfb", "grow": [[0, 1], [0.5, 4]]}, {}, "at most 3 updates, so it would never grow to 4"),
+        (DIT, {"grow": [[0, 1], [0.5, 3]]}, {}, r"at most 2 blocks, so it would never grow to 3; .*model\.depth"),
+        ({"early_head": 5}, {}, {}, r"model\.early_head=5: a step has at most 4 updates.*raise sjfb\.grad"),
+        ({"early_head": 2}, {"grow": [[0, 1]]}, {}, r"model\.early_head=2: a step has at most 1 updates"),
+        ({"early_head": 3}, {"start": ["other"]}, {}, r"model\.early_head=3: a step has at most 2 updates"),
+        ({}, {"early_head_weight": 1.0}, {}, r"sjfb\.early_head_weight=1\.0 without model\.early_head"),
+        (DIT | {"depth": 1}, {"supervise": "all"}, {}, "sjfb.supervise=all: this network has only one block"),
     ],
 )
 def test_starts_that_cannot_be_are_refused(experiment, model, sjfb, optim, said):
@@ -311,6 +320,12 @@ def test_memory_and_cost_of_growth_and_supervision():
         ({"start": ["x"]}, "sjfb.start='x': choose one of input, noise, other"),
         ({"consistency_gap": [0.3, 0.1]}, "the lowest and the highest"),
         ({"damping": 0.0}, "sjfb.damping=0.0: above 0, at most 1"),
+        ({"damping": 0.3}, "sjfb.damping=0.3 with sjfb.variant=stochastic: only phantom uses it"),
+        ({"adjoint": "broyden", "variant": "jfb"}, "sjfb.adjoint=broyden with sjfb.variant=jfb: only implicit uses it"),
+        ({"adjoint_tolerance": 0.1}, "sjfb.adjoint_tolerance=0.1 with sjfb.variant=stochastic"),
+        ({"adjoint_iterations": 3}, "sjfb.adjoint_iterations=3 with sjfb.variant=stochastic"),
+        ({"consistency_gap": [0.1, 0.2]}, r"sjfb.consistency_gap=\[0.1, 0.2\] with sjfb.consistency=0"),
+        ({"consistency_from": 0.5}, "sjfb.consistency_from=0.5 with sjfb.consistency=0: nothing uses it"),
         ({"adjoint": "newton"}, "sjfb.adjoint='newton': choose one of fixed-point, anderson, broyden"),
     ],
 )
@@ -373,3 +388,38 @@ def test_draws_beside_depend_on_seed_and_step_alone():
     for name, values in whole.items():
         assert torch.equal(values[2:6], part[name]) and not torch.equal(values, other[name])
     assert draw_beside(Work(1, 1), ExperimentConfig(), model, 5, slice(0, 8), device) == {}
+
+
+def test_ranks_draw_large_numbers_for_their_rows_alone():
+    """No tensor is made for more rows; rows, kinds and steps differ; the numbers are normal."""
+    sizes, empty = [], torch.empty
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *size, **on: sizes.append(size) or empty(*size, **on))
+        draw = lambda kind, step, rows: draw_normal(kind, 0, step, rows, (16, 32), torch.device("cpu"))  # noqa: E731
+        part = draw("jacobian", 3, slice(500, 508))
+        assert sizes == [(8, 16, 32)]
+    whole = draw("jacobian", 3, slice(496, 512))
+    assert torch.equal(whole[4:12], part)
+    for other in (draw("start-noise", 3, slice(500, 508)), draw("jacobian", 4, slice(500, 508)), part.roll(1, 0)):
+        assert not torch.isclose(other, part).flatten(1).all(1).any()
+    assert abs(float(whole.mean())) < 0.04 and abs(float(whole.std()) - 1) < 0.04
+
+
+def test_the_log_of_adjoint_solves_resumes_bit_for_bit(experiment):
+    """A checkpoint between two lines of the log: the next line counts the solves before it, too."""
+    config = experiment(
+        model={"implicit_depth": 2, "injection": "decay"}, sjfb={"variant": "implicit", "adjoint_iterations": 2},
+        optim={"steps": 6}, run={"checkpoint_every": 3, "log_every": 2},
+    )  # fmt: skip
+    run = train(config)
+
+    def lines():
+        timed = ("images_per_s", "block_passes_per_s", "tflops", "peak_memory_gib")
+        read = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in line.items() if name not in timed} for line in read]
+
+    whole = lines()
+    # All fail but those of the first step, in which the network's output, and with it the gradient, is 0.
+    assert [(line["step"], line["adjoint_failures"]) for line in whole] == [(2, 8), (4, 16), (6, 16)]
+    train(config, resume=str(run / "checkpoints" / "0000003"))
+    assert lines() == whole

@@ -87,8 +87,9 @@ def test_activations_are_what_autograd_saves():
     del output
 
 
-def test_memory_does_not_depend_on_updates_without_gradient():
-    model = build_model("FPDM-XS/2", input_size=16, num_classes=10)
+@pytest.mark.parametrize("settings", [{}, {"implicit_depth": 3, "injection": "add"}, {"implicit_depth": 2}])
+def test_memory_does_not_depend_on_updates_without_gradient(settings):
+    model = build_model("FPDM-XS/2", input_size=16, num_classes=10, **settings)
     few, many = (step_memory(model, 8, True, False, iterations=2, iterations_no_grad=n).peak for n in (1, 25))
     assert few == many
     assert step_memory(model, 8, True, False, iterations=8).peak > 1.3 * few

@@ -1,0 +1,161 @@
+"""What the ladder keeps, what becomes of forms that diverge, and fronts: without training anything."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fpdm.chain.choices import Choice
+from fpdm.cost import ForwardCost
+from fpdm.evaluation.comparison import Score
+from fpdm.evaluation.seeds import Results
+from fpdm.reproduction import ladder, ladder_report, recipes
+from fpdm.reproduction.forms import START, Form, Rung
+from fpdm.reproduction.frontier import Measured, Point, frontier, pareto
+from fpdm.reproduction.ladder import Entry, Ladder
+
+FORMS = {"same": {}, "noisy": {"a": 1}, "clear": {"a": 2}, "bad": {"a": 3}}
+SCORES = {"same": [2.0, 2.2, 2.1], "noisy": [1.0, 2.5, 2.1], "clear": [1.9, 2.1, 2.0]}
+
+
+class Laboratory:
+    """Every training of a form with a=3, and those at a rate above 0.003, diverge."""
+
+    seeds, seconds, jobs, arguments = 3, 10.0, 2, ()
+    data = SimpleNamespace(configs="digits")
+    book = SimpleNamespace(images=100)
+
+    def __init__(self, out):
+        self.out, self.asked = out, []
+
+    def equal_time(self, name, arguments, known=None):
+        return dict.fromkeys(arguments, 40)
+
+    def attempted(self, trainings):
+        self.asked += trainings
+        return [self.model(training) for training in trainings]
+
+    def model(self, training):
+        words = dict(zip(training.arguments[::2], training.arguments[1::2], strict=True))
+        if words.get("--a") == 3 or float(words["--optim.lr"]) > 0.003:
+            return None
+        label = next(name for name, options in FORMS.items() if options.get("a") == words.get("--a"))
+        source = SimpleNamespace(iterative=True, reusable=True, cost=ForwardCost(0, 3))
+        return SimpleNamespace(label=label, seed=words["--run.seed"], parameters=1000, steps=40, seconds=9.6,
+                               contender=SimpleNamespace(source=source))  # fmt: skip
+
+    def score_models(self, models, **settings):
+        """The second number of iterations is best, and reuse is worse."""
+        more = 0.1 * (settings["iterations"] != 2) + settings.get("reuse", False)
+        return Results([Score(SCORES[model.label][model.seed] + more, 5, 30, 0.1, 2.0, 1.0, 0.02)
+                        for model in models])  # fmt: skip
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder, "RUNGS", (Rung("first", FORMS), Rung("second", {"as before": {}, "bad": {"a": 3}})))
+    return Laboratory(tmp_path)
+
+
+def test_the_simpler_form_is_kept_unless_another_is_better_by_more_than_the_spread(lab):
+    """`noisy` has the lowest mean, but not beyond the seeds' spread; `clear` is better with every seed."""
+    ((_, entries, chosen), (_, later, last)), best = Ladder(lab).climb()
+    assert [entry.form.label for entry in entries] == list(FORMS) and chosen.form.label == "clear"
+    assert chosen.form.options == START.options | {"a": 2} == best.form.options
+    assert later[0].models is chosen.models and last.form.label == "as before"
+    climber = Ladder(lab)
+    same, noisy, clear, bad = climber.entries([entry.form for entry in entries])
+    assert climber.choice(noisy) < climber.choice(clear) < climber.choice(same) < climber.choice(bad) == float("inf")
+    beats = {(a.form.label, b.form.label): climber.beats(a, b) for a in entries for b in entries}
+    assert beats["clear", "same"] and not beats["noisy", "same"] and not beats["bad", "same"] and beats["same", "bad"]
+    assert not beats["bad", "bad"]
+
+
+def test_with_one_seed_the_better_one_is_kept(lab):
+    lab.seeds = 1
+    ((_, _, chosen), _), _ = Ladder(lab).climb()
+    assert chosen.form.label == "noisy"
+
+
+def test_the_mean_is_geometric_of_each_seed(lab):
+    climber = Ladder(lab)
+    (entry,) = climber.entries([START])
+    assert climber.choices(entry) == pytest.approx(SCORES["same"])  # the same at both budgets
+    climber.best = lambda models, budget, samplers: (SimpleNamespace(distances=np.array([1.0, 2.0]) * budget), {})
+    assert climber.choices(entry) == pytest.approx([(36 * 120) ** 0.5, 2 * (36 * 120) ** 0.5])
+
+
+def test_forms_that_diverge_are_said_and_do_not_end_the_ladder(lab):
+    climber = Ladder(lab)
+    good, bad = climber.entries([START, START.with_options("bad", {"a": 3})])
+    assert bad.diverged and bad.trials.keys() == {2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3} and bad.rate == 2.5e-4
+    assert good.trials[4e-3] == float("inf") and len(good.models) == 3 and good.rate <= 2e-3
+    names = [training.name for training in lab.asked]
+    assert len(names) == len(set(names)) and not any("seed" in name and bad.form.key in name for name in names)
+    table = ladder_report._table(climber, "question", [good, bad], good)
+    first, second = table.splitlines()[2:]
+    assert first.count("|") == second.count("|") == table.splitlines()[0].count("|")
+    assert "(diverged: 0.004)" in first and "kept" in first and "| 10 |" in first and first.count("2.0%") == 2
+    assert "| diverged |" in second and "nan" not in table and "inf" not in table
+
+
+def test_one_seed_that_diverges_makes_a_form_the_worst(lab, monkeypatch):
+    model = Laboratory.model
+    monkeypatch.setattr(Laboratory, "model", lambda self, t: None if t.name.endswith("seed1") else model(self, t))
+    climber = Ladder(lab)
+    (entry,) = climber.entries([START])
+    assert entry.diverged and climber.choice(entry) == float("inf") and min(entry.trials.values()) < 3
+
+
+def test_recipes_say_what_diverged(lab, monkeypatch):
+    monkeypatch.setattr(recipes, "CHOICES", {label: Choice(options) for label, options in FORMS.items()})
+    text = recipes.recipes(lab).text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1 and sum("diverged" in row for row in rows) == 2
+
+
+def test_a_choice_with_a_rate_of_its_own_keeps_the_papers_for_the_rest(lab, monkeypatch):
+    own = Choice({"b": 1}, tuned="optim.muon_lr", rates=(0.005, 0.02))
+    monkeypatch.setattr(recipes, "CHOICES", {"the paper's": Choice({}), "own": own, "cost": Choice({}, scored=False)})
+    paper, found = recipes.trained(Ladder(lab), "dit")
+    words = [dict(zip(one.arguments[::2], one.arguments[1::2], strict=True)) for one in lab.asked]
+    tried = {(one["--optim.lr"], one["--optim.muon_lr"]) for one in words if "--optim.muon_lr" in one}
+    assert {lr for lr, _ in tried} == {f"{paper.rate:g}"} and {"0.005", "0.02"} <= {rate for _, rate in tried}
+    assert found.rate in found.trials and {0.005, 0.02} <= found.trials.keys() and 0.001 not in found.trials
+    assert found.form.key != Form("", "dit", dict(found.form.options)).key
+
+
+def test_reuse_is_scored_on_and_off(lab):
+    entries = Ladder(lab).entries([START, START.with_options("bad", {"a": 3})])
+    rows = ladder_report._reuse(Ladder(lab), entries).splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["off", "on"]
+    assert "2.10 ± 0.10, 2 it." in rows[0] and "3.10 ± 0.10, 2 it." in rows[1]
+
+
+def test_a_front_has_what_nothing_else_beats():
+    points = [Point("a", 1, "", cost, distance) for cost, distance in
+              ((1, 9), (2, 9), (2, 5), (2, 5), (3, 6), (4, 4), (5, 4), (6, 3.9))]  # fmt: skip
+    front = pareto(points[::-1])
+    assert [(point.cost, point.distance) for point in front] == [(1, 9), (2, 5), (2, 5), (4, 4), (6, 3.9)]
+    for point in points:
+        beaten = any(p.cost <= point.cost and p.distance <= point.distance
+                     and (p.cost, p.distance) != (point.cost, point.distance) for p in points)  # fmt: skip
+        assert (point not in front) == beaten
+
+
+def test_fronts_are_by_flops_and_by_the_time_that_was_measured(tmp_path):
+    def network(label, explicit, distance, gflops, took):
+        results = [(Results([Score(distance / b, 5, 30, b * gflops, 99.0, 1.0, 0.0)]), "ab2") for b in (1, 2)]
+        return Measured(label, explicit, 10, results, [took, 2 * took])
+
+    networks = [network("cheap", True, 6.0, 1.0, 7.0), network("quick", False, 6.0, 3.0, 1.0)]
+    text = frontier(networks, (1, 2), 1, "FD", tmp_path, "x")
+    flops, times = text.split("| front over ")[1:]
+    assert "cheap (ab2)" in flops and "quick" not in flops and "quick (ab2)" in times and "cheap" not in times
+    assert "99" not in text  # the time beside other scores
+
+
+def test_options_are_taken_away():
+    form = Form("x", "fpdm", {"a": 1, "b": 2}).with_options("y", {"a": None, "c": 3})
+    assert form == Form("y", "fpdm", {"b": 2, "c": 3})
+    assert Entry(form, [], 1e-3, {}).diverged
