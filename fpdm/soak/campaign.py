@@ -28,7 +28,8 @@ class Campaign:
         self.out, self.seed, self.deadline, self.length = out.resolve(), seed, deadline, length
         self.commit, digest = state_of_code()
         self.material = Material(self.out / "material" / digest, length)
-        (self.out / "journals").mkdir(parents=True, exist_ok=True)
+        for folder in (self.out / "journals", self.material.folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def play(self, name: str, rounds: int | None) -> dict | None:
         """Play the rounds of an experiment that are not in its journal; all of a full campaign if rounds is None.

@@ -139,6 +139,12 @@ def _journal(path: Path, draw: Random) -> str:
     return json_field(path.rename(path.with_name("encoding.json")), draw)
 
 
+def _pickled_vae(path: Path, draw: Random) -> str:
+    """In place of the weights as safetensors, the file in which diffusers kept them before."""
+    path.unlink()
+    return hostile_torch(path.with_suffix(".bin"), draw)
+
+
 def _open_pipeline(folder: Path) -> None:
     from fpdm import FPDMPipeline
 
@@ -155,6 +161,7 @@ KINDS: dict[str, Kind] = {
     "shard": of_file("shard-*.bin", "store", _train, some_bytes),
     "vae/config.json": of_file("config.json", "vae", _encode_with, json_field),
     "weights of a VAE": of_file("*.safetensors", "vae", _encode_with, some_bytes),
+    "VAE that runs code": of_file("*.safetensors", "vae", _encode_with, _pickled_vae),
     "sampling.json": of_file(f"{LAST}/ema/sampling.json", "runs", _sample, json_field),
     "config.json of a model": of_file(f"{LAST}/ema/config.json", "runs", _sample, json_field),
     "weights of a model": of_file(f"{LAST}/ema/model.safetensors", "runs", _sample, some_bytes),

@@ -97,7 +97,10 @@ def _watched(work: Callable[[], None], folder: Path, done: Callable[[], float]) 
         share = done()
         if share and (not looks or share - looks[-1].done >= 1 / LOOKS):
             try:
-                looks.append(_look(children, folder, share))
+                look = _look(children, folder, share)
+                if not look.memory:  # it is ending
+                    break
+                looks.append(look)
             except (FileNotFoundError, ProcessLookupError):  # it has ended
                 break
         time.sleep(0.02)

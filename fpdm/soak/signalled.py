@@ -34,10 +34,10 @@ def play(works: dict[str, Work], material: Material, draw: Draws, folder: Path) 
     children.kill(sent)
     at = time.monotonic()
     ended = children.wait(work.limit)
+    took = time.monotonic() - at
     if "Traceback" in ended.said or HUNG in ended.statuses:
         raise Lost(f"{sent.name} after {moment:.2f} s: {ended.statuses} {ended.said[-1500:]}")
     check(work.intact, folder)
-    took = time.monotonic() - at
     outcome = _of_training(ended, folder, sent) if words[0] == "train" else None
     if outcome is None:
         outcome = _at_once(ended, name, work, material, folder, sent, took)
