@@ -17,7 +17,7 @@ from fpdm.soak.material import Material
 from fpdm.soak.outcome import Draws, Lost, Round
 
 MEMORY = 2 * 2**30  # bytes that a command may map beyond what its libraries have mapped
-SECONDS = 120
+SECONDS = 300  # until it hangs, on a machine with much other work
 # Names that say of themselves that they are not finished. The last three are of a run, which is none before its first
 # checkpoint; of one that is resumed, they are written before its checkpoint is read.
 UNFINISHED = re.compile(r"\.partial(/|$)|(^|/)encoding\.json$|(^|/)config\.yaml$|(^|/)log\.jsonl$|(^|/)log\.txt$")

@@ -24,7 +24,7 @@ def targets(works: dict[str, Work], material: Material, upto: int | None = None)
         if upto is None or len(found) <= upto:
             operations = uninterrupted(name, work, material)["operations"][0]
             writes = [number for number, kind in enumerate(operations) if kind == "w"]
-            every = max(len(writes) // SAMPLED, 1) if work.limit > 120 else 1
+            every = max(len(writes) // SAMPLED, 1) if work.is_study else 1
             found += [(name, number) for number in writes[::every]]
     return found
 

@@ -12,7 +12,7 @@ def _named(*begins: str) -> dict:
     return {name: work for name, work in WORKS.items() if name.startswith(begins)}
 
 
-STUDIES = {name: work for name, work in WORKS.items() if work.limit > 120}  # a minute and more each
+STUDIES = {name: work for name, work in WORKS.items() if work.is_study}  # a minute and more each
 KILLED_STUDIES = _named("reproduce", "benchmark")
 SHORT = {name: work for name, work in WORKS.items() if name not in STUDIES}
 ALONE = {name: work for name, work in SHORT.items() if work.processes == 1}

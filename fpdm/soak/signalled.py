@@ -15,7 +15,7 @@ from fpdm.soak.work import Work
 from fpdm.training.checkpoint import find_checkpoint, step_of
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-AT_ONCE = 10  # seconds, on a machine with other work
+AT_ONCE = 30  # seconds, on a machine with much other work
 TOLD = re.compile(r"stopped by .* after step (\d+) of (\d+), checkpoint written; resume with --resume (\S+)")
 
 

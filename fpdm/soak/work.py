@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from fpdm.soak.material import Material
 
+LIMIT = 300  # seconds of a command of a few seconds, on a machine with much other work
+
 
 class Work(NamedTuple):
     """words: of the command that writes into a folder. result: what must be the same after any interruption.
@@ -21,6 +23,11 @@ class Work(NamedTuple):
     intact: Callable[[Path], None]
     processes: int = 1
     share: float = 1.0
-    limit: float = 120
+    limit: float = LIMIT
     synced: bool = True
     family: bool = False
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it lasts a minute and more."""
+        return self.limit > LIMIT
