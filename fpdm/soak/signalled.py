@@ -39,9 +39,10 @@ def play(works: dict[str, Work], material: Material, draw: Draws, folder: Path) 
         raise Lost(f"{sent.name} after {moment:.2f} s: {ended.statuses} {ended.said[-1500:]}")
     check(work.intact, folder)
     outcome = _of_training(ended, folder, sent) if words[0] == "train" else None
+    apart = ("checkpoints",) if outcome else ()  # the one that the signal asked for may be among the last ones kept
     if outcome is None:
         outcome = _at_once(ended, name, work, material, folder, sent, took)
-    finish(name, work, material, folder)
+    finish(name, work, material, folder, apart=apart)
     return Round(name, f"{sent.name}: {outcome}", did)
 
 

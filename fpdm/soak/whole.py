@@ -15,14 +15,19 @@ from fpdm.soak.results import Saved, logged, lost_between, saved, steps_again
 from fpdm.soak.work import Work
 
 
-def finish(name: str, work: Work, material: Material, folder: Path, before: Callable | None = None) -> None:
+def finish(
+    name: str, work: Work, material: Material, folder: Path, before: Callable | None = None, apart: tuple[str, ...] = ()
+) -> None:
     """Run the command to its end in a folder that an interrupted one has left.
 
-    Lost if it fails, if it loses or repeats what was saved, or if the result differs. before: for the child.
+    Lost if it fails, if it loses or repeats what was saved, or if the result differs. before: for the child. apart: parts of
+    the result that are not compared.
     """
     go_on(work, material, folder, folder.with_suffix(".txt"), before)
     check(work.intact, folder)
     found, expected = result_of(work, folder), uninterrupted(name, work, material)["result"]
+    for part in apart:
+        del found[part], expected[part]
     if found != expected:
         names = [part for part in {**found, **expected} if found.get(part) != expected.get(part)]
         raise Lost(f"{', '.join(names[:5])} differ from the uninterrupted ones; found "
