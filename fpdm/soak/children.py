@@ -86,8 +86,12 @@ class Children:
     def wait(self, seconds: float) -> Ended:
         """Wait for all of them; those that still run after so many seconds are killed, with the status HUNG."""
         deadline = self.started + seconds
-        while not self.look() and time.monotonic() < deadline:
-            time.sleep(POLL)
+        try:
+            while not self.look() and time.monotonic() < deadline:
+                time.sleep(POLL)
+        except BaseException:  # the campaign is stopped
+            self.kill()
+            raise
         took = time.monotonic() - self.started
         late = [pid for pid in self.pids if pid not in self.statuses]
         self.kill()  # also what a command has left behind

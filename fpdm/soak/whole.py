@@ -20,8 +20,8 @@ def finish(
 ) -> None:
     """Run the command to its end in a folder that an interrupted one has left.
 
-    Lost if it fails, if it loses or repeats what was saved, or if the result differs. before: for the child. apart: parts of
-    the result that are not compared.
+    Lost if it fails, if it loses or repeats what was saved, or if the result differs. before: for the child. apart:
+    parts of the result that are not compared.
     """
     go_on(work, material, folder, folder.with_suffix(".txt"), before)
     check(work.intact, folder)
