@@ -3,6 +3,8 @@ nothing (docs/reliability.md). The same command resumes an interrupted campaign.
 
 import logging
 import os
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from fpdm.soak.campaign import Campaign
 from fpdm.soak.experiments import EXPERIMENTS
 from fpdm.soak.outcome import Lost
 from fpdm.soak.preload import preload
+from fpdm.soak.report import report
 
 logger = logging.getLogger("fpdm")
 
@@ -52,7 +55,8 @@ class Settings:
 
 def parser():
     listed = "\n".join(
-        f"{name}: {experiment.about} ({experiment.rounds:,d})" for name, experiment in EXPERIMENTS.items()
+        f"{name}: {experiment.about} ({'all' if callable(experiment.rounds) else format(experiment.rounds, ',d')})"
+        for name, experiment in EXPERIMENTS.items()
     )
     return cli.make_parser(Settings, f"{__doc__}\n\nExperiments, with the rounds of a full campaign:\n{listed}")
 
@@ -67,19 +71,19 @@ def main() -> None:
     constants.HF_HUB_OFFLINE = True  # names in bad input must not be looked up
     with only_writer(campaign.out):
         lost = play(campaign, settings)
-    logger.info(f"\n{campaign.report()}\n\nreport in {campaign.out / 'report.md'}")
+        told = report(campaign, shlex.join(["python", "scripts/soak.py", *sys.argv[1:]]))
+    logger.info(f"\n{told}\n\nreport in {campaign.out / 'report.md'}")
     if lost:
         raise SystemExit(1)
 
 
 def play(campaign: Campaign, settings: Settings) -> bool:
     """Play the chosen experiments; True if one lost something, after which none is begun."""
-    try:
-        campaign.material.make()
-    except Lost as error:
-        raise ValueError(f"{error}") from error
     names = settings.experiments or EXPERIMENTS
-    return any(campaign.play(name, settings.rounds or EXPERIMENTS[name].rounds) is not None for name in names)
+    try:
+        return any(campaign.play(name, settings.rounds) is not None for name in names)
+    except Lost as error:  # of what a campaign needs before its rounds
+        raise ValueError(f"{error}") from error
 
 
 if __name__ == "__main__":

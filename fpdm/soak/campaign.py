@@ -2,89 +2,98 @@
 
 import json
 import logging
+import shlex
 import shutil
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from random import Random
 
-from fpdm.evaluation.tables import markdown_table
-from fpdm.files import write_atomically
+from fpdm.soak.code import state_of_code
 from fpdm.soak.experiments import EXPERIMENTS
-from fpdm.soak.outcome import Lost, Round
-from fpdm.soak.works import Material
+from fpdm.soak.material import Material
+from fpdm.soak.outcome import Draws, Lost, Round
 
 logger = logging.getLogger("fpdm")
+LOST = "lost"
 
 
 class Campaign:
-    """The files of a campaign in `out`: journals/<experiment>.jsonl, the material, and the folder of the round."""
+    """The files of a campaign in `out`: journals/<experiment>.jsonl, the material, and the folder of the round.
+
+    The material belongs to a state of the code: another one gets its own, so that no result is compared with one of
+    other code.
+    """
 
     def __init__(self, out: Path, seed: int, deadline: float | None, length: int):
-        self.out, self.seed, self.deadline = out.resolve(), seed, deadline
-        self.material = Material(self.out / "material", length)
-        (self.out / "journals").mkdir(parents=True, exist_ok=True)
+        self.out, self.seed, self.deadline, self.length = out.resolve(), seed, deadline, length
+        self.commit, digest = state_of_code()
+        self.material = Material(self.out / "material" / digest, length)
+        for folder in (self.out / "journals", self.material.folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
-    def play(self, name: str, rounds: int) -> dict | None:
-        """Play the rounds of an experiment that are not in its journal. Returns the line of the first loss, if any."""
-        experiment, journal = EXPERIMENTS[name], self.journal(name)
-        known = {line["seed"] for line in self.lines(name) if line["outcome"] != "lost"}
+    def play(self, name: str, rounds: int | None) -> dict | None:
+        """Play the rounds of an experiment that are not in its journal; all of a full campaign if rounds is None.
+        Returns the line of the first loss, if any."""
+        known = {line["seed"] for line in self.last_lines(name) if line["outcome"] != LOST}
+        if rounds is None:
+            rounds = EXPERIMENTS[name].rounds
+            rounds = rounds(self.material) if callable(rounds) else rounds
         for seed in range(self.seed, self.seed + rounds):
             if seed in known:
                 continue
             if self.deadline is not None and time.monotonic() > self.deadline:
                 logger.info("the time limit is reached; the same command resumes")
                 return None
-            folder = self.out / "rounds" / f"{name}-{seed}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            started, trouble = time.monotonic(), None
-            try:
-                found = experiment.play(self.material, Random(f"{name} {seed}"), folder)
-            except Lost as error:
-                found, trouble = Round("", "lost", {}), " ".join(str(error).split())
-            line = {"seed": seed, **found._asdict(), "seconds": round(time.monotonic() - started, 2)}
-            line |= {} if trouble is None else {"trouble": trouble}
-            with journal.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            if trouble is not None:
-                logger.info(f"{name}, seed {seed}: LOST: {trouble}\nits files are in {folder}; to repeat it:\n"
-                            f"python scripts/soak.py --experiments {name} --rounds 1 --seed {seed}")  # fmt: skip
+            line = self._round(name, seed)
+            if line["outcome"] == LOST:
                 return line
+        return None
+
+    def _round(self, name: str, seed: int) -> dict:
+        """One round, its line in the journal, and, if it lost nothing, its files removed."""
+        folder = self.out / "rounds" / f"{name}-{seed}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        started, trouble = time.monotonic(), None
+        try:
+            found = EXPERIMENTS[name].play(self.material, Draws.of(name, seed), folder)
+        except Lost as error:
+            found, trouble = Round("", LOST, {}), " ".join(str(error).split())
+        except Exception as error:  # of the campaign itself: it ends, and its journal says why
+            logger.exception(f"{name}, seed {seed}")
+            found, trouble = Round("", LOST, {}), f"the round failed: {error!r}"
+        line = {"seed": seed, **found._asdict(), "seconds": round(time.monotonic() - started, 2),
+                "commit": self.commit}  # fmt: skip
+        line |= {} if trouble is None else {"trouble": trouble}
+        with self.journal(name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if trouble is None:
             shutil.rmtree(folder)
             for path in folder.parent.glob(f"{folder.name}.*"):
-                path.unlink()
-        return None
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return line
+        words = ["python", "scripts/soak.py", "--experiments", name, "--rounds", 1, "--seed", seed, "--length",
+                 self.length, "--out", self.out]  # fmt: skip
+        logger.info(f"{name}, seed {seed}: LOST: {trouble}\nits files are in {folder}; to repeat it:\n"
+                    f"{shlex.join(map(str, words))}")  # fmt: skip
+        return line
 
     def journal(self, name: str) -> Path:
         return self.out / "journals" / f"{name}.jsonl"
 
     def lines(self, name: str) -> list[dict]:
-        """The lines of a journal, the last one of each seed; one that a kill cut short is left out."""
-        if not self.journal(name).exists():
-            return []
-        found = {}
-        for text in self.journal(name).read_text().splitlines():
+        """The lines of a journal, without those that a kill cut short."""
+        found = []
+        for text in self.journal(name).read_text().splitlines() if self.journal(name).exists() else ():
             with suppress(json.JSONDecodeError):
-                line = json.loads(text)
-                found[line["seed"]] = line
-        return list(found.values())
+                found.append(json.loads(text))
+        return found
 
-    def report(self) -> str:
-        """A table of all journals, written to report.md; the numbers beside it in report.json."""
-        rows, numbers = [], {}
-        for name, experiment in EXPERIMENTS.items():
-            lines = self.lines(name)
-            if not lines:
-                continue
-            counts = Counter((line["kind"], line["outcome"]) for line in lines)
-            seconds = sum(line["seconds"] for line in lines)
-            for (kind, outcome), number in sorted(counts.items()):
-                rows.append([name, kind, str(number), outcome])
-            numbers[name] = {"about": experiment.about, "rounds": len(lines), "seconds": seconds,
-                             "outcomes": [[*key, number] for key, number in sorted(counts.items())]}  # fmt: skip
-        table = markdown_table(["experiment", "what", "rounds", "outcome"], rows)
-        write_atomically(self.out / "report.md", table + "\n")
-        write_atomically(self.out / "report.json", json.dumps(numbers, indent=1))
-        return table
+    def last_lines(self, name: str) -> list[dict]:
+        """The last line of each seed. One that was lost before, and not the last time, says so: `losses` of them."""
+        found: dict[int, dict] = {}
+        for line in self.lines(name):
+            before = found.get(line["seed"], {})
+            losses = before.get("losses", 0) + (before.get("outcome") == LOST)
+            found[line["seed"]] = line | ({"losses": losses} if losses else {})
+        return list(found.values())

@@ -29,11 +29,21 @@ POLL = 0.002
 
 
 class Ended(NamedTuple):
-    """Exit statuses of a command's processes, negative for a signal; what they wrote; seconds until all had ended."""
+    """Exit statuses of a command's processes, negative for a signal; what they wrote; seconds until all had ended.
+
+    mapped: most bytes of address space that the first of them had in use beyond what it had when it started, if that
+    was limited.
+    """
 
     statuses: list[int]
     said: str
     seconds: float
+    mapped: int | None = None
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that begin with `error: `."""
+        return [line for line in self.said.splitlines() if line.startswith("error: ")]
 
     @property
     def well(self) -> bool:
@@ -63,18 +73,36 @@ class Children:
         with suppress(ProcessLookupError):
             os.killpg(self.pids[0], number)
 
+    def left(self) -> list[int]:
+        """Processes that these have started and that still run."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                facts = (path / "stat").read_text().rpartition(")")[2].split()
+                if int(facts[2]) == self.pids[0] and facts[0] != "Z" and int(path.name) not in self.pids:
+                    found.append(int(path.name))
+        return found
+
     def wait(self, seconds: float) -> Ended:
         """Wait for all of them; those that still run after so many seconds are killed, with the status HUNG."""
         deadline = self.started + seconds
-        while not self.look() and time.monotonic() < deadline:
-            time.sleep(POLL)
+        try:
+            while not self.look() and time.monotonic() < deadline:
+                time.sleep(POLL)
+        except BaseException:  # the campaign is stopped
+            self.kill()
+            raise
         took = time.monotonic() - self.started
         late = [pid for pid in self.pids if pid not in self.statuses]
         self.kill()  # also what a command has left behind
         for pid in late:
             os.waitpid(pid, 0)
             self.statuses[pid] = HUNG
-        return Ended([self.statuses[pid] for pid in self.pids], self.said.read_text(errors="replace"), took)
+        mapped = self.said.with_suffix(".mapped")
+        return Ended(
+            [self.statuses[pid] for pid in self.pids], self.said.read_text(errors="replace"), took,
+            int(mapped.read_text()) if mapped.exists() else None,
+        )  # fmt: skip
 
 
 def start(
@@ -92,6 +120,7 @@ def start(
     """
     said.parent.mkdir(parents=True, exist_ok=True)
     said.write_bytes(b"")
+    said.with_suffix(".mapped").unlink(missing_ok=True)
     port, pids = _free_port() if processes > 1 else 0, []
     for rank in range(processes):
         sys.stdout.flush()
@@ -108,12 +137,14 @@ def start(
                 if processes > 1:
                     _join(rank, processes, port)
                 torch.set_num_threads(1)
+                begun = _mapped()
                 if memory is not None:
-                    most = _mapped() + memory
-                    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+                    resource.setrlimit(resource.RLIMIT_AS, (begun + memory, begun + memory))
                 if before is not None:
                     before(rank)
                 status = _status(work)
+                if memory is not None:
+                    said.with_suffix(".mapped").write_text(str(_mapped("VmPeak") - begun))
             finally:
                 os._exit(status)
         pids.append(pid)
@@ -184,6 +215,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _mapped() -> int:
-    """Bytes of address space in use."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+def _mapped(fact: str = "VmSize") -> int:
+    """Bytes of address space in use, or (VmPeak) the most that were."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{fact}:"))
+    return int(line.split()[1]) * 1024

@@ -2,33 +2,47 @@
 
 from functools import partial
 
-from fpdm.soak import bad_input, faults, kills, long_runs, neighbours, power
+from fpdm.soak import bad_input, clock, disk, kills, long_runs, neighbours, power, reads, signalled, together
+from fpdm.soak.material import Material
 from fpdm.soak.outcome import Experiment
 from fpdm.soak.works import WORKS
 
 
-def _killed(about: str, rounds: int, *begins: str) -> Experiment:
-    works = {name: work for name, work in WORKS.items() if name.startswith(begins)}
+def _named(*begins: str) -> dict:
+    return {name: work for name, work in WORKS.items() if name.startswith(begins)}
+
+
+STUDIES = {name: work for name, work in WORKS.items() if work.is_study}  # a minute and more each
+KILLED_STUDIES = _named("reproduce", "benchmark")
+SHORT = {name: work for name, work in WORKS.items() if name not in STUDIES}
+ALONE = {name: work for name, work in SHORT.items() if work.processes == 1}
+IN_PAIRS = {name: work for name, work in SHORT.items() if work.processes == 2}
+# Two-process works that are cheap to record: their processes make few operations.
+RECORDED = ALONE | {name: WORKS[name] for name in ("train FPDM, 2 processes", "encode, 2 processes")}
+ON_A_DISK = ALONE | STUDIES
+
+
+def _killed(about: str, rounds: int, works: dict) -> Experiment:
     return Experiment(f"SIGKILL: {about}", rounds, partial(kills.play, works))
 
 
-STUDIES = ("reproduce", "benchmark")  # a minute each
-ALONE = {n: work for n, work in WORKS.items() if work.processes == 1 and "bf16" not in n and n not in STUDIES}
-IN_PAIRS = {name: work for name, work in WORKS.items() if work.processes == 2}
+def _writes(material: Material) -> int:
+    return len(disk.targets(ON_A_DISK, material))
+
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "kill-training": _killed("training, alone and in two processes", 500, "train FPDM", "train DiT"),
-    "kill-preparation": _killed("VAE, classifier, encoding", 250, "train VAE", "train classifier", "encode"),
-    "kill-sampling": _killed("sampling and scoring", 200, "sample", "evaluate"),
-    "kill-studies": _killed("reproduction and benchmark", 50, "reproduce", "benchmark"),
-    "power": Experiment("power failure", 300, partial(power.play, ALONE)),
-    "full-disk": Experiment("a full disk", 300, partial(faults.full_disk, ALONE)),
-    "failing-read": Experiment("a read that fails, a file that vanishes", 300, partial(faults.failing_read, ALONE)),
-    "clock": Experiment("a clock that jumps back", 50, partial(faults.clock, ALONE)),
-    "signals": Experiment("SIGTERM, SIGINT, SIGUSR1", 200, partial(faults.stopped, ALONE)),
+    "kill-training": _killed("training, alone and in two processes", 500, _named("train FPDM", "train DiT")),
+    "kill-preparation": _killed("VAE, classifier, encoding", 250, _named("train VAE", "train classifier", "encode")),
+    "kill-sampling": _killed("sampling and scoring", 200, _named("sample", "evaluate")),
+    "kill-studies": _killed("reproduction and benchmark", 50, KILLED_STUDIES),
+    "power": Experiment("power failure", 300, partial(power.play, RECORDED)),
+    "full-disk": Experiment("a full disk, at each write in turn", _writes, partial(disk.play, ON_A_DISK)),
+    "failing-read": Experiment("a read that fails, a file that vanishes", 300, partial(reads.play, ALONE)),
+    "clock": Experiment("a clock that jumps, files of other times", 100, partial(clock.play, ALONE)),
+    "signals": Experiment("SIGTERM, SIGINT, SIGUSR1", 250, partial(signalled.play, SHORT)),
     "neighbours": Experiment("one of two processes killed, hung or slow", 100, partial(neighbours.play, IN_PAIRS)),
     "bad-input": Experiment("bad input", 10_000, bad_input.play),
     "long-training": Experiment("a long training of a tiny model", 1, long_runs.training),
     "long-sampling": Experiment("many images, sampled in slices", 1, long_runs.sampling),
-    "two-commands": Experiment("the same command twice at once", 100, partial(faults.two_at_once, ALONE)),
+    "two-commands": Experiment("the same command twice at once", 120, partial(together.play, SHORT)),
 }

@@ -7,25 +7,31 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
 from fpdm.soak.children import Children, command, start
-from fpdm.soak.kills import check
-from fpdm.soak.outcome import Lost, Round
-from fpdm.soak.works import FPDM, Material, run_intact
+from fpdm.soak.material import FPDM, Material
+from fpdm.soak.outcome import Draws, Lost, Round
+from fpdm.soak.results import run_intact
+from fpdm.soak.whole import check
 
 WARM = 0.2  # share of a run after which growth is measured: caches and allocators have filled by then
 LOOKS = 200  # at a run
-GROWTH = 0.03  # of memory, over the rest of a run, beyond what its standard error explains
 MEBI = 2**20
+# The most that a quantity may grow over the rest of a run, beyond three standard errors: a share of its mean, at least
+# so much. The log grows by design, by a line now and then, and is not counted to the disk.
+GROWTH = {"memory": (0.03, 4 * MEBI), "files": (0.0, 1.0), "threads": (0.0, 1.0), "disk": (0.05, MEBI / 4)}
+SLOWER = 1.5  # most that a step of the last third may cost of that of the first, in seconds of CPU, as medians
+TICKS = 0.02  # seconds by which a measured interval may be off
+LOGS = ("log.jsonl", "log.txt")
 SLICE = 1000  # images
 
 
 class Look(NamedTuple):
-    """At a process: share of the run done, resident bytes, open files, threads, seconds of CPU, bytes on the disk."""
+    """At a process: share of the run done, resident bytes, open files, threads, seconds of CPU (which do not depend on
+    what else the machine does), bytes on the disk."""
 
     done: float
     memory: float
@@ -35,7 +41,7 @@ class Look(NamedTuple):
     disk: float
 
 
-def training(material: Material, draw: Random, folder: Path) -> Round:
+def training(material: Material, draw: Draws, folder: Path) -> Round:
     """`material.length` steps, with a checkpoint every fiftieth of them and a line of the log every hundredth."""
     steps = material.length
     words = ["train", "--data.latents", material.store, "--run.results", folder / "runs", "--run.name", "run", *FPDM,
@@ -59,7 +65,7 @@ def training(material: Material, draw: Random, folder: Path) -> Round:
     return Round("training", "flat", {"steps": steps, **_judged(looks)})
 
 
-def sampling(material: Material, draw: Random, folder: Path) -> Round:
+def sampling(material: Material, draw: Draws, folder: Path) -> Round:
     """`material.length` images in slices of a thousand, by one process; a slice is removed when the next is done."""
     images, first = material.length, draw.randrange(1000)
     size, progress = min(SLICE, max(images // 10, 1)), folder / "progress"
@@ -91,7 +97,10 @@ def _watched(work: Callable[[], None], folder: Path, done: Callable[[], float]) 
         share = done()
         if share and (not looks or share - looks[-1].done >= 1 / LOOKS):
             try:
-                looks.append(_look(children, folder, share))
+                look = _look(children, folder, share)
+                if not look.memory:  # it is ending
+                    break
+                looks.append(look)
             except (FileNotFoundError, ProcessLookupError):  # it has ended
                 break
         time.sleep(0.02)
@@ -111,7 +120,7 @@ def _look(children: Children, folder: Path, share: float) -> Look:
     disk = 0
     for path in folder.rglob("*"):
         try:
-            disk += path.stat().st_size
+            disk += 0 if path.name in LOGS else path.stat().st_size
         except FileNotFoundError:  # pruned just now
             continue
     return Look(share, memory, len(os.listdir(process / "fd")), int(facts[17]), seconds, disk)
@@ -127,12 +136,16 @@ def _judged(looks: list[Look]) -> dict:
     for i, name in enumerate(Look._fields[1:], 1):
         slope, error = slope_of(share, table[:, i])
         facts[name] = {"mean": float(table[:, i].mean()), "slope": slope, "error": error}
-    for name, most in (("memory", max(GROWTH * facts["memory"]["mean"], 4 * MEBI)), ("files", 1.0), ("threads", 1.0)):
+    for name, (part, least) in GROWTH.items():
+        most = max(part * facts[name]["mean"], least)
         if facts[name]["slope"] - 3 * facts[name]["error"] > most:
             raise Lost(f"{name} grows by {facts[name]['slope']:.4g} ± {facts[name]['error']:.2g} over a run: {facts}")
-    half = len(table) // 2
-    first, last = (np.polyfit(part[:, 0], part[:, 4], 1)[0] for part in (table[:half], table[half:]))
-    facts["seconds"]["last half to first"] = float(last / max(first, 1e-9))
+    rates = np.diff(table[:, 4]) / np.diff(share)
+    third = max(len(rates) // 3, 1)
+    first, last = np.median(rates[:third]), np.median(rates[-third:])
+    facts["seconds"]["last third to first"] = float(last / max(first, 1e-9))
+    if last > SLOWER * first + TICKS / np.diff(share).mean():
+        raise Lost(f"a step costs {last / max(first, 1e-9):.2f} times as much at the end: {facts}")
     return facts
 
 

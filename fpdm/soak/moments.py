@@ -2,9 +2,13 @@
 
 Python tells of every file that it opens, renames, removes or makes (audit events); fsync is wrapped. So every save,
 rename, pruning and finished shard is seen, whoever calls for it.
+
+This module imports nothing else of the package: processes that a command starts import it before anything else.
 """
 
+import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +16,10 @@ from typing import NamedTuple
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate",
           "shutil.rmtree"}  # fmt: skip
+MAKING = {"open", "os.mkdir", "os.symlink", "os.link"}  # what may need room on the disk
 WRITING = os.O_WRONLY | os.O_RDWR
+AIM = "FPDM_SOAK_AIM"  # environment variable: the Aim of a command, for the processes that it starts
+WATCHED = "from fpdm.soak.moments import join\n\njoin()\n"  # their sitecustomize.py
 
 
 class Operation(NamedTuple):
@@ -25,11 +32,20 @@ class Operation(NamedTuple):
     target: str | None = None
 
 
-def watch(folder: Path, on_operation: Callable[[Operation], None], reads: bool = False) -> None:
-    """Call a function for every operation of this process on files in `folder`, from now on.
+class Aim(NamedTuple):
+    """folder: whose files are watched. counted: file that gets a character for every operation, `w` for those that may
+    need room on the disk. at: number of the operation at which `act`, one of ACTS, is called (None for none). place:
+    a file for the act."""
 
-    reads: also for files that are opened only to be read.
-    """
+    folder: str
+    counted: str
+    at: int | None = None
+    act: str = ""
+    place: str = ""
+
+
+def watch(folder: Path, on_operation: Callable[[Operation], None]) -> None:
+    """Call a function for every operation of this process on files in `folder`, from now on."""
     root, fsync, busy = f"{folder.resolve()}{os.sep}", os.fsync, False
 
     def tell(operation: Operation) -> None:
@@ -45,7 +61,7 @@ def watch(folder: Path, on_operation: Callable[[Operation], None], reads: bool =
     def hook(event: str, arguments: tuple) -> None:
         if busy or event not in EVENTS or not isinstance(arguments[0], (str, bytes, os.PathLike)):
             return
-        if event == "open" and not reads and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
             return
         where = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else None
         two = event in ("os.rename", "os.link", "os.symlink")
@@ -70,29 +86,50 @@ def _whole(path: str | bytes | os.PathLike, handle: int | None = None) -> str:
     return os.path.join(base, name)
 
 
-def count(folder: Path, into: Path, reads: bool = False) -> Callable[[int], None]:
-    """For `before` of a child: writes into a file per process, a character each, how many operations it made."""
+def take_aim(aim: Aim, noted: Callable[[], None] = lambda: None) -> None:
+    """Count this process's operations from now on, and act at the one that is aimed at. noted: called before each."""
+    handle = os.open(aim.counted, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def before(rank: int) -> None:
-        handle = os.open(f"{into}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        watch(folder, lambda operation: os.write(handle, b"."), reads)
+    def on_operation(operation: Operation) -> None:
+        noted()
+        os.write(handle, b"w" if operation.name in MAKING else b".")
+        if os.lseek(handle, 0, os.SEEK_CUR) - 1 == aim.at:  # the file's length after this write, by any process
+            ACTS[aim.act](operation, aim)
 
-    return before
+    watch(Path(aim.folder), on_operation)
 
 
-def at(folder: Path, number: int, act: Callable[[Operation], None], rank: int = 0, reads: bool = False):
-    """For `before` of a child: calls `act` at the operation of this number of one of its processes."""
+def pass_on(aim: Aim, place: Path) -> None:
+    """Let the processes that this one starts take the same aim. place: a new folder, first in their PYTHONPATH."""
+    place.mkdir(exist_ok=True)
+    (place / "sitecustomize.py").write_text(WATCHED)
+    os.environ |= {AIM: json.dumps(aim), "PYTHONPATH": f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
-    def before(own: int) -> None:
-        left = number
 
-        def on_operation(operation: Operation) -> None:
-            nonlocal left
-            left -= 1
-            if left == -1:
-                act(operation)
+def join() -> None:
+    """In a process that was started: take the aim that was passed on."""
+    take_aim(Aim(*json.loads(os.environ[AIM])))
 
-        if own == rank:
-            watch(folder, on_operation, reads)
 
-    return before
+def _kill(operation: Operation, aim: Aim) -> None:
+    """End this process and those of its command at once."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def _tear(operation: Operation, aim: Aim) -> None:
+    """The same amid the write of a file that is about to be synced."""
+    if operation.name == "fsync" and operation.before and os.path.isfile(operation.path):
+        os.truncate(operation.path, os.path.getsize(operation.path) // 3)
+    _kill(operation, aim)
+
+
+def _fill(operation: Operation, aim: Aim) -> None:
+    """Fill the disk on which `aim.place` lies with that file."""
+    handle = os.open(aim.place, os.O_WRONLY | os.O_CREAT)
+    free = os.fstatvfs(handle)
+    if free.f_bavail:
+        os.posix_fallocate(handle, 0, free.f_bavail * free.f_frsize)
+    os.close(handle)
+
+
+ACTS = {"before": _kill, "torn": _tear, "fill": _fill}

@@ -1,9 +1,6 @@
-"""Changes of real files: a field of a JSON or YAML file, some bytes, a pickle that would run code."""
+"""Changes of real files: a field of a JSON or YAML file, a cell of a text, some bytes."""
 
 import json
-import os
-import pickle
-import zipfile
 from pathlib import Path
 from random import Random
 
@@ -79,32 +76,22 @@ def some_bytes(path: Path, draw: Random) -> str:
     return f"bytes, {way} at {at}"
 
 
-class Runs:
-    """What a hostile pickle holds: when it is read, it leaves a file."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
-
-
-def hostile_pickle(path: Path, draw: Random) -> str:
-    """A pickle that runs code, plain or in the archive that torch writes."""
-    folder = next(parent for parent in path.parents if parent.parent.name == "rounds")
-    content = pickle.dumps({"model": Runs(folder / "pwned")}, protocol=draw.choice((0, 2, 4)))
-    if draw.random() < 0.5:
-        path.write_bytes(content)
-        return "a plain pickle"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", content)
-        archive.writestr("archive/version", "3\n")
-    return "a pickle in torch's archive"
-
-
-def published(path: Path, draw: Random) -> str:
-    """A checkpoint to import: a hostile pickle, or random bytes."""
-    if draw.random() < 0.5:
-        return hostile_pickle(path, draw)
-    path.write_bytes(draw.randbytes(draw.choice((0, 1, 300, 5000))))
-    return "random bytes"
+def lines(path: Path, draw: Random) -> str:
+    """One cell of a text of lines and cells changed, a line removed, repeated or moved; or some bytes."""
+    if draw.random() < 0.3:
+        return some_bytes(path, draw)
+    rows = path.read_text().splitlines()
+    at, way = draw.randrange(len(rows)), draw.choice(("cell", "cell", "remove", "repeat", "empty"))
+    if way == "cell":
+        mark = "," if "," in rows[at] else " "
+        cells = rows[at].split(mark)
+        cells[draw.randrange(len(cells))] = str(draw.choice(VALUES))[:20].replace("\x00", "")
+        rows[at] = mark.join(cells)
+    elif way == "remove":
+        del rows[at]
+    elif way == "repeat":
+        rows.insert(at, rows[at])
+    else:
+        rows[at] = ""
+    path.write_text("\n".join([*rows, ""]))
+    return f"line {at}, {way}"

@@ -6,45 +6,45 @@ import signal
 import time
 from datetime import timedelta
 from pathlib import Path
-from random import Random
 
 import torch
 
-from fpdm.soak.children import HUNG, command, start
-from fpdm.soak.kills import check, finish, uninterrupted
-from fpdm.soak.outcome import Lost, Round
-from fpdm.soak.works import Material, Work
+from fpdm.soak.children import Children, command, start
+from fpdm.soak.ends import LOST_NEIGHBOUR
+from fpdm.soak.material import Material
+from fpdm.soak.outcome import Draws, Lost, Round
+from fpdm.soak.whole import check, finish, uninterrupted
+from fpdm.soak.work import Work
 
 PATIENCE = 15  # seconds that a process waits for the other here; docs/reliability.md has the times of a real one
 GRACE = 20  # seconds, on a machine with other work, until a process has noticed and ended
 
 
-def play(works: dict[str, Work], material: Material, draw: Random, folder: Path) -> Round:
+def play(works: dict[str, Work], material: Material, draw: Draws, folder: Path) -> Round:
     """kill: SIGKILL. hang: SIGSTOP for good. slow: SIGSTOP for a while."""
     name = draw.choice(list(works))
     work, way, rank = works[name], draw.choice(("kill", "hang", "slow")), draw.randrange(2)
     moment = draw.uniform(0.1, uninterrupted(name, work, material)["seconds"])
+    did = {"work": name, "way": way, "rank": rank, "moment": moment, "killed": 0}
     words = work.words(material, folder)
     children = start(command(words), folder.with_suffix(".txt"), work.processes, lambda _: impatient())
     time.sleep(moment)
-    late = not children.look()
-    if late:
-        hit = children.pids[rank]
-        os.kill(hit, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
-        if way == "slow":
-            time.sleep(draw.uniform(0.1, PATIENCE / 3))
-            os.kill(hit, signal.SIGCONT)
-        else:
-            _other_ends(children, rank, way)
+    children.look()
+    if children.pids[rank] in children.statuses:
+        outcome = "had ended before"
+    elif way == "slow":
+        outcome = _slow(children, rank, work.limit, draw.uniform(0.1, PATIENCE / 3))
+    else:
+        outcome = _other_ends(children, rank, way)
+        did["killed"] = 1
     ended = children.wait(work.limit)
-    if "Traceback" in ended.said or ("error:" not in ended.said and not ended.well and late and _was_waiting(ended)):
+    if outcome == "had ended before" and not ended.well:
+        raise Lost(f"it failed: {ended.statuses} {ended.said[-1500:]}")
+    if "Traceback" in ended.said:
         raise Lost(f"not one line: {ended.statuses} {ended.said[-2500:]}")
-    if way == "slow" and not ended.well:
-        raise Lost(f"one was slow, and it failed: {ended.statuses} {ended.said[-1500:]}")
     check(work.intact, folder)
     finish(name, work, material, folder)
-    outcome = f"{way}: the other ends, equal after it" if way != "slow" else "slow: equal"
-    return Round(name, outcome, {"work": name, "way": way, "rank": rank, "moment": moment})
+    return Round(name, f"{way}: {outcome}, equal after it", did)
 
 
 def impatient() -> None:
@@ -57,18 +57,37 @@ def impatient() -> None:
     torch.distributed.init_process_group = init
 
 
-def _other_ends(children, rank: int, way: str) -> None:
-    """Wait until the other process has ended; Lost if it does not. A process that hangs is then killed."""
-    other, deadline = children.pids[1 - rank], time.monotonic() + PATIENCE + GRACE
+def _slow(children: Children, rank: int, limit: float, seconds: float) -> str:
+    os.kill(children.pids[rank], signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(children.pids[rank], signal.SIGCONT)
+    ended = children.wait(limit)
+    if not ended.well:
+        raise Lost(f"one was slow, and it failed: {ended.statuses} {ended.said[-1500:]}")
+    return "both finish"
+
+
+def _other_ends(children: Children, rank: int, way: str) -> str:
+    """Lose one process; Lost unless the other ends in time, in one line or because it has done its part, and leaves no
+    process behind."""
+    hit, other = children.pids[rank], children.pids[1 - rank]
+    os.kill(hit, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE + GRACE
     while other not in children.statuses and time.monotonic() < deadline:
         children.look()
         time.sleep(0.01)
     if other not in children.statuses:
         raise Lost(f"{way}: the other still waits after {PATIENCE + GRACE} s")
     if way == "hang":
-        os.kill(children.pids[rank], signal.SIGKILL)
-
-
-def _was_waiting(ended) -> bool:
-    """Whether a process ended by itself because the other was lost."""
-    return HUNG not in ended.statuses and any(status > 0 for status in ended.statuses)
+        os.kill(hit, signal.SIGKILL)
+    while (left := children.left()) and time.monotonic() < deadline + GRACE:
+        time.sleep(0.1)
+    said = children.said.read_text(errors="replace")
+    if left:
+        raise Lost(f"{way}: processes {left} are left behind: {said[-1500:]}")
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    if children.statuses[other] == 0 and not lines:
+        return "the other had done its part"
+    if children.statuses[other] == LOST_NEIGHBOUR and len(lines) == 1:
+        return "the other ends in one line"
+    raise Lost(f"{way}: not one line and exit status {LOST_NEIGHBOUR}: {children.statuses} {said[-2500:]}")

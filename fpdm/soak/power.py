@@ -6,20 +6,24 @@ its last sync, with none, some or all of the later changes, in their order. Each
 itself, so a rename may be on the disk before the content of the renamed file.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 from fpdm.soak.children import command, run
-from fpdm.soak.kills import check, finish
+from fpdm.soak.material import Material
 from fpdm.soak.moments import Operation, watch
-from fpdm.soak.outcome import Lost, Round
-from fpdm.soak.works import Material, Work, runs_of
+from fpdm.soak.outcome import Draws, Lost, Round
+from fpdm.soak.results import runs_of
+from fpdm.soak.whole import check, finish
+from fpdm.soak.work import Work
 from fpdm.training.checkpoint import find_checkpoint, step_of
 
 LATEST = "latest"
@@ -41,7 +45,7 @@ class Moment(NamedTuple):
 
 
 class Recorder:
-    """Writes the record of one process into `place`: record.jsonl, and blobs/ with the content of files."""
+    """Writes the record of a command's processes into `place`: record.jsonl, and blobs/ with the content of files."""
 
     def __init__(self, folder: Path, place: Path):
         self.folder, self.place, self._known = folder, place, {}
@@ -53,6 +57,7 @@ class Recorder:
 
     def note(self, operation: Operation) -> None:
         with (self.place / "record.jsonl").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of two processes, each tells of what is there when it writes
             file.write(json.dumps([operation, self.tree()]) + "\n")
 
     def tree(self) -> dict[str, Entry]:
@@ -173,7 +178,7 @@ class Record:
         return None
 
 
-def play(works: dict[str, Work], material: Material, draw: Random, folder: Path) -> Round:
+def play(works: dict[str, Work], material: Material, draw: Draws, folder: Path) -> Round:
     """A power failure at one moment of one of the works, and what the same command then makes of the disk."""
     name = draw.choice(list(works))
     work = works[name]
@@ -197,14 +202,14 @@ def _at_least(step: int, folder: Path) -> None:
 
 def recorded(name: str, work: Work, material: Material) -> Record:
     """The record of the work, made once and kept in the material."""
-    place = material.whole.with_name("records") / name.replace(" ", "-")
+    place = material.records / name.replace(" ", "-").replace(",", "")
     folder = place / "folder"
     if not (place / "done").exists():
-        if place.exists():
-            raise Lost(f"{place}: a record that was not finished; remove it")
+        shutil.rmtree(place, ignore_errors=True)  # one that was not finished
         folder.mkdir(parents=True)
         recorder = Recorder(folder, place)
-        ended = run(command(work.words(material, folder)), place / "said.txt", work.limit, before=recorder.before)
+        ended = run(command(work.words(material, folder)), place / "said.txt", work.limit,
+                    processes=work.processes, before=recorder.before)  # fmt: skip
         if not ended.well:
             raise Lost(f"{name}, recorded: {ended.statuses} {ended.said[-1500:]}")
         (place / "done").touch()

@@ -7,7 +7,8 @@ import pkgutil
 from fpdm import commands
 
 LIBRARIES = ("torch._dynamo", "diffusers.models.autoencoders.autoencoder_kl", "scipy.linalg", "sklearn.datasets",
-             "torch.distributed", "torch.utils.data", "PIL.PngImagePlugin", "accelerate")  # fmt: skip
+             "torch.distributed", "torch.utils.data", "PIL.PngImagePlugin", "accelerate", "matplotlib.figure",
+             "matplotlib.backends.backend_agg", "torch_fidelity.feature_extractor_inceptionv3")  # fmt: skip
 
 
 def preload() -> None:

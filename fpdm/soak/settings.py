@@ -1,8 +1,10 @@
-"""Command lines and settings that no one would give, drawn by hypothesis, of every command."""
+"""Command lines and settings that no one would give, drawn by hypothesis, of every command and script."""
 
 import importlib
 import pkgutil
+import runpy
 import warnings
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,32 +12,56 @@ from typing import Any
 import yaml
 
 from fpdm import commands
+from fpdm.chain import ROOT
+
+# What ends a command soon if all that was drawn is valid: something that is not there, or no time.
+ENDS: dict[str, list] = {
+    "benchmark": ["--minutes", 0], "demo": ["--ckpt", "absent"], "encode_latents": ["--images", "absent"],
+    "evaluate": ["--reference", "absent"], "on_gpu": ["--minutes", 0], "quickstart": ["--budget", 1],
+    "reproduce": ["--minutes", 0], "soak": ["--experiments", "absent"], "solver_errors": ["--calls", 5],
+    "study_precision": ["--ckpt", "absent"], "study_sampling": ["--ckpt", "absent"], "train": ["--dry-run"],
+    "train_classifier": ["--images", "absent"], "train_vae": ["--images", "absent"],
+}  # fmt: skip
+NOT_DRAWN = {"config", "push_to", "out", "run.results", "rehearse", "share"}  # outside, the network, minutes
+WITHOUT_OUT = {"demo", "solver_errors", "train"}
 
 
-def commands_of() -> list[str]:
-    """The names of the commands."""
-    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+def names_of() -> list[str]:
+    """The names of all commands, and of the scripts that have settings as the commands have them."""
+    scripts = [path.stem for path in sorted((ROOT / "scripts").glob("*.py")) if "cli.run(main)" in path.read_text()]
+    return sorted({*(module.name for module in pkgutil.iter_modules(commands.__path__)), *scripts})
 
 
-def drawn_words(draw: Random, out: Path) -> list:
-    """A command with some of its options, and values of any kind. What it would write lies in `out`."""
-    name = draw.choice(commands_of())
-    parser = importlib.import_module(f"fpdm.commands.{name}").parser()
-    options = [name for name in _options_of(parser) if name not in ("push_to", "out", "run.results")]
+@cache
+def options_of(name: str) -> list[str]:
+    """The options of a command."""
+    if (ROOT / "fpdm" / "commands" / f"{name}.py").exists():
+        parser = importlib.import_module(f"fpdm.commands.{name}").parser()
+    else:
+        parser = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="settings")["parser"]()
+    return sorted(set(parser.get_defaults().keys()) - NOT_DRAWN)
+
+
+def drawn_words(name: str, draw: Random, out: Path) -> list:
+    """A command with some of its options, and texts of any kind as their values. What it would write lies in `out`."""
     words: list = [name]
-    for option, value in _example(_options(options), draw):
+    for option, value in _example(_options(options_of(name)), draw):
         words += [f"--{option}", value] if value is not None else [f"--{option}"]
-    where = "--run.results" if name == "train" else None if name == "evaluate" else "--out"
-    return words if where is None else [*words, where, out]
+    return [*words, *end_of(name, out)]
 
 
-def drawn_yaml(path: Path, draw: Random) -> str:
-    """A YAML file with some settings of train.py, with values of any kind, or with another content."""
-    parser = importlib.import_module("fpdm.commands.train").parser()
+def end_of(name: str, out: Path) -> list:
+    """The options that come last: where it would write, and what ends it soon."""
+    where = [] if name in WITHOUT_OUT else ["--out", out / "file" if name in ("evaluate", "study_precision") else out]
+    return [*where, *(["--run.results", out] if name == "train" else []), *ENDS.get(name, [])]
+
+
+def drawn_yaml(name: str, path: Path, draw: Random) -> str:
+    """A YAML file with some settings of a command, with values of any kind, or with another content."""
     content: Any = {}
-    for option, value in _example(_options(_options_of(parser), True), draw):
-        section, _, name = option.rpartition(".")
-        (content.setdefault(section, {}) if section else content)[name] = value
+    for option, value in _example(_options(options_of(name), True), draw):
+        section, _, leaf = option.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[leaf] = value
     if draw.random() < 0.2:
         content = _example(_values(), draw)
     text = yaml.safe_dump(content)
@@ -44,10 +70,6 @@ def drawn_yaml(path: Path, draw: Random) -> str:
         text = text[:at] + draw.choice("{[:&*!|>%@`'\"\t") + text[at:]
     path.write_text(text)
     return text[:300]
-
-
-def _options_of(parser) -> list[str]:
-    return sorted({key for key, _ in parser.get_defaults().items()} - {"config"})
 
 
 def _options(names: list[str], typed: bool = False):

@@ -5,27 +5,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 
-import numpy as np
 import pytest
 
 from fpdm.soak import campaign as campaigns
+from fpdm.soak import report as reports
 from fpdm.soak.campaign import Campaign
+from fpdm.soak.disk import can_mount
 from fpdm.soak.experiments import EXPERIMENTS
-from fpdm.soak.faults import can_mount
-from fpdm.soak.long_runs import slope_of
-from fpdm.soak.moments import Operation
+from fpdm.soak.kinds import KINDS
 from fpdm.soak.outcome import Experiment, Lost, Round
-from fpdm.soak.power import Entry, Moment, Record
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
 ROOT = Path(__file__).parents[2]
 SHORT = {  # rounds of each experiment, and experiments that one process plays
     2: ("kill-training", "kill-preparation", "kill-sampling", "power", "failing-read", "signals"),
-    1: ("full-disk", "clock", "neighbours", "two-commands", "long-training", "long-sampling"),
-    16: ("bad-input",),
+    1: ("full-disk", "clock", "neighbours", "two-commands", "kill-studies", "long-training", "long-sampling"),
+    len(KINDS): ("bad-input",),  # each kind once
 }
 
 
@@ -42,13 +39,12 @@ def soak(out: Path, *words) -> subprocess.CompletedProcess:
 
 
 def test_every_experiment_has_a_short_form():
-    """But one, of minutes: test_reproduce.py and test_benchmark.py stop and resume these commands."""
-    assert EXPERIMENTS.keys() - {name for names in SHORT.values() for name in names} == {"kill-studies"}
+    assert EXPERIMENTS.keys() == {name for names in SHORT.values() for name in names}
 
 
 @pytest.mark.parametrize("rounds", SHORT)
 def test_nothing_is_lost(out, rounds):
-    if rounds == 16:
+    if rounds == len(KINDS):
         pytest.importorskip("hypothesis")
     names = [name for name in SHORT[rounds] if name != "full-disk" or can_mount()]
     done = soak(out, "--experiments", ",".join(names), "--rounds", rounds, "--length", 200)
@@ -57,20 +53,26 @@ def test_nothing_is_lost(out, rounds):
         lines = [json.loads(line) for line in (out / "journals" / f"{name}.jsonl").read_text().splitlines()]
         assert [line["seed"] for line in lines] == list(range(rounds))
         assert name in (out / "report.md").read_text()
+        assert all(line["commit"] for line in lines)
+        assert not name.startswith("kill") or any(line["did"]["killed"] for line in lines)
     assert not list((out / "rounds").iterdir())
 
 
 @pytest.fixture
 def campaign(tmp_path, monkeypatch):
-    """One whose experiment loses something in the round of seed 2."""
+    """One whose experiment loses something in the round of seed 2, and fails in that of seed 4, until `mended`."""
 
     def play(material, draw, folder):
         (folder / "left").touch()
-        if folder.name.endswith("-2"):
+        if folder.name.endswith("-2") and not (tmp_path / "mended").exists():
             raise Lost("a weight is gone")
-        return Round("a kind", "equal", {"drawn": draw.random()})
+        if folder.name.endswith("-4"):
+            raise KeyError("a fault of the campaign")
+        return Round("a kind", "equal", {"drawn": draw.random(), "killed": 2})
 
-    monkeypatch.setattr(campaigns, "EXPERIMENTS", {"example": Experiment("an example", 5, play)})
+    experiments = {"example": Experiment("an example", 5, play)}
+    monkeypatch.setattr(campaigns, "EXPERIMENTS", experiments)
+    monkeypatch.setattr(reports, "EXPERIMENTS", experiments)
     return Campaign(tmp_path, 0, None, 400)
 
 
@@ -78,9 +80,36 @@ def test_a_loss_ends_it_and_is_repeated_by_one_command(campaign, caplog, tmp_pat
     with caplog.at_level("INFO", "fpdm"):
         line = campaign.play("example", 5)
     assert line["seed"] == 2 and line["trouble"] == "a weight is gone"
-    assert "python scripts/soak.py --experiments example --rounds 1 --seed 2" in caplog.text
+    repeat = "python scripts/soak.py --experiments example --rounds 1 --seed 2 --length 400 --out"
+    assert f"{repeat} {tmp_path}" in caplog.text
     assert [path.name for path in (tmp_path / "rounds").iterdir()] == ["example-2"]
-    assert "lost" in campaign.report()
+    assert "lost" in reports.report(campaign, "a command")
+
+
+def test_a_loss_that_does_not_come_again_stays_in_the_report(campaign, tmp_path):
+    campaign.play("example", 3)
+    (tmp_path / "mended").touch()
+    assert campaign.play("example", 3) is None
+    told = reports.report(campaign, "a command")
+    assert "| example | a kind | 1 | lost 1 time(s), then equal |" in told.replace("  ", " ")
+    assert "| example | an example | 3 | 6 | 0 | 1 |" in told  # rounds, SIGKILLs, lost, lost and then passed
+    assert "`a command`" in told and campaign.commit in told
+
+
+def test_another_error_is_in_the_journal_too(campaign, tmp_path):
+    (tmp_path / "mended").touch()
+    line = campaign.play("example", None)
+    assert line["seed"] == 4 and "a fault of the campaign" in campaign.lines("example")[-1]["trouble"]
+
+
+def test_a_report_tells_of_several_states_of_the_code(campaign, monkeypatch, tmp_path):
+    campaign.play("example", 1)
+    monkeypatch.setattr(campaigns, "state_of_code", lambda: ("another commit", "other"))
+    other = Campaign(tmp_path, 0, None, 400)
+    assert other.material.folder != campaign.material.folder  # what is compared was made by the same code
+    other.play("example", 2)
+    told = reports.report(other, "a command")
+    assert "Several states of the code" in told and "another commit" in told
 
 
 def test_a_campaign_resumes_and_a_round_repeats(campaign, tmp_path):
@@ -98,59 +127,3 @@ def test_a_campaign_resumes_and_a_round_repeats(campaign, tmp_path):
 def test_no_time_left(tmp_path, monkeypatch):
     monkeypatch.setattr(campaigns, "EXPERIMENTS", {"example": Experiment("an example", 1, None)})
     assert Campaign(tmp_path, 0, -1.0, 400).play("example", 1) is None
-
-
-def record(tmp_path, *moments: tuple) -> Record:
-    """A record of operations, each (name, path, before, tree)."""
-    place = tmp_path / "place"
-    (place / "blobs").mkdir(parents=True)
-    for content in ("old", "new content"):
-        (place / "blobs" / content).write_text(content)
-    (place / "record.jsonl").touch()
-    found = Record(place, Path("/run"))
-    found.moments = [
-        Moment(Operation(name, path, before), {where: Entry(*entry) for where, entry in tree.items()})
-        for name, path, before, tree in moments
-    ]
-    return found
-
-
-def states(found: Record, tmp_path) -> set:
-    """What the disk may hold after the last moment, over many draws: the content of `a`, None if it is not there."""
-    contents = set()
-    for seed in range(60):
-        folder = tmp_path / str(seed)
-        found.restore(folder, len(found.moments) - 1, Random(seed))
-        contents.add((folder / "a").read_text() if (folder / "a").exists() else None)
-    return contents
-
-
-A, B = {"a": ("file", 1, "old")}, {"a": ("file", 1, "old"), "b": ("file", 2, "new content")}
-RENAMED = {"a": ("file", 2, "new content")}
-SYNCED = [("fsync", "/run/a", False, A), ("fsync", "/run", False, A)]
-
-
-def test_a_rename_without_syncs_may_lose_everything(tmp_path):
-    found = states(
-        record(tmp_path, *SYNCED, ("os.rename", "/run/b", True, B), ("open", "/run/c", True, RENAMED)), tmp_path
-    )
-    assert {"old", "", "new content"} <= found and any(text not in ("old", "new content") for text in found if text)
-
-
-def test_a_synced_file_is_old_or_new(tmp_path):
-    synced = ("fsync", "/run/b", False, B)
-    found = record(tmp_path, *SYNCED, synced, ("os.rename", "/run/b", True, B), ("open", "/run/c", True, RENAMED))
-    assert states(found, tmp_path) == {"old", "new content"}
-
-
-def test_a_synced_name_is_new(tmp_path):
-    after = [("fsync", "/run/b", False, B), ("fsync", "/run", False, RENAMED)]
-    assert states(record(tmp_path, *SYNCED, *after), tmp_path) == {"new content"}
-
-
-def test_slopes():
-    """The error is that of a textbook: for residuals e, sqrt(e.e / (n - 2) / sum of squares of x)."""
-    x = np.array([0.0, 1.0, 2.0, 3.0])
-    assert slope_of(x, 2 * x + 1) == (pytest.approx(2), pytest.approx(0))
-    slope, error = slope_of(x, np.array([0.0, 1.0, 0.0, 1.0]))
-    assert slope == pytest.approx(0.2) and error == pytest.approx(np.sqrt(0.8 / 2 / 5))
