@@ -2,10 +2,13 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from torchvision import datasets
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
@@ -16,6 +19,15 @@ BLOCKS = [
     if page.name not in ("your-own-idea.md", "demo.md")
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 ]
+
+
+class Pictures(list):
+    """Stands for torchvision's CIFAR10, which would be downloaded."""
+
+    classes = ("airplane", "automobile")
+
+    def __init__(self, folder: str, download: bool):
+        super().__init__((Image.new("RGB", (32, 32)), label) for label in (0, 1, 1))
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)])
@@ -35,6 +47,7 @@ def test_python_runs(page, block, tiny_run, image_folder, tmp_path, monkeypatch,
     }
     for theirs, ours in stands_for.items():
         block = block.replace(theirs, ours)
+    monkeypatch.setattr(datasets, "CIFAR10", Pictures)
     np.savez("samples.npz", np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
     names = {}
     exec(block, names)
@@ -45,6 +58,9 @@ def test_python_runs(page, block, tiny_run, image_folder, tmp_path, monkeypatch,
         assert (tmp_path / "grid.png").stat().st_size > 0 and names["images"].shape[:2] == (16, 3)
     if "pipe" in names:
         assert len(names["images"]) == 2 and names["images"][0].size == (16, 16)
+    if "CIFAR10" in names:
+        with zipfile.ZipFile("cifar10-train.zip") as made:
+            assert made.namelist() == ["airplane/00000.png", "automobile/00001.png", "automobile/00002.png"]
     if "folder" in names:
         assert len(list(names["folder"].glob("0*.png"))) == 100 and f"{names['scores']['FD-cnn@100']}" in printed
     elif "scores" in names:

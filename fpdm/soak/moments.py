@@ -45,12 +45,12 @@ class Aim(NamedTuple):
 
 
 def watch(folder: Path, on_operation: Callable[[Operation], None]) -> None:
-    """Call a function for every operation of this process on files in `folder`, from now on."""
+    """Call a function for every operation of this process on `folder` and what is in it, from now on."""
     root, fsync, busy = f"{folder.resolve()}{os.sep}", os.fsync, False
 
     def tell(operation: Operation) -> None:
         nonlocal busy
-        if busy or not any(part and part.startswith(root) for part in (operation.path, operation.target)):
+        if busy or not any(part and f"{part}{os.sep}".startswith(root) for part in (operation.path, operation.target)):
             return
         busy = True
         try:

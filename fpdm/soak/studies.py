@@ -7,7 +7,7 @@ from pathlib import Path
 from fpdm.files import read_json
 from fpdm.records import read_object
 from fpdm.soak.material import Material
-from fpdm.soak.results import run_intact
+from fpdm.soak.results import run_intact, run_result
 from fpdm.soak.work import Work
 
 LIMIT = 1800  # seconds: each of their commands imports the libraries anew
@@ -22,7 +22,10 @@ def reproduction() -> Work:
                 "--targets", "fig5", "--train",
                 "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1 --run.preview_every 0"]  # fmt: skip
 
-    return Work(words, scores_result, study_intact, limit=LIMIT, family=True)
+    def result(folder: Path) -> dict:
+        return run_result(folder / "out") | {"section": (folder / "out" / "fig5.md").read_text()}
+
+    return Work(words, result, study_intact, limit=LIMIT, family=True)
 
 
 def quickstart() -> Work:
