@@ -8,12 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
+from matplotlib.transforms import Bbox
 from torch import Tensor
 from torchvision.utils import make_grid
 
 FPDM_COLOURS = ("#1b6ca8", "#e07a1f")
 DIT_COLOUR = "#444444"
 DPI = 130
+SIDES = ((1, 0, "left"), (-1, 0, "right"), (0.7, 0.7, "left"), (0.7, -0.7, "left"), (-0.7, 0.7, "right"),
+         (-0.7, -0.7, "right"))  # fmt: skip
 
 
 class Curve(NamedTuple):
@@ -119,13 +122,33 @@ def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> Non
         of_it = [point for point in points if point.explicit == explicit]
         axes.errorbar([p.x for p in of_it], [p.score for p in of_it], [p.deviation for p in of_it], fmt="o", capsize=3,
                       color=colour, label=family)  # fmt: skip
-    for point in points:
-        axes.annotate(point.label, (point.x, point.score), xytext=(5, 3), textcoords="offset points", fontsize=7)
-    axes.set(xlabel=xlabel, ylabel=f"{score} (lower is better)", ylim=(0, None))
-    axes.margins(x=0.12)
+    axes.set(xlabel=xlabel, ylabel=f"{score} (lower is better)", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.margins(x=0.12, y=0.08)
     axes.grid(alpha=0.3)
     axes.legend()
+    _label(axes, points)
     figure.savefig(path, dpi=DPI)
+
+
+def _label(axes: Axes, points: list[Point]) -> None:
+    """Write each label beside its point, at the nearest place that covers no other label and no point."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # the layout must be known
+    dots = axes.transData.transform([(point.x, point.score) for point in points])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in dots]
+    places = [(dx * distance, dy * distance, side) for distance in range(6, 80, 3) for dx, dy, side in SIDES]
+    for point in sorted(points, key=lambda point: point.score):
+        label = axes.annotate(point.label, (point.x, point.score), xytext=(0, 0), textcoords="offset points",
+                              fontsize=7, va="center")  # fmt: skip
+        for dx, dy, side in places:
+            label.set(position=(dx, dy), ha=side)
+            box = label.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
+                break
+        taken.append(box)
 
 
 class Series(NamedTuple):

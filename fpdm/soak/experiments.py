@@ -22,8 +22,8 @@ RECORDED = ALONE | {name: WORKS[name] for name in ("train FPDM, 2 processes", "e
 ON_A_DISK = ALONE | STUDIES
 
 
-def _killed(about: str, rounds: int, works: dict) -> Experiment:
-    return Experiment(f"SIGKILL: {about}", rounds, partial(kills.play, works))
+def _killed(about: str, rounds: int, works: dict, times: tuple[int, ...] = (1, 1, 2)) -> Experiment:
+    return Experiment(f"SIGKILL: {about}", rounds, partial(kills.play, works, times))
 
 
 def _writes(material: Material) -> int:
@@ -34,7 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "kill-training": _killed("training, alone and in two processes", 500, _named("train FPDM", "train DiT")),
     "kill-preparation": _killed("VAE, classifier, encoding", 250, _named("train VAE", "train classifier", "encode")),
     "kill-sampling": _killed("sampling and scoring", 200, _named("sample", "evaluate")),
-    "kill-studies": _killed("reproduction and benchmark", 50, KILLED_STUDIES),
+    "kill-studies": _killed("reproduction and benchmark", 15, KILLED_STUDIES, (4,)),
     "power": Experiment("power failure", 300, partial(power.play, RECORDED)),
     "full-disk": Experiment("a full disk, at each write in turn", _writes, partial(disk.play, ON_A_DISK)),
     "failing-read": Experiment("a read that fails, a file that vanishes", 300, partial(reads.play, ALONE)),

@@ -16,17 +16,22 @@ from fpdm.soak.work import Work
 AIMED = 0.7  # share of the kills that are aimed at an operation on files
 
 
-def play(works: dict[str, Work], material: Material, draw: Draws, folder: Path) -> Round:
-    """One or two kills of one of the works in a row, and the comparison with an uninterrupted one."""
+def play(works: dict[str, Work], kills: tuple[int, ...], material: Material, draw: Draws, folder: Path) -> Round:
+    """Some kills of one of the works in a row, and the comparison with an uninterrupted one.
+
+    kills: numbers of kills, of which one is drawn. If it is n, each kill comes within the first 1/n of what an
+    uninterrupted command does, because the one that is killed next has less left to do.
+    """
     name = draw.choices(list(works), [work.share for work in works.values()])[0]
     work, whole = works[name], uninterrupted(name, works[name], material)
     did = {"work": name, "kills": [], "killed": 0}
-    for number in range(draw.choice((1, 1, 2))):
+    times = draw.choice(kills)
+    for number in range(times):
         aimed = draw.random() < AIMED
         way = draw.choice(("before", "torn")) if aimed else "clock"
         rank = draw.choice([rank for rank, made in enumerate(whole["operations"]) if made])
-        operation = draw.randrange(len(whole["operations"][rank]))
-        moment = draw.uniform(0, whole["seconds"]) if way == "clock" else operation
+        operation = draw.randrange(max(len(whole["operations"][rank]) // times, 1))
+        moment = draw.uniform(0, whole["seconds"] / times) if way == "clock" else operation
         did["kills"].append({"way": way, "at": moment, "rank": rank})
         was = saved_in(folder) if number else {}
         high = HighWater(folder, number, was)
