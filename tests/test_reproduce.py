@@ -66,7 +66,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
             patch.setattr(longer, name, value)
         rungs = (forms.Rung("injection", {"add": {}, "`decay`": {"model.injection": "decay"}}),
                  forms.Rung("supervision", {"last": {}, "early head": {"model.early_head": 1}}))  # fmt: skip
-        for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("ITERATIONS", (1, 2))):
+        for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("ITERATIONS", (1, 2)), ("RATED", 24)):
             patch.setattr(ladder, name, value)
         for name, value in (("CHOICE", (24,)), ("OPPONENTS", forms.OPPONENTS[2:])):
             patch.setattr(ladder, name, value)
@@ -75,7 +75,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
             patch.setattr(ladder_report, name, value)
         few = {label: CHOICES[label] for label in ("the paper's", "flow", "Muon")}
         few |= {"flow": few["flow"]._replace(rates=(1e-3,)), "Muon": few["Muon"]._replace(rates=few["Muon"].rates[:2])}
-        for name, value in (("CHOICES", few), ("BUDGETS", (36,)), ("SHIFTS", {"discrete": (1.0,), "flow": (2.0,)}),
+        for name, value in (("CHOICES", few), ("BUDGET", 36), ("SHIFTS", {"discrete": (1.0,), "flow": (2.0,)}),
                             ("SAMPLERS", {"discrete": ("ab2",), "flow": ("heun",)})):  # fmt: skip
             patch.setattr(recipes, name, value)
         networks = {

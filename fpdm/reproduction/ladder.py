@@ -19,6 +19,7 @@ RATES = (1e-3, 2e-3, 4e-3)
 TRIAL = 1 / 4  # length of a trial of a rate
 ITERATIONS = (1, 2, 4)
 SAMPLERS = ("ab2", "ddim")
+RATED = 60  # budget by which learning rates are compared, with the first of the samplers
 CHOICE = (36, 120)  # budgets by which forms are compared, with the first of the samplers
 
 
@@ -112,7 +113,7 @@ class Ladder:
                 Training(f"{key}-trial-{rate:g}", steps[key], self._words(forms[key], 0, rate)).cooled()
                 for key, rate in pairs
             ])  # fmt: skip
-            return [DIVERGED if model is None else self.best([model], CHOICE[-1], SAMPLERS[:1])[0].distances[0]
+            return [DIVERGED if model is None else self.best([model], RATED, SAMPLERS[:1])[0].distances[0]
                     for model in models]  # fmt: skip
 
         found: dict[str, dict[float, float]] = {}
