@@ -99,7 +99,11 @@ def table3(lab: Laboratory) -> Section:
         sizes = [f"{first.parameters:,d}", str(first.steps), str(result.scores[0].timesteps), f"{result.gflops:.2f}"]
         rows.append([label, *sizes, spread(result.distances), "" if paper is None else str(paper)])
     head = ["model", "parameters", "steps", "timesteps", "GFLOPs/image", _name(lab), "paper, FID"]
-    return Section("Tab. 3: DiTs with as many parameters", markdown_table(head, rows))
+    caption = (
+        f"DDIM, FPDM with {USUAL} iterations per timestep. Each network has the number of timesteps that costs about "
+        f"as many FLOPs as {MIDDLE} block passes of the DiT with 12 blocks."
+    )
+    return Section("Tab. 3: DiTs with as many parameters", f"{caption}\n\n{markdown_table(head, rows)}")
 
 
 def table4(lab: Laboratory) -> Section:
@@ -192,7 +196,8 @@ def figure7(lab: Laboratory) -> Section:
         curves.append(Curve(f"{blocks} pre and post blocks", list(wide), means, deviations))
     plot_curves(curves, "block passes per image", _name(lab), lab.out / "fig7.png")
     table = markdown_table(["pre + post blocks", *(f"{budget} passes" for budget in wide)], rows)
-    return Section("Fig. 7: explicit blocks", f"![score against budget](fig7.png)\n\n{table}")
+    caption = f"DDIM, {USUAL} iterations per timestep."
+    return Section("Fig. 7: explicit blocks", f"{caption}\n\n![score against budget](fig7.png)\n\n{table}")
 
 
 def opponents(lab: Laboratory) -> Section:
@@ -288,7 +293,7 @@ def _training_variants(lab: Laboratory, ways: list[tuple[str, str, float | str]]
         rows.append([label, f"{n + m:g}", str(first.steps), *cells, str(paper)])
     name = _name(lab)
     head = ["", "updates per step", "steps", f"{name}, {USUAL} it.", f"{name}, 10 it.", "paper, FID"]
-    return markdown_table(head, rows)
+    return f"{MIDDLE} block passes, DDIM.\n\n{markdown_table(head, rows)}"
 
 
 def _name(lab: Laboratory) -> str:
