@@ -30,9 +30,8 @@ def steps_for_equal_time(
     is slower for all of them. Where sjfb.grow or sjfb.consistency change what a step costs, every stage is measured.
 
     arguments: of train.py, for each model. at_once: trainings at a time, as later, from the first step that is measured
-    to the last. known: one of the models and its
-    steps, measured earlier; the others then make more or fewer in proportion to their rates, so that it does not matter
-    whether the machine is slower now.
+    to the last. known: one of the models and its steps, measured earlier; the others then make more or fewer in
+    proportion to their rates, so that it does not matter whether the machine is slower now.
     """
     if not path.exists():
         rates = {name: [] for name in arguments}

@@ -1,11 +1,9 @@
 """Image sources: class folders, flat folders, zip files and scikit-learn's digits; whole, or one of their two parts."""
 
 import hashlib
-import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,23 +14,13 @@ from PIL import Image
 
 from fpdm.config import limits
 from fpdm.data.attributes import Attributes, of_vectors
+from fpdm.data.readers import DECODE_ERRORS, ArrayReader, FileReader, ZipReader, member
 from fpdm.records import fits, shown
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 DIGITS = "digits"
 HELD_OUT_SHARE = 0.1
 TRAINING, HELD_OUT = "training", "held-out"  # the parts of a source: SOURCE@training, SOURCE@held-out
-
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,  # Pillow raises it for a broken PNG
-    EOFError,
-    RuntimeError,  # an encrypted zip
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 
 
 class BrokenImage(ValueError):
@@ -152,7 +140,7 @@ def is_held_out(key: str) -> bool:
 def open_files(paths: Sequence[Path]) -> ImageSet:
     """These files, in this order, as images of one class."""
     names = [str(path) for path in paths]
-    return ImageSet(names, [0] * len(names), ["images"], _FileReader(names))
+    return ImageSet(names, [0] * len(names), ["images"], FileReader(names))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -163,44 +151,6 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
 
 
-class _ArrayReader:
-    """Grey images from one array (N, h, w) uint8."""
-
-    def __init__(self, pixels: np.ndarray):
-        self.pixels = pixels
-
-    def __call__(self, i: int) -> Image.Image:
-        return Image.fromarray(self.pixels[i])
-
-
-class _FileReader:
-    """Images from files."""
-
-    def __init__(self, paths: list[str]):
-        self.paths = paths
-
-    def __call__(self, i: int) -> Image.Image:
-        with Image.open(self.paths[i]) as image:
-            image.load()
-            return image
-
-
-class _ZipReader:
-    """Images from a zip, opened once per process: a handle shared by several would share its position."""
-
-    def __init__(self, path: Path, names: list[str]):
-        self.path, self.names, self._opened = path, names, {}
-
-    def __call__(self, i: int) -> Image.Image:
-        archive = self._opened.get(os.getpid()) or self._opened.setdefault(os.getpid(), zipfile.ZipFile(self.path))
-        image = Image.open(io.BytesIO(_member(archive, self.names[i])))
-        image.load()
-        return image
-
-    def __getstate__(self) -> dict:
-        return {**vars(self), "_opened": {}}
-
-
 def _digits() -> ImageSet:
     """1,797 handwritten digits, 8x8 grey, from scikit-learn: real data without a download."""
     from sklearn.datasets import load_digits
@@ -208,7 +158,7 @@ def _digits() -> ImageSet:
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
     names = [f"{DIGITS}/{i:04d}" for i in range(len(pixels))]
-    return ImageSet(names, data.target.tolist(), [str(c) for c in range(10)], _ArrayReader(pixels))
+    return ImageSet(names, data.target.tolist(), [str(c) for c in range(10)], ArrayReader(pixels))
 
 
 def _folder(root: Path) -> ImageSet:
@@ -219,7 +169,7 @@ def _folder(root: Path) -> ImageSet:
     ]
     names, labels, class_names = _classify(names, str(root))
     paths = [str(root / name) for name in names]
-    return ImageSet(paths, labels, class_names, _FileReader(paths), keys=names)
+    return ImageSet(paths, labels, class_names, FileReader(paths), keys=names)
 
 
 def _zip(path: Path) -> ImageSet:
@@ -238,7 +188,7 @@ def _zip(path: Path) -> ImageSet:
         attributes = None
         keys, labels, class_names = _classify([name.removeprefix(prefix) for name in listed], str(path))
         names = [prefix + name for name in keys]
-    names, reader = [f"{path}:{name}" for name in names], _ZipReader(path, names)
+    names, reader = [f"{path}:{name}" for name in names], ZipReader(path, names)
     return ImageSet(names, labels, class_names, reader, keys=keys, attributes=attributes)
 
 
@@ -254,17 +204,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _table(path: Path, archive: zipfile.ZipFile, name: str) -> dict:
     """EDM's dataset.json; ValueError for one that is damaged or enormous."""
     try:
-        return json.loads(_member(archive, name))
+        return json.loads(member(archive, name))
     except (*DECODE_ERRORS, RecursionError) as error:
         raise ValueError(f"{path}: {name} is damaged ({error}); replace it") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of a file in a zip; ValueError before it is unpacked if it is larger than any image."""
-    size = archive.getinfo(name).file_size
-    if size > limits.FILE_IN_ZIP:
-        raise ValueError(f"{name} unpacks to {size:,d} bytes; at most {limits.FILE_IN_ZIP:,d}")
-    return archive.read(name)
 
 
 def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str], Attributes | None]:
