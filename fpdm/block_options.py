@@ -19,7 +19,7 @@ class BlockOptions:
     positions: one of POSITIONS. Sin-cos and learned ones (Dosovitskiy et al., 2021) are added to the tokens; rotary
         ones (Su et al., 2021) rotate queries and keys, half of each head's pairs by the row and half by the column.
     exclude_own_value: what attention returns to a token loses its component along the token's own value (Looped-DiT,
-        2609.40305).
+        arXiv:2609.40305).
     """
 
     qk_norm: bool = False

@@ -167,7 +167,7 @@ class DecayInjection(Injection):
 
 
 class LanesInjection(Injection):
-    """Two-lane hyper-connections at the loop's boundary (2604.21106). The state is two lanes l = (l_0, l_1), and
+    """Two-lane hyper-connections at the loop's boundary (arXiv:2604.21106). The state is two lanes l = (l_0, l_1), and
 
         u = alpha_i . l,   s = Blocks(u) - u,   l <- M_i l + beta_i (x) s
 

@@ -70,7 +70,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def without_own_value(out: Tensor, v: Tensor) -> Tensor:
-    """z = o - (o . v^) v^ with v^ = v / |v|, in float32; a value of 0 excludes nothing (Looped-DiT, 2609.40305).
+    """z = o - (o . v^) v^ with v^ = v / |v|, in float32; a value of 0 excludes nothing (Looped-DiT, arXiv:2609.40305).
 
     out (B, H, N, d): o, what attention gives to each token. v (B, H, N, d): the token's own value.
     """

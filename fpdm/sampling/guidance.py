@@ -13,7 +13,7 @@ from fpdm.processes.times import THOUSAND, ContinuousTimes, DiscreteTimes
 
 class InternalGuidance(NamedTuple):
     """Settings of internal guidance: the prediction D_i of an early exit takes the place of a weaker model's,
-    D = D_i + scale * (D_last - D_i) (2512.24176).
+    D = D_i + scale * (D_last - D_i) (arXiv:2512.24176).
 
     scale: 1 for none. exit: number of updates (blocks of a DiT) before the exit; None for that of the model's early
     head, or 1 without one. interval: lowest and highest guided timestep; None for all.
