@@ -104,6 +104,22 @@ def plot_panels(panels: dict[str, list[Curve]], xlabel: str, score: str, path: P
     figure.savefig(path, dpi=DPI)
 
 
+def plot_losses(panels: dict[str, list[Curve]], xlabel: str, loss: str, path: Path) -> None:
+    """Losses over training, each in a band of its deviation; a panel with a legend for each title."""
+    figure = Figure(figsize=(4.4 * len(panels), 4.2), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+        for curve, shade in zip(curves, shades, strict=True):
+            scores, deviations = np.array(curve.scores), np.array(curve.deviations)
+            axes.plot(curve.x, scores, color=shade, label=curve.label)
+            axes.fill_between(curve.x, scores - deviations, scores + deviations, color=shade, alpha=0.25, linewidth=0)
+        axes.set(title=title, xlabel=xlabel, xlim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.axes[0].set_ylabel(f"{loss} (lower is better)")
+    figure.savefig(path, dpi=DPI)
+
+
 class Point(NamedTuple):
     """A score at x, with its deviation over seeds. explicit: the model is a DiT."""
 

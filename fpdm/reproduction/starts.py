@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpdm.evaluation.figures import Curve, plot_panels
+from fpdm.evaluation.figures import Curve, plot_losses
 from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import spread
 from fpdm.evaluation.tables import markdown_table
@@ -91,7 +91,9 @@ def starts(lab: Laboratory) -> Section:
                          _reached(steps, losses, goals), score])  # fmt: skip
             deviations = losses.std(0, ddof=1) if len(losses) > 1 else np.zeros(len(steps))
             panels[network.label].append(Curve(arm.start.label, steps, list(losses.mean(0)), list(deviations)))
-    plot_panels(panels, "training steps", "loss on held-out digits", lab.out / "starts.png")
+    plain = {title.replace("`", ""): [curve._replace(label=curve.label.replace("`", "")) for curve in curves]
+             for title, curves in panels.items()}  # fmt: skip
+    plot_losses(plain, "training steps", "loss on held-out digits", lab.out / "starts.png")
     head = ["network", "start", "rate", *(f"loss at {share:.0%}" for share in SHARES), "random's last loss reached at",
             score_name("cnn", lab.book.images)]  # fmt: skip
     text = (
