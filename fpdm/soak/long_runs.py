@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,13 +118,17 @@ def _look(children: Children, folder: Path, share: float) -> Look:
     facts = process.joinpath("stat").read_text().rpartition(")")[2].split()
     seconds = (int(facts[11]) + int(facts[12])) / os.sysconf("SC_CLK_TCK")
     memory = int(process.joinpath("statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    disk = 0
-    for path in folder.rglob("*"):
-        try:
-            disk += 0 if path.name in LOGS else path.stat().st_size
-        except FileNotFoundError:  # pruned just now
-            continue
-    return Look(share, memory, len(os.listdir(process / "fd")), int(facts[17]), seconds, disk)
+    return Look(share, memory, len(os.listdir(process / "fd")), int(facts[17]), seconds, _size_of(folder))
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of all files but the logs, while the process renames and removes some of them and their folders."""
+    size = 0
+    for place, _, names in os.walk(folder):  # unlike rglob, it passes over a folder that is gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += 0 if name in LOGS else os.lstat(os.path.join(place, name)).st_size
+    return size
 
 
 def _judged(looks: list[Look]) -> dict:

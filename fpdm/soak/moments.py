@@ -24,12 +24,14 @@ WATCHED = "from fpdm.soak.moments import join\n\njoin()\n"  # their sitecustomiz
 
 class Operation(NamedTuple):
     """name: of the audit event, or fsync. path: what it is about. before: whether it is about to happen (an fsync is
-    also told of when it has happened)."""
+    also told of when it has happened). kept: bytes of a file that is synced which were there before this process or at
+    its last sync, so that nothing can tear them."""
 
     name: str
     path: str
     before: bool = True
     target: str | None = None
+    kept: int = 0
 
 
 class Aim(NamedTuple):
@@ -47,6 +49,7 @@ class Aim(NamedTuple):
 def watch(folder: Path, on_operation: Callable[[Operation], None]) -> None:
     """Call a function for every operation of this process on `folder` and what is in it, from now on."""
     root, fsync, busy = f"{folder.resolve()}{os.sep}", os.fsync, False
+    kept: dict[str, int] = {}  # bytes of a file, by its path
 
     def tell(operation: Operation) -> None:
         nonlocal busy
@@ -65,12 +68,16 @@ def watch(folder: Path, on_operation: Callable[[Operation], None]) -> None:
             return
         where = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else None
         two = event in ("os.rename", "os.link", "os.symlink")
-        tell(Operation(event, _whole(arguments[0], where), True, _whole(arguments[1]) if two else None))
+        path = _whole(arguments[0], where)
+        if event == "open":
+            kept[path] = os.path.getsize(path) if os.path.isfile(path) and not arguments[2] & os.O_TRUNC else 0
+        tell(Operation(event, path, True, _whole(arguments[1]) if two else None))
 
     def synced(handle: int) -> None:
         path = os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}")
-        tell(Operation("fsync", path))
+        tell(Operation("fsync", path, kept=kept.get(path, 0)))
         fsync(handle)
+        kept[path] = os.path.getsize(path)
         tell(Operation("fsync", path, before=False))
 
     os.fsync = synced
@@ -119,7 +126,9 @@ def _kill(operation: Operation, aim: Aim) -> None:
 def _tear(operation: Operation, aim: Aim) -> None:
     """The same amid the write of a file that is about to be synced."""
     if operation.name == "fsync" and operation.before and os.path.isfile(operation.path):
-        os.truncate(operation.path, os.path.getsize(operation.path) // 3)
+        size = os.path.getsize(operation.path)
+        kept = min(operation.kept, size)
+        os.truncate(operation.path, kept + (size - kept) // 3)
     _kill(operation, aim)
 
 

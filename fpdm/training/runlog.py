@@ -49,9 +49,10 @@ class RunLog:
             self.say(line)
 
     def sync(self) -> None:
-        """Put log.jsonl on the disk, before a checkpoint that stands for its steps."""
+        """Put log.jsonl and its name on the disk, before a checkpoint that stands for its steps."""
         if self.is_main:
             os.fsync(self._jsonl.fileno())
+            sync_to_disk(self.run)
 
     def close(self) -> None:
         if self.is_main:

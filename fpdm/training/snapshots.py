@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fpdm.files import replaced
+from fpdm.files import make_folder, replaced
 from fpdm.training.ema import Average, PowerAverage
 from fpdm.training.profiles import Profile, combine
 
@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 def save_snapshots(run: Path, step: int, averages: Iterable[Average]) -> None:
     """Write those of the power-function averages, each file atomically. OSError if one cannot be written, for example
     on a full disk."""
-    (run / FOLDER).mkdir(exist_ok=True)
+    make_folder(run / FOLDER)
     for average in averages:
         if not isinstance(average, PowerAverage):
             continue

@@ -1,6 +1,7 @@
 """The checks of the campaign find what they look for."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from fpdm.soak.children import Ended, run, start
 from fpdm.soak.clock import jump
 from fpdm.soak.ends import told
 from fpdm.soak.kills import HighWater
-from fpdm.soak.long_runs import Look, _judged, slope_of
-from fpdm.soak.moments import AIM, Aim, pass_on
+from fpdm.soak.long_runs import Look, _judged, _size_of, slope_of
+from fpdm.soak.moments import AIM, Aim, pass_on, take_aim
 from fpdm.soak.outcome import Lost
 from fpdm.soak.reads import Reads
 from fpdm.soak.results import logged, lost_between, saved, steps_again
@@ -89,6 +90,48 @@ def test_processes_that_a_command_starts_take_its_aim(tmp_path, monkeypatch, act
     assert done.returncode == (-signal.SIGKILL if act == "before" else 0)
     assert (tmp_path / "out" / "b").exists() == (act != "before")
     assert (tmp_path / "counted").read_text() == ("ww" if act == "before" else "www")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_torn_write_keeps_what_was_synced(tmp_path, again):
+    """The third sync of a log fails: of its three bytes since the second one is left. So it is if a process goes on
+    with a file that is there."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if again:
+        (folder / "log").write_text("before")
+    syncs = [("aa", 1), ("bb", 3), ("ccc", 5)]  # what is written, and the number of the operation of its sync
+
+    def work() -> None:
+        with (folder / "log").open("a") as file:
+            for text, _ in syncs:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+
+    aim = Aim(str(folder), str(tmp_path / "counted"), syncs[-1][1], "torn")
+    run(work, tmp_path / "said.txt", before=lambda rank: take_aim(aim))
+    assert (folder / "log").read_text() == "before" * again + "aabbc"
+
+
+def test_a_look_at_a_folder_that_changes(tmp_path):
+    """Files and folders come and go at a name while their sizes are added up."""
+    (tmp_path / "kept").write_text("12345")
+    (tmp_path / "log.txt").write_text("grows by design")
+
+    def work() -> None:
+        while True:
+            (tmp_path / "a" / "b").mkdir(parents=True)
+            (tmp_path / "a" / "b" / "c").touch()
+            (tmp_path / "a").rename(tmp_path / "d")
+            shutil.rmtree(tmp_path / "d")
+
+    children = start(work, tmp_path.with_suffix(".said"))
+    try:
+        assert {_size_of(tmp_path) for _ in range(2000)} == {5}
+    finally:
+        children.kill()
+        children.wait(10)
 
 
 def test_a_read_that_fails(tmp_path):

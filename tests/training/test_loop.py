@@ -1,8 +1,10 @@
 import itertools
 import json
 import math
+import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +149,20 @@ def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr("fpdm.training.open_run.new_run", with_full_log)
     with pytest.raises(OSError, match=r"log\.jsonl cannot be written .*No space left.*checkpoints are intact"):
         train(experiment())
+
+
+def test_log_and_its_name_are_on_the_disk_before_a_checkpoint(experiment, monkeypatch):
+    """Of the first sync of log.jsonl and of its folder, and of the link `latest`: in this order."""
+    synced, original = [], os.fsync
+
+    def fsync(handle):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}")))
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run = train(experiment()).resolve()
+    log = synced.index(run / "log.jsonl")
+    assert synced[log + 1 :].index(run) < synced[log + 1 :].index(run / "checkpoints")
 
 
 def test_accumulation_is_the_whole_batch(experiment):
