@@ -95,7 +95,10 @@ def prune_checkpoints(run: Path, step: int, keep_last: int | None, keep_every: i
 def _clear_remains(folder: Path) -> None:
     """Delete what is not, or no longer, a checkpoint. What another program holds open is deleted next time."""
     older = [path for path in folder.glob(f"*{REPLACED}") if path.with_name(f"{step_of(path):07d}").exists()]
-    for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*"), *older]:
+    remains = [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REMOVED}*"), *older]
+    if remains:
+        sync_to_disk(folder)  # else a power failure may keep their old names and lose what is in them
+    for path in remains:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fpdm.files import sync_to_disk
 from fpdm.models import build_model, load_pretrained
 from fpdm.training.checkpoint import (
     find_checkpoint,
@@ -119,6 +120,26 @@ def test_which_checkpoints_are_kept(tmp_path, last, every, kept):
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [*(f"{step:07d}" for step in kept), "latest"]
     assert find_checkpoint(tmp_path).name == "0000050"
+
+
+def test_pruned_names_are_gone_from_the_disk_before_their_content(tmp_path, monkeypatch):
+    """Otherwise, a power failure may leave a folder that is named as a checkpoint, and empty."""
+    done = []
+
+    def told(name, original):
+        def call(*arguments, **options):
+            done.append((name, *(Path(argument).name for argument in arguments[:1])))
+            return original(*arguments, **options)
+
+        return call
+
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    monkeypatch.setattr("fpdm.training.checkpoint.sync_to_disk", told("sync", sync_to_disk))
+    monkeypatch.setattr("os.replace", told("rename", os.replace))
+    monkeypatch.setattr("shutil.rmtree", told("remove", shutil.rmtree))
+    prune_checkpoints(tmp_path, 20, keep_last=1, keep_every=None)
+    assert done == [("rename", "0000010"), ("sync", "checkpoints"), ("remove", ".removed-0000010")]
 
 
 def test_the_best_one_stays(tmp_path):
