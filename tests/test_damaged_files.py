@@ -19,7 +19,7 @@ from fpdm.data.images import open_images
 from fpdm.data.latents import LatentStore
 from fpdm.evaluation.classifier import ResidualClassifier
 from fpdm.evaluation.comparison import ScoreBook
-from fpdm.evaluation.references import load_reference
+from fpdm.evaluation.references import has_images, is_reference, load_reference
 from fpdm.evaluation.runs import batch_size, read_run
 from fpdm.evaluation.samples import Samples
 from fpdm.loading import load_checkpoint
@@ -181,6 +181,22 @@ def test_reference_files(tmp_path, arrays, says):
     np.savez(tmp_path / "reference.npz", **arrays)
     with pytest.raises(ValueError, match=says):
         load_reference(str(tmp_path / "reference.npz"), {})
+
+
+def test_a_damaged_npz_is_named(tmp_path):
+    """A zip whose end is whole and whose list of files is not; an array whose header has braces that do not match."""
+    path = tmp_path / "reference.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\3"))
+    for read in (is_reference, has_images, lambda source: load_reference(source, {})):
+        with pytest.raises(ValueError, match=r"reference\.npz: damaged \(.*\); make it again"):
+            read(str(path))
+    header = io.BytesIO()
+    np.save(header, np.zeros((2, 8, 8, 3), np.uint8))
+    with zipfile.ZipFile(tmp_path / "samples.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue().replace(b"}", b"{", 1))
+    with pytest.raises(ValueError, match=r"samples\.npz: cannot be read as npz"):
+        Samples(str(tmp_path / "samples.npz"))
 
 
 CONFIG = "model: {name: DiT-XS/2}\noptim: {batch_size: 8, steps: 10}\nsjfb: {grad: 1, no_grad: 1}\n"

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from fpdm.config import limits
+from fpdm.damage import check_memory, damaged
 from fpdm.data.attributes import Attributes, of_vectors
-from fpdm.data.readers import DECODE_ERRORS, ArrayReader, FileReader, ZipReader, member
+from fpdm.data.readers import ArrayReader, FileReader, ZipReader, member
 from fpdm.records import fits, shown
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -71,7 +72,8 @@ class ImageSet:
         """Image i as RGB; BrokenImage naming the file if it cannot be decoded."""
         try:
             return _eight_bit(self._read(self._records[i])).convert("RGB")
-        except DECODE_ERRORS as error:
+        except Exception as error:  # damaged bytes can make Pillow raise anything
+            check_memory(self.names[i], error)
             raise BrokenImage(f"{self.names[i]}: broken image ({error}); replace or remove it") from error
 
 
@@ -194,19 +196,16 @@ def _zip(path: Path) -> ImageSet:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        raise ValueError(f"images {path}: not a whole zip file ({error}); copy it again") from error
+    with damaged(path, f"images {path}: not a whole zip file", "copy it again"):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield archive
 
 
 def _table(path: Path, archive: zipfile.ZipFile, name: str) -> dict:
     """EDM's dataset.json; ValueError for one that is damaged or enormous."""
-    try:
+    with damaged(path, f"{path}: {name} is damaged", "replace it"):
         return json.loads(member(archive, name))
-    except (*DECODE_ERRORS, RecursionError) as error:
-        raise ValueError(f"{path}: {name} is damaged ({error}); replace it") from error
 
 
 def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str], Attributes | None]:

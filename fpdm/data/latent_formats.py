@@ -147,10 +147,8 @@ def _paired(features: Path, labels: Path) -> list[Path]:
 
 def _npy(path: Path, mode: str | None = "r") -> np.ndarray:
     """The array in a file; mode r maps it, None reads it, which is faster for few values."""
-    try:
+    with damaged(path, f"{path}: not a complete .npy file", "extract it again"):
         return np.load(path, mmap_mode=mode)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a complete .npy file ({error}); extract it again") from error
 
 
 @contextmanager

@@ -1,26 +1,14 @@
-"""How one image is read, from an array, a file or a zip, and the errors of one that cannot be decoded."""
+"""How one image is read, from an array, a file or a zip, and a file in a zip."""
 
 import io
 import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from fpdm.config import limits
-
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,  # Pillow raises it for a broken PNG
-    EOFError,
-    RuntimeError,  # an encrypted zip
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 
 
 class ArrayReader:

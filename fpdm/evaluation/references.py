@@ -6,12 +6,13 @@ in ADM's files. Our files also have `features` of single images and `facts` (JSO
 
 import json
 import zipfile
-import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fpdm.damage import damaged
 from fpdm.evaluation.extraction import Gathered
 from fpdm.evaluation.metrics import Statistics
 from fpdm.files import make_folder, write_arrays
@@ -20,17 +21,21 @@ from fpdm.records import check_fields, shown
 UNKNOWN_COUNT = -1  # ADM's files do not have the number of images
 
 
+def _damaged(source: str) -> AbstractContextManager[None]:
+    return damaged(source, f"reference {source}: damaged", "make it again")
+
+
 def is_reference(source: str) -> bool:
     """Whether `source` is a reference file, not a set of images."""
     if Path(source).suffix != ".npz" or not zipfile.is_zipfile(source):
         return False
-    with zipfile.ZipFile(source) as archive:
+    with _damaged(source), zipfile.ZipFile(source) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
 
 
 def has_images(source: str) -> bool:
     """Whether a reference file also has images, as ADM's files do."""
-    with zipfile.ZipFile(source) as archive:
+    with _damaged(source), zipfile.ZipFile(source) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
@@ -73,12 +78,10 @@ def load_reference(source: str, expected: dict) -> Gathered:
 
     ADM's files have no facts; they are taken to be for Inception, at any resolution.
     """
-    try:
+    with _damaged(source):
         with np.load(source) as file:
             arrays = {name: file[name] for name in file.files if name != "arr_0"}
         facts = json.loads(str(arrays["facts"])) if "facts" in arrays else {"extractor": "inception"}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RecursionError) as error:
-        raise ValueError(f"reference {source}: damaged ({error}); make it again") from error
     _check(source, arrays, facts)
     for name, value in expected.items():
         if facts.get(name, value) != value:

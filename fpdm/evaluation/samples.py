@@ -3,7 +3,6 @@
 import hashlib
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fpdm.config import limits
+from fpdm.damage import damaged
 from fpdm.data.batches import image_batches
 from fpdm.data.images import ImageSet, open_files, open_images, source_and_part
 from fpdm.extent import Extent, plain, said
@@ -87,21 +87,9 @@ def load_labelled(source: str, resolution: Extent, most: int = 50_000, workers: 
 
 def _open_npz(path: Path) -> np.ndarray:
     """arr_0 uint8 (count, H, W, 3), mapped from the file if it is not compressed (sample.py and ADM write it so)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            array = _mapped(path, archive, f"{ARRAY}.npy") if f"{ARRAY}.npy" in names else None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(f"{path}: cannot be read as npz ({error})") from error
+    with damaged(path, f"{path}: cannot be read as npz"), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        array = _mapped(path, archive, f"{ARRAY}.npy") if f"{ARRAY}.npy" in names else None
     if array is None or array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
         found = f"no {ARRAY}" if array is None else f"{ARRAY} {array.dtype} {array.shape}"
         raise ValueError(f"{path}: {found}; expected {ARRAY} uint8 (count, H, W, 3)")

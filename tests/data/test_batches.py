@@ -1,4 +1,6 @@
 import shutil
+import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 
 from fpdm.data.batches import centre_crop, image_batches, to_signed, to_uint8
-from fpdm.data.images import open_images
+from fpdm.data.images import BrokenImage, open_images
 
 
 def test_broken_file_is_named_or_skipped(tmp_path, image_folder):
@@ -23,6 +25,18 @@ def test_broken_file_is_named_or_skipped(tmp_path, image_folder):
     batches = list(image_batches(images, 16, 5, skip_broken=True))
     assert sum(len(labels) for _, _, labels in batches) == 23
     assert 11 not in torch.cat([indices for indices, _, _ in batches])
+
+
+def test_any_error_while_decoding_names_the_image(image_folder, monkeypatch):
+    """Pillow's decoders raise errors of many kinds for damaged bytes. Only a lack of memory is no damage."""
+    images = open_images(image_folder)
+    for raised in (struct.error("unpack requires a buffer of 4 bytes"), IndexError("index out of range"), KeyError(7)):
+        monkeypatch.setattr(images, "_read", Mock(side_effect=raised))
+        with pytest.raises(BrokenImage, match=r"ant/0\.png: broken image"):
+            images.load(0)
+    monkeypatch.setattr(images, "_read", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError, match=r"ant/0\.png could not be read"):
+        images.load(0)
 
 
 def test_centre_crop():
