@@ -22,7 +22,7 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
     error, what was written is removed. safetensors' save_file puts a file of its own at the temporary path, which is
     not locked: use it in folders that are.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         with only_writer_of(partial):
             try:
@@ -49,7 +49,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     ValueError if `path` is there and not empty. After an error, what was written is removed. Of two programs that make
     the same folder, the second waits for the first, and is then refused.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     with ExitStack() as held:
         while True:
             check_new(path)
@@ -71,6 +71,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is while it is being written; a kill may leave it."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def check_new(path: Path, setting: str = "out") -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fpdm.files import make_folder, replaced, write_atomically
+from fpdm.files import make_folder, partial_of, replaced, write_atomically
 from fpdm.records import read_fields
 from fpdm.sampling.settings import SamplingConfig
 
@@ -121,7 +121,7 @@ def open_folder(folder: Path, recipe: dict) -> None:
         if names:
             changed = "; ".join(f"{n} was {before.get(n)}, is {now.get(n)}" for n in names)
             raise ValueError(f"{folder} holds samples of another recipe ({changed}); choose another folder")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(other != partial_of(path) for other in folder.iterdir()):
         raise ValueError(f"{folder} holds files but no {RECIPE}; choose another folder, or an empty one")
     make_folder(folder)
     write_atomically(path, json.dumps(recipe, indent=1))

@@ -61,3 +61,9 @@ def test_folder_of_other_images_is_refused(tmp_path, flat):
     fill(tmp_path if flat else tmp_path / "class")
     with pytest.raises(ValueError, match=r"holds files but no samples\.json"):
         open_folder(tmp_path, {"seed": 0})
+
+
+def test_a_kill_before_the_recipe_leaves_a_folder_that_is_used_again(tmp_path):
+    (tmp_path / ".samples.json.partial").write_text('{"se')
+    open_folder(tmp_path, {"seed": 0, "num_samples": 4})
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.json"]
