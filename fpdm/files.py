@@ -12,6 +12,8 @@ import numpy as np
 
 from fpdm.locks import only_writer, only_writer_of
 
+FIGURE_DPI = 130
+
 
 @contextmanager
 def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
@@ -113,6 +115,12 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically; see `replaced`."""
     with replaced(path) as partial:
         partial.write_text(text)
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib Figure atomically, in the format that the name says; see `replaced`."""
+    with replaced(path) as partial:
+        figure.savefig(partial, dpi=FIGURE_DPI, format=path.suffix[1:] or None)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

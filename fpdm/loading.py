@@ -89,10 +89,18 @@ def open_source(
 
 
 def open_model_codec(model: Denoiser, facts: dict, vae: str | None = None, device: torch.device | str = "cpu") -> Codec:
-    """The codec a model was trained with, opened from `vae` or from its facts; ValueError if it is another one."""
+    """The codec a model was trained with, opened from `vae` or from its facts. ValueError if it is another one.
+
+    ValueError or FileNotFoundError if it cannot be opened; of one from the facts, it says so.
+    """
     if not (vae or facts["codec"]):
         raise ValueError("vae is not set, and the latents this model was trained on do not name their VAE; set it")
-    codec = open_codec(vae or facts["codec"], device)
+    try:
+        codec = open_codec(vae or facts["codec"], device)
+    except (FileNotFoundError, ValueError) as error:
+        if vae:
+            raise
+        raise FileNotFoundError(f"{error}; the model's {SAMPLING} names this VAE: if it has moved, set vae") from error
     check_model_codec(codec, model, facts)
     return codec
 

@@ -189,7 +189,7 @@ def test_an_error_leaves_nothing(tmp_path):
 
 
 ROOT = Path(__file__).parents[1]
-WRITERS = re.compile(r"\.(write_text|write_bytes)$|^(np\.savez?|torch\.save|json\.dump|save_file)$")
+WRITERS = re.compile(r"\.(write_text|write_bytes|savefig)$|^(np\.savez?|torch\.save|json\.dump|save_file)$")
 
 
 def writes(path: Path) -> list[str]:

@@ -12,9 +12,10 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from fpdm.files import write_figure
+
 FPDM_COLOURS = ("#1b6ca8", "#e07a1f")
 DIT_COLOUR = "#444444"
-DPI = 130
 SIDES = ((1, 0, "left"), (-1, 0, "right"), (0.7, 0.7, "left"), (0.7, -0.7, "left"), (-0.7, 0.7, "right"),
          (-0.7, -0.7, "right"))  # fmt: skip
 
@@ -64,7 +65,7 @@ def plot_smoothing(data: Smoothing, path: Path) -> None:
     """Write the figure of `draw_smoothing` to a file."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw_smoothing(figure.add_subplot(), data)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> None:
@@ -81,7 +82,7 @@ def plot_curves(curves: list[Curve], xlabel: str, score: str, path: Path) -> Non
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def plot_panels(panels: dict[str, list[Curve]], xlabel: str, score: str, path: Path) -> None:
@@ -101,7 +102,7 @@ def plot_panels(panels: dict[str, list[Curve]], xlabel: str, score: str, path: P
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(f"{score} (lower is better)")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def plot_losses(panels: dict[str, list[Curve]], xlabel: str, loss: str, path: Path) -> None:
@@ -117,7 +118,7 @@ def plot_losses(panels: dict[str, list[Curve]], xlabel: str, loss: str, path: Pa
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[0].set_ylabel(f"{loss} (lower is better)")
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 class Point(NamedTuple):
@@ -146,7 +147,7 @@ def plot_points(points: list[Point], xlabel: str, score: str, path: Path) -> Non
     axes.grid(alpha=0.3)
     axes.legend()
     _label(axes, points)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def _label(axes: Axes, points: list[Point]) -> None:
@@ -192,7 +193,7 @@ def plot_series(series: list[Series], xlabel: str, score: str, path: Path) -> No
         axis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def draw_strip(axes: Axes, label: str, images: Tensor, columns: int) -> None:
@@ -210,7 +211,7 @@ def plot_strips(strips: list[tuple[str, Tensor]], columns: int, path: Path) -> N
     grid = figure.add_gridspec(len(strips), 1, height_ratios=rows)
     for row, (label, images) in enumerate(strips):
         draw_strip(figure.add_subplot(grid[row, 0]), label, images, columns)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothing, path: Path) -> None:
@@ -220,7 +221,7 @@ def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothin
     for row, (label, images) in enumerate(strips):
         draw_strip(figure.add_subplot(grid[row, 0]), label, images, columns)
     draw_smoothing(figure.add_subplot(grid[:, 1]), data)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)
 
 
 def plot_shares(rows: dict[str, dict[str, float]], path: Path) -> None:
@@ -236,4 +237,4 @@ def plot_shares(rows: dict[str, dict[str, float]], path: Path) -> None:
     axes.set(xlim=(0, 1), xlabel="share of the time")
     axes.invert_yaxis()
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator
 
+from fpdm.files import write_figure
 from fpdm.records import fits, read_lines, read_sections
 
 LOG = "log.jsonl"
 X_AXES = ("steps", "images", "hours")
 COLOURS = colormaps["tab10"].colors
 STYLES = ("-", "--", "-.", ":")
-DPI = 130
 RAW_ALPHA = 0.25  # opacity of the logged values behind their running mean
 SMOOTHED_SHARE = 1 / 40  # share of a run's lines that the running mean averages over
 WIDE = 10  # a panel may be logarithmic if largest / smallest value exceeds this
@@ -217,4 +217,4 @@ def plot_runs(runs: list[Run], x: str, path: Path) -> None:
     lines = [Line2D([], [], color=colour, label=run.name) for run, colour in zip(runs, COLOURS, strict=False)]
     figure.legend(handles=lines, loc="outside upper center", ncols=min(len(runs), columns))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)

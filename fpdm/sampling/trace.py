@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fpdm.data.batches import to_uint8
 from fpdm.data.codec import Codec
-from fpdm.files import write_arrays
+from fpdm.files import write_arrays, write_figure
 from fpdm.sampling.call import Call
 from fpdm.sampling.images import save_grid
 from fpdm.sampling.plan import Plan
@@ -20,7 +20,7 @@ from fpdm.sampling.plan import Plan
 FILMSTRIP = "filmstrip.png"
 RESIDUALS = "residuals.npz"
 FRAMES = 12
-COLOUR, DPI = "#1b6ca8", 130
+COLOUR = "#1b6ca8"
 
 
 class Recorder:
@@ -144,4 +144,4 @@ def plot_residuals(timesteps: np.ndarray, residuals: np.ndarray, path: Path) -> 
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=DPI)
+    write_figure(path, figure)

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from fpdm.data.codec import open_codec
+from fpdm.loading import load_checkpoint, open_model_codec
 
 
 def test_vae_latents_are_scaled_once(tiny_vae):
@@ -65,6 +66,16 @@ def test_sources_that_cannot_be_opened(tmp_path):
         open_codec(str(tmp_path / "vaee"))  # a mistyped path is not asked for on the Hub
     with pytest.raises(FileNotFoundError, match="not a Hub repository that can be reached"):
         open_codec("nobody/no-such-vae")
+
+
+def test_a_model_whose_vae_has_moved_says_where_its_name_comes_from(tiny_run, tmp_path):
+    model, facts, _ = load_checkpoint(tiny_run)
+    gone = tmp_path / "gone"
+    with pytest.raises(FileNotFoundError, match=r"no such folder in .*sampling\.json names this VAE: .* set vae"):
+        open_model_codec(model, facts | {"codec": str(gone)})
+    with pytest.raises(FileNotFoundError, match="no such folder in") as error:
+        open_model_codec(model, facts, vae=str(gone))
+    assert "sampling.json" not in str(error.value)
 
 
 def test_a_hub_id_may_name_a_revision(tiny_vae, monkeypatch):
