@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
+from types import FrameType
 from typing import TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
@@ -171,8 +174,9 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fpdm").setLevel(logging.INFO)
     try:
-        main()
-        end_processes()
+        with _interrupts_kept():
+            main()
+            end_processes()
     except (ArgumentError, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("FPDM_DEBUG") == "1":
             raise
@@ -195,6 +199,30 @@ def run(main: Callable[[], None]) -> None:
         os._exit(LOST)  # leaving the group in order would wait for the process that is lost
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """After a Ctrl-C, every error inside is the KeyboardInterrupt: libraries may turn that into one of their own, such
+    as that a file that they were reading is damaged. A lost process stays one: the Ctrl-C may have ended it too."""
+    seen = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # a job in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if seen and not is_lost_process(error):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -142,11 +142,13 @@ def check_model_codec(codec: Codec, model: Denoiser, facts: dict) -> None:
     if codec.channels != model.in_channels:
         raise ValueError(
             f"vae {codec.source} has {codec.channels} latent channels, but the model has {model.in_channels}; "
-            f"it was trained with {facts['codec']}"
+            f"its {SAMPLING} says that it was trained with {facts['codec']}"
         )
     if facts["codec_fingerprint"] not in (None, codec.fingerprint):  # None: imported latents of a VAE never opened
         raise ValueError(
-            f"vae {codec.source} has other weights than the one the model was trained with, {facts['codec']}"
+            f"vae {codec.source} has other weights than the one the model was trained with, {facts['codec']}: its "
+            f"fingerprint is {codec.fingerprint}, and the model's {SAMPLING} says {facts['codec_fingerprint']}; give "
+            "the VAE of its training"
         )
 
 
