@@ -6,13 +6,10 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
-from types import FrameType
 from typing import TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
@@ -20,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from fpdm.config_files import check_names, layers
 from fpdm.damage import is_out_of_memory
 from fpdm.devices import end_processes, is_lost_process
+from fpdm.interrupts import no_interrupt_lost
 
 KINDS = {  # part of a type's name -> what to call it in an error; the first match is used
     r"int \| list\[int": "a whole number, or two as in 256,128",
@@ -174,7 +172,7 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fpdm").setLevel(logging.INFO)
     try:
-        with _interrupts_kept():
+        with no_interrupt_lost():
             main()
             end_processes()
     except (ArgumentError, ValueError, OSError, FloatingPointError) as error:
@@ -195,34 +193,11 @@ def run(main: Callable[[], None]) -> None:
         if not is_lost_process(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        _fail(f"error: another process of this command has ended or does not answer ({reason}); run it again to resume")
+        said = f"error: another process of this command has ended or does not answer ({reason}); run it again to resume"
+        _fail(f"\n{said}")  # on a line of its own, though the other one may have left its progress bar open
         os._exit(LOST)  # leaving the group in order would wait for the process that is lost
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
-
-
-@contextmanager
-def _interrupts_kept() -> Iterator[None]:
-    """After a Ctrl-C, every error inside is the KeyboardInterrupt: libraries may turn that into one of their own, such
-    as that a file that they were reading is damaged. A lost process stays one: the Ctrl-C may have ended it too."""
-    seen = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        signal.default_int_handler(number, frame)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a job in the background ignores Ctrl-C
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except Exception as error:
-        if seen and not is_lost_process(error):
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        if signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -1,5 +1,4 @@
 import re
-import signal
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -179,22 +178,6 @@ def test_mistakes_are_one_line_and_status_2(capsys, monkeypatch):
     monkeypatch.setenv("FPDM_DEBUG", "1")
     with pytest.raises(ValueError, match="too small"):
         cli.run(main)
-
-
-@pytest.mark.parametrize("raised", [RuntimeError("no message"), OSError("a file is damaged"), KeyboardInterrupt()])
-def test_ctrl_c_that_a_library_turns_into_an_error_of_its_own(capsys, raised):
-    before = signal.getsignal(signal.SIGINT)
-
-    def main():
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise raised from None
-
-    with pytest.raises(SystemExit) as ended:
-        cli.run(main)
-    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_help_explains_every_option(parser, capsys):

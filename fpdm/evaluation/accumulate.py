@@ -38,7 +38,7 @@ class FeatureMoments:
     def check_finite(self) -> None:
         """ValueError if a feature is not finite. Sums in float64 do not overflow, so it is enough to check the sum."""
         if self.total is not None and not torch.isfinite(self.total).all():
-            raise ValueError("features hold NaN or infinity; check the images")
+            raise ValueError("features hold NaN or infinity; check the extractor's weights")
 
     def statistics(self) -> Statistics:
         if self.count < 2:

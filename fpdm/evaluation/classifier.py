@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fpdm.config import check_range, limits
 from fpdm.damage import check_memory
-from fpdm.evaluation.extractor import Features
+from fpdm.evaluation.extractor import Features, check_weights
 from fpdm.files import new_folder
 from fpdm.records import read_record
 
@@ -113,10 +113,11 @@ class ResidualClassifier(nn.Module):
         try:
             model = cls(read_record(path / CONFIG, ClassifierFacts))
             model.load_state_dict(load_file(path / WEIGHTS))
+            check_weights(model.eval().requires_grad_(False), model.facts.resolution)
         except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
             check_memory(path, error)
             raise ValueError(f"classifier {folder}: damaged ({' '.join(str(error).split())}); make it again") from error
-        return model.eval().requires_grad_(False)
+        return model
 
 
 def resized(x: Tensor, resolution: int) -> Tensor:

@@ -5,6 +5,7 @@ B images of H x W pixels.
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +23,10 @@ class Extractor(Protocol):
     name: str
 
     def features(self, images: Tensor) -> Features: ...
+
+
+def check_weights(extractor: Extractor, resolution: int) -> None:
+    """ValueError if the features of a grey image are not finite, as it is with damaged weights."""
+    found = extractor.features(torch.full((1, 3, resolution, resolution), 128, dtype=torch.uint8))
+    if not all(part.isfinite().all() for part in found if part is not None):
+        raise ValueError("its features are not finite")

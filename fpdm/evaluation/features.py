@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fpdm.config import ScoringConfig
 from fpdm.damage import check_memory, damaged, reason
 from fpdm.evaluation.classifier import WEIGHTS, ResidualClassifier
-from fpdm.evaluation.extractor import Extractor, Features
+from fpdm.evaluation.extractor import Extractor, Features, check_weights
 from fpdm.evaluation.samples import load_labelled
 from fpdm.evaluation.weights import as_file, download_weights, read_weights, weights_key
 from fpdm.extent import Extent, said
@@ -27,7 +27,7 @@ from fpdm.locks import only_writer
 
 SPATIAL_CHANNELS = 7  # of 192; ADM's evaluator uses the first 7 for sFID
 DINOV2 = {"dinov2": "vit_large_patch14_dinov2.lvd142m", "dinov2-s": "vit_small_patch14_dinov2.lvd142m"}
-DINOV2_SIZE = 224
+DINOV2_SIZE, INCEPTION_SIZE = 224, 299
 CNN_SEED = 0
 CNN_STEPS = 300
 CNN_BATCH = 64
@@ -52,6 +52,7 @@ class Inception(nn.Module):
         with damaged(weights or URL_INCEPTION_V3, f"inception weights {weights}: not torch-fidelity's Inception file"):
             # The library unpickles the file that it is given, so it gets one that was made here.
             self.network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=as_file(state))
+            check_weights(self, INCEPTION_SIZE)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Features:
@@ -88,6 +89,7 @@ class DINOv2(nn.Module):
             self.network = timm.create_model(
                 DINOV2[name], pretrained=True, img_size=DINOV2_SIZE, num_classes=0, **where
             ).eval()
+            check_weights(self, DINOV2_SIZE)
         except OSError as error:
             raise FileNotFoundError(
                 f"weights of {DINOV2[name]} could not be downloaded; give a local copy with --dinov2 PATH"
@@ -209,7 +211,8 @@ def cached_classifier(images: Tensor, labels: Tensor, num_classes: int, cache: P
     model = Classifier(num_classes)
     with damaged(path, f"{path} is damaged", "remove it"):
         model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval().requires_grad_(False), digest.hexdigest()
+        check_weights(model.eval().requires_grad_(False), images.shape[-1])
+    return model, digest.hexdigest()
 
 
 def _open_inception(config: ScoringConfig, reference: str, resolution: Extent) -> tuple[Extractor, str]:

@@ -29,7 +29,7 @@ def statistics(features: Tensor) -> Statistics:
         raise ValueError(f"{len(features)} image(s): a distance needs at least 2")
     values = features.cpu().double().numpy()
     if not np.isfinite(values).all():
-        raise ValueError("features hold NaN or infinity; check the images")
+        raise ValueError("features hold NaN or infinity; check the extractor's weights")
     return Statistics(values.mean(0), np.cov(values, rowvar=False).reshape(values.shape[1], -1), len(values))
 
 

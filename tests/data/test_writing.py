@@ -188,7 +188,7 @@ def test_the_main_process_does_not_wait_for_one_that_is_lost(tmp_path, way):
         assert files(tmp_path / "s") == files(tmp_path / "whole")
     else:
         assert ranks[0].returncode == 3, said
-        assert said.count("error: another process of this command has ended or does not answer") == 1
+        assert said.count("\nerror: another process of this command has ended or does not answer") == 1
         assert "Traceback" not in said and "manifest.json" not in files(tmp_path / "s")
 
 

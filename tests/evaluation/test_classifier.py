@@ -130,6 +130,7 @@ def test_missing_and_damaged_folders_are_one_line(folder, tmp_path):
     damages = {
         "cut": lambda path: (path / "model.safetensors").write_bytes(b"abc"),
         "shapes": lambda path: save_file({**weights, "scale": torch.ones(3)}, path / "model.safetensors"),
+        "numbers": lambda path: save_file({**weights, "scale": weights["scale"] / 0}, path / "model.safetensors"),
         "names": lambda path: save_file({"scale": torch.ones(24)}, path / "model.safetensors"),
         "text": lambda path: (path / "config.json").write_text("{"),
         "unknown": lambda path: (path / "config.json").write_text(json.dumps({**facts, "depth": 3})),

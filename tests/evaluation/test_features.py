@@ -38,6 +38,18 @@ def test_classifier_learns_its_reference_and_is_kept(digits, tmp_path, monkeypat
     assert len({key, other_recipe, other_images}) == 3
 
 
+def test_a_kept_classifier_with_damaged_numbers_is_told_of(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "CNN_STEPS", 2)
+    images, labels = digits
+    cached_classifier(images, labels, 10, tmp_path)
+    (file,) = tmp_path.iterdir()
+    weights = torch.load(file, weights_only=True)
+    weights["convolutions.0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(weights, file)
+    with pytest.raises(ValueError, match=r"cnn-.*\.pt is damaged \(its features are not finite\); remove it"):
+        cached_classifier(images, labels, 10, tmp_path)
+
+
 def test_same_seed_same_classifier(digits, monkeypatch):
     monkeypatch.setattr(features, "CNN_STEPS", 20)
     images, labels = digits
