@@ -8,7 +8,7 @@ gathered.npz    the result; the files of the ranks are removed once it exists
 """
 
 import os
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from fpdm.damage import check_memory, reason
+from fpdm.damage import damaged
 from fpdm.devices import send
 from fpdm.evaluation.accumulate import Accumulator, random_splits
 from fpdm.evaluation.extractor import Extractor
@@ -142,8 +142,9 @@ def _load(folder: Path) -> Gathered:
     whole = Accumulator.of(_read(folder / RESULT))
     pool = whole.pool.statistics()
     kept = np.fromfile(folder / KEPT, "<f4")
-    if len(kept) % len(pool.mean):
-        raise _damaged(folder / KEPT, f"{len(kept)} numbers are not a multiple of {len(pool.mean)} features")
+    with _damaged(folder / KEPT):
+        if len(kept) % len(pool.mean):
+            raise ValueError(f"{len(kept)} numbers are not a multiple of {len(pool.mean)} features")
     kept = kept.reshape(-1, len(pool.mean))
     return Gathered(
         pool=pool,
@@ -155,21 +156,16 @@ def _load(folder: Path) -> Gathered:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The sums in a file: `chunks` in that of a process, and what an Accumulator saves."""
-    try:
+    with _damaged(path):
         with np.load(path) as file:
             arrays = dict(file)
         if Accumulator.of(arrays).pool.total is None:
             raise ValueError("pool.total is missing")
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes can make numpy raise anything
-        check_memory(path, error)
-        raise _damaged(path, reason(error)) from error
-    chunks = arrays.get("chunks")
-    if path.name != RESULT and (chunks is None or chunks.ndim != 1 or chunks.dtype.kind != "i"):
-        raise _damaged(path, "chunks is missing, or no list of whole numbers")
+        chunks = arrays.get("chunks")
+        if path.name != RESULT and (chunks is None or chunks.ndim != 1 or chunks.dtype.kind != "i"):
+            raise ValueError("chunks is missing, or no list of whole numbers")
     return arrays
 
 
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({why}); remove the folder {path.parent}, and run again")
+def _damaged(path: Path) -> AbstractContextManager[None]:
+    return damaged(path, f"{path} is damaged", f"remove the folder {path.parent}, and run again")

@@ -1,9 +1,11 @@
 """Features of a whole set: whatever the batches and chunks, after interruptions, on several processes."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -80,6 +82,7 @@ def test_gone_on_with_after_an_interruption(npz, tmp_path, stopped_at):
 WORKER = """
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from accelerate import PartialState
 from fpdm.evaluation.extraction import gather
 from fpdm.evaluation.samples import Samples
@@ -123,7 +126,7 @@ def test_inceptions_three_kinds_of_features(inception_weights):
     assert not inception.network.Mixed_6d.branch1x1._forward_hooks
 
 
-def test_damaged_files_are_named(npz, tmp_path):
+def test_damaged_files_are_named(npz, tmp_path, monkeypatch):
     state = PartialState(cpu=True)
     with pytest.raises(KeyboardInterrupt):
         gather(Samples(npz), Averages(9), tmp_path / "f", state, batch_size=4, chunk=12)
@@ -137,6 +140,12 @@ def test_damaged_files_are_named(npz, tmp_path):
         np.savez(path, **{name: value for name, value in (arrays | change).items() if value is not None})
         with pytest.raises(ValueError, match=rf"rank-0000\.npz is damaged \(.*{says}.*remove the folder"):
             gather(Samples(npz), Averages(), tmp_path / "f", state, batch_size=4, chunk=12)
-    path.write_bytes(whole[:100])
+    entry = whole.rindex(b"PK\1\2")  # where the last array is, as the list at the end says
+    for damage in (whole[:100], whole[: entry + 42] + b"\xff\xff\xff\xff" + whole[entry + 46 :]):
+        path.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"rank-0000\.npz is damaged .*remove the folder"):
+            gather(Samples(npz), Averages(), tmp_path / "f", state, batch_size=4, chunk=12)
+    path.write_bytes(whole)
+    monkeypatch.setattr(np, "load", Mock(side_effect=OSError(errno.EINVAL, "Invalid argument")))  # zipfile's own
     with pytest.raises(ValueError, match=r"rank-0000\.npz is damaged .*remove the folder"):
         gather(Samples(npz), Averages(), tmp_path / "f", state, batch_size=4, chunk=12)
