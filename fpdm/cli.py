@@ -172,7 +172,7 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fpdm").setLevel(logging.INFO)
     try:
-        with no_interrupt_lost():
+        with no_interrupt_lost(unless=is_lost_process):  # Ctrl-C may have ended the other one, too
             main()
             end_processes()
     except (ArgumentError, ValueError, OSError, FloatingPointError) as error:

@@ -1,16 +1,19 @@
 """The device, processes and arithmetic of this program, and what the device can do."""
 
 import gc
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
+
+from fpdm.interrupts import interrupts_at_once
 
 SAMPLING_PATIENCE = timedelta(hours=6)  # the remaining work may take one process longer than another
 
@@ -31,7 +34,10 @@ def process_state(patience: timedelta | None = None) -> PartialState:
     patience: how long a process waits for the others before it fails; by default the backend's ten minutes or so.
         The first call in a program decides.
     """
-    return PartialState(cpu=on_cpu(), **({} if patience is None else {"timeout": patience}))
+    settings = {} if patience is None else {"timeout": patience}
+    joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized()
+    with interrupts_at_once() if joins else nullcontext():  # it may wait long for processes that have not started
+        return PartialState(cpu=on_cpu(), **settings)
 
 
 def arrive() -> Callable[[], bool]:

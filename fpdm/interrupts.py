@@ -4,22 +4,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-from fpdm.devices import is_lost_process
 
 LATER = 0.01  # seconds
 
 
 @contextmanager
-def no_interrupt_lost() -> Iterator[None]:
+def no_interrupt_lost(unless: Callable[[Exception], bool]) -> Iterator[None]:
     """After a Ctrl-C, every error inside is a KeyboardInterrupt, and one that Python ignores comes again.
 
     A library may turn a KeyboardInterrupt into an error of its own, such as that a file is damaged which it was just
-    reading. Python ignores every error in a destructor. That another process is lost stays an error: Ctrl-C may have
-    ended that one too.
+    reading. Python ignores every error in a destructor. unless: errors that stay what they are.
     """
     seen, hook, handler = [], sys.unraisablehook, signal.getsignal(signal.SIGINT)
 
@@ -41,9 +38,24 @@ def no_interrupt_lost() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if seen and not is_lost_process(error):
+        if seen and not unless(error):
             raise KeyboardInterrupt from error
         raise
     finally:
         sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def interrupts_at_once() -> Iterator[None]:
+    """Ctrl-C inside ends the process at once, without cleaning up: for a long wait outside Python, at whose end alone
+    Python could raise KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGINT, handler)
