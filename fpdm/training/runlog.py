@@ -5,7 +5,8 @@ import logging
 import os
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,7 +18,7 @@ from fpdm.training.checkpoint import has_checkpoint
 
 logger = logging.getLogger("fpdm")
 WANDB_ID = "wandb-id.txt"
-LOG = "log.jsonl"
+LOG, TEXT = "log.jsonl", "log.txt"
 
 
 class RunLog:
@@ -26,7 +27,7 @@ class RunLog:
     def __init__(self, run: Path, is_main: bool):
         self.run, self.is_main = run, is_main
         self._jsonl = (run / LOG).open("a", buffering=1) if is_main else None
-        self._text = logging.FileHandler(run / "log.txt") if is_main else None
+        self._text = _TextFile(run / TEXT) if is_main else None
         if is_main:
             self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             logger.addHandler(self._text)
@@ -36,16 +37,14 @@ class RunLog:
     def say(self, message: str) -> None:
         """One line (or table) on the console and in log.txt, above the progress bar."""
         if self.is_main:
-            with tqdm.external_write_mode():
+            with tqdm.external_write_mode(), _told(self.run / TEXT):
                 logger.info(message)
 
     def record(self, step: int, values: dict[str, float], line: str) -> None:
         """Write `values` to log.jsonl, and `line`, the same values for people, to the console and log.txt."""
         if self.is_main:
-            try:
+            with _told(self.run / LOG):
                 self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
-            except OSError as error:
-                raise OSError(f"{self.run / LOG} cannot be written ({error}); the checkpoints are intact") from error
             self.say(line)
 
     def sync(self) -> None:
@@ -56,10 +55,25 @@ class RunLog:
 
     def close(self) -> None:
         if self.is_main:
-            with suppress(OSError):  # of a full disk, already reported by `record`
-                self._jsonl.close()
             logger.removeHandler(self._text)
-            self._text.close()
+            for file in (self._jsonl, self._text):
+                with suppress(OSError):  # of a full disk, already told of
+                    file.close()
+
+
+class _TextFile(logging.FileHandler):
+    """One that does not hide its errors."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # what `emit` has caught
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}); the checkpoints are intact") from error
 
 
 def start_tracker(accelerator: Accelerator, tracker: str, run: Path, settings: dict) -> None:

@@ -135,20 +135,22 @@ def test_a_run_that_went_on_while_another_program_waited_for_it(experiment, tmp_
     assert (run / "log.jsonl").read_text() == written
 
 
-def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["log.jsonl", "log.txt"])
+def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch, capfd, name):
     """/dev/full takes nothing, as a full disk."""
     from fpdm.training import runlog
 
     original = runlog.new_run
 
-    def with_full_log(results, name):
-        run = original(results, name)
-        (run / "log.jsonl").symlink_to("/dev/full")
+    def with_full_log(results, of):
+        run = original(results, of)
+        (run / name).symlink_to("/dev/full")
         return run
 
     monkeypatch.setattr("fpdm.training.open_run.new_run", with_full_log)
-    with pytest.raises(OSError, match=r"log\.jsonl cannot be written .*No space left.*checkpoints are intact"):
+    with pytest.raises(OSError, match=rf"{name} cannot be written .*No space left.*checkpoints are intact"):
         train(experiment())
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_log_and_its_name_are_on_the_disk_before_a_checkpoint(experiment, monkeypatch):
