@@ -73,8 +73,11 @@ def end_processes() -> None:
 
 def is_lost_process(error: RuntimeError) -> bool:
     """Whether an error says that another process of this program ended or did not answer in time."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return distributed and (isinstance(error, torch.distributed.DistError) or bool(LOST_PROCESS.search(str(error))))
+    if not torch.distributed.is_available():
+        return False
+    if isinstance(error, torch.distributed.DistError):  # also while the processes come together
+        return True
+    return torch.distributed.is_initialized() and bool(LOST_PROCESS.search(str(error)))
 
 
 def check_precision(setting: str, precision: str, device: torch.device) -> None:

@@ -125,3 +125,9 @@ def test_a_lost_process_is_told_from_other_errors(monkeypatch, said, lost):
     assert not devices.is_lost_process(RuntimeError(said))  # alone, no process can be lost
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert devices.is_lost_process(RuntimeError(said)) == lost
+
+
+def test_a_process_that_is_lost_while_they_come_together():
+    """torch has a class for this error, and no group yet."""
+    said = "The client socket has timed out after 15000ms while trying to connect to (127.0.0.1, 51113)."
+    assert devices.is_lost_process(torch.distributed.DistNetworkError(said))

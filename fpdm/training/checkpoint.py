@@ -10,6 +10,7 @@ checkpoints/best              link to the one with the best validation, with run
 import os
 import random
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +108,14 @@ def load_trainer(checkpoint: Path) -> dict:
 
     Its tensors are mapped from the file: all processes of a machine share one copy, and only while they read from it.
     """
+    with damaged_trainer(checkpoint):
+        return torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True, mmap=True)
+
+
+def damaged_trainer(checkpoint: Path) -> AbstractContextManager[None]:
+    """Any error inside says that the checkpoint's trainer.pt is damaged: while it is read, or put to use."""
     path = checkpoint / TRAINER
-    with damaged(path, f"{path} is damaged", "resume from an earlier checkpoint"):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return damaged(path, f"{path} is damaged", "resume from an earlier checkpoint")
 
 
 def find_checkpoint(source: str | Path) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fpdm.config import ExperimentConfig
 from fpdm.devices import skips_by_flag
 from fpdm.models import Denoiser, compile_layers, load_weights
+from fpdm.training.checkpoint import damaged_trainer
 from fpdm.training.ema import make_averages
 from fpdm.training.objective import Objective, average_gradients
 from fpdm.training.optimizers import make_optimizer, parameter_groups, set_options, set_rates
@@ -66,10 +67,11 @@ class Learner:
         for name, model in self.weights.items():
             load_weights(model, checkpoint / name)
         self.objective.restore(state.get("objective", {}), checkpoint)  # older checkpoints have none
-        self._optimizer.load_state_dict(state["optimizer"])
-        set_options(self._optimizer, self._groups, self.optim)  # from the config, which may have changed
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        with damaged_trainer(checkpoint):
+            self._optimizer.load_state_dict(state["optimizer"])
+            set_options(self._optimizer, self._groups, self.optim)  # from the config, which may have changed
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def begin(self, rate: float) -> None:
         """Before the first backward pass of a step. rate: the learning rate."""

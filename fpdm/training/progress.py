@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpdm.training.checkpoint import (
+    damaged_trainer,
     load_trainer,
     point_best,
     prune_checkpoints,
@@ -61,9 +62,10 @@ def restore(run: Path, checkpoint: Path | None, parts: Parts, meter: Meter) -> P
         return Progress()
     trainer = load_trainer(checkpoint)
     parts.learner.restore(trainer, checkpoint)
-    meter.load(trainer["meter"])
-    parts.step_loss.load(trainer.get("adjoint"), parts.accelerator)  # older checkpoints have none
-    restore_random_states(trainer["random"], parts.accelerator.process_index)
-    # A fork has a best of its own; older checkpoints have none.
-    best = trainer.get("best", NO_BEST) if checkpoint.parent.parent == run else NO_BEST
-    return Progress(trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"], best)
+    with damaged_trainer(checkpoint):
+        meter.load(trainer["meter"])
+        parts.step_loss.load(trainer.get("adjoint"), parts.accelerator)  # older checkpoints have none
+        restore_random_states(trainer["random"], parts.accelerator.process_index)
+        # A fork has a best of its own; older checkpoints have none.
+        best = trainer.get("best", NO_BEST) if checkpoint.parent.parent == run else NO_BEST
+        return Progress(trainer["step"], trainer["skipped"], trainer["skipped_in_a_row"], best)

@@ -135,6 +135,24 @@ def test_a_run_that_went_on_while_another_program_waited_for_it(experiment, tmp_
     assert (run / "log.jsonl").read_text() == written
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"random": [{"python": [3, [], None], "numpy": ["MT19937", [2**40] * 624, 0, 0, 0.0], "torch": None}]},
+        {"optimizer": {"state": {}, "param_groups": [3]}},
+        {"meter": {"sums": "text"}},
+    ],
+    ids=["random", "optimizer", "meter"],
+)
+def test_a_state_that_cannot_be_restored_is_named(experiment, part):
+    """As a flipped bit makes it, in a pickle that can still be read."""
+    run = train(experiment(optim={"steps": 2}))
+    path = find_checkpoint(run) / "trainer.pt"
+    torch.save(torch.load(path, weights_only=True) | part, path)
+    with pytest.raises(ValueError, match=r"trainer\.pt is damaged \(.*\); resume from an earlier checkpoint"):
+        train(experiment(optim={"steps": 4}), resume=str(run))
+
+
 @pytest.mark.parametrize("name", ["log.jsonl", "log.txt"])
 def test_log_on_a_full_disk_is_told_of(experiment, tmp_path, monkeypatch, capfd, name):
     """/dev/full takes nothing, as a full disk."""
