@@ -10,7 +10,7 @@ from fpdm.config.optim import LARGEST_STD
 from fpdm.export import export_model
 from fpdm.loading import load_checkpoint
 from fpdm.training.profiles import Profile
-from fpdm.training.snapshots import make_average, snapshot_steps
+from fpdm.training.snapshots import load_average, snapshot_steps
 
 logger = logging.getLogger("fpdm")
 FAR = 0.05  # relative error of a profile, from which on a warning is given
@@ -57,8 +57,7 @@ def main() -> None:
             f"ckpt={settings.ckpt}: {run} has no snapshots; train with optim.ema_profiles and optim.ema_snapshot_every"
         )
     wanted = Profile(settings.step or steps[-1], settings.std)
-    weights, error = make_average(run, wanted)
-    model.load_state_dict(weights)
+    error = load_average(model, run, wanted)
     told = {
         "weights": f"power-function average of relative standard deviation {wanted.std}",
         "training steps": f"{wanted.step:,d}",

@@ -10,11 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from fpdm.damage import damaged
+from fpdm.damage import check_memory, damaged, reason
 
 STATS = "latents_stats.pt"
 MAX_CLASSES = 1_000_000  # larger numbers are not labels
@@ -156,8 +156,11 @@ def _open(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, "pt") as file:
             yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a complete safetensors file ({error}); extract it again") from error
+    except ValueError:  # of what is in a file that is whole
+        raise
+    except Exception as error:  # safetensors has an error of its own, but not for all damage
+        check_memory(path, error)
+        raise ValueError(f"{path}: not a complete safetensors file ({reason(error)}); extract it again") from error
 
 
 def _checked_labels(path: Path, labels: np.ndarray) -> np.ndarray:

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpdm.config import check_range, limits
-from fpdm.damage import check_memory
+from fpdm.damage import damaged
 from fpdm.evaluation.extractor import Features, check_weights
 from fpdm.files import new_folder
 from fpdm.records import read_record
@@ -110,13 +109,10 @@ class ResidualClassifier(nn.Module):
                 raise FileNotFoundError(
                     f"classifier {folder}: no {name} in it; give a folder that train_classifier.py wrote"
                 )
-        try:
+        with damaged(path, f"classifier {folder}: damaged", "make it again"):
             model = cls(read_record(path / CONFIG, ClassifierFacts))
             model.load_state_dict(load_file(path / WEIGHTS))
             check_weights(model.eval().requires_grad_(False), model.facts.resolution)
-        except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            check_memory(path, error)
-            raise ValueError(f"classifier {folder}: damaged ({' '.join(str(error).split())}); make it again") from error
         return model
 
 

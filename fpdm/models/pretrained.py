@@ -1,16 +1,18 @@
 """Open a folder or Hub repository written by `save_pretrained`, of either family."""
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from fpdm.config import check_range, limits
+from fpdm.damage import damaged
 from fpdm.hub import split_revision
 from fpdm.models.dit import Denoiser
 from fpdm.models.sizes import class_of
@@ -64,11 +66,12 @@ def _check_size(family: type[Denoiser], config: dict, folder: Path) -> None:
 
 def _numbers(path: Path) -> int:
     """How many numbers a file of weights holds, from its header; ValueError if it is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); use another checkpoint") from error
+    with _damaged(path), safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def _damaged(path: Path) -> AbstractContextManager[None]:
+    return damaged(path, f"{path} is damaged", "use another checkpoint")
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -78,10 +81,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """
     weights = {}
     for path in weight_files(folder):
-        try:
+        with _damaged(path):
             weights |= load_file(path)
-        except (SafetensorError, ValueError, KeyError) as error:  # a header may name a type that does not exist
-            raise ValueError(f"{path} is damaged ({error}); use another checkpoint") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

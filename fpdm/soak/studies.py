@@ -14,10 +14,11 @@ LIMIT = 1800  # seconds: each of their commands imports the libraries anew
 
 
 def reproduction() -> Work:
-    """A figure of the digits; how long its model is trained is given, because it is measured otherwise."""
+    """A figure of the digits; how long its models are trained is given, because it is measured otherwise."""
 
     def words(material: Material, folder: Path) -> list:
         _given(folder / "out" / "steps" / "fpdm.json", {"fpdm": 4})
+        _given(folder / "out" / "steps" / "dit.json", {"fpdm": 4, "dit": 2})
         return ["reproduce", "--out", folder / "out", "--seconds", 0.2, "--seeds", 1, "--samples", 65, "--vae-steps", 6,
                 "--targets", "fig5", "--train",
                 "--model.num_heads 2 --optim.batch_size 8 --run.log_every 1 --run.preview_every 0"]  # fmt: skip

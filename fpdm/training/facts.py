@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fpdm.config import DiffusionConfig
+from fpdm.damage import damaged
 from fpdm.data.attributes import Attributes
 from fpdm.files import replaced, write_atomically
 from fpdm.records import check_fields, read_fields
@@ -57,12 +57,8 @@ def read_facts(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if names := facts.pop(NAMES, None):
-        try:
-            vectors = load_file(folder / ATTRIBUTES)[VECTORS]
-        except (FileNotFoundError, SafetensorError) as error:
-            raise ValueError(
-                f"{folder / ATTRIBUTES} is missing or damaged ({error}): sampling draws attributes from it; copy it "
-                "from where the weights are from"
-            ) from error
+        path, remedy = folder / ATTRIBUTES, "sampling draws attributes from it; copy it from where the weights are from"
+        with damaged(path, f"{path} is missing or damaged", remedy):
+            vectors = load_file(path)[VECTORS]
         facts["attributes"] = Attributes(names, vectors)
     return facts

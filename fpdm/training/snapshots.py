@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import nn
 
+from fpdm.damage import damaged
 from fpdm.files import make_folder, replaced
 from fpdm.training.ema import Average, PowerAverage
 from fpdm.training.profiles import Profile, combine
@@ -70,10 +71,10 @@ def take_snapshots(run: Path, fork: Path, step: int) -> None:
                 shutil.copy2(path, copy)
 
 
-def make_average(run: Path, wanted: Profile) -> tuple[dict[str, Tensor], float]:
-    """The average of any length at a step that has snapshots, as a state dict in float32.
+def load_average(model: nn.Module, run: Path, wanted: Profile) -> float:
+    """Load the average of any length, at a step that has snapshots, into a model of the run's network.
 
-    Also returns the relative error of its shares, see `combine`. ValueError for a step without snapshots and for a
+    Returns the relative error of its shares, see `combine`. ValueError for a step without snapshots and for a
     damaged file.
     """
     found = {profile: path for profile, path in find_snapshots(run).items() if profile.step <= wanted.step}
@@ -82,12 +83,13 @@ def make_average(run: Path, wanted: Profile) -> tuple[dict[str, Tensor], float]:
             f"step={wanted.step}: {run / FOLDER} has no snapshots of this step; it has {', '.join(map(str, steps))}"
         )
     coefficients, error = combine(list(found), wanted)
-    total: dict[str, Tensor] = {}
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in model.state_dict().items()}
     for path, coefficient in zip(found.values(), coefficients, strict=True):
-        try:
+        with damaged(path, f"{path} is damaged", "remove it to make the average without it"):
             weights = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it to make the average without it") from error
+            if {name: x.shape for name, x in weights.items()} != {name: x.shape for name, x in total.items()}:
+                raise ValueError("it holds other tensors than the network")
         for name, value in weights.items():
-            total[name] = total.get(name, 0) + float(coefficient) * value.double()
-    return {name: value.to(torch.float32) for name, value in total.items()}, error
+            total[name] += float(coefficient) * value.double()
+    model.load_state_dict(total)
+    return error

@@ -20,7 +20,7 @@ from fpdm.training.describe import file_sizes
 from fpdm.training.ema import PowerAverage
 from fpdm.training.loop import train
 from fpdm.training.profiles import Profile, combine, exponent, relative_std, shares
-from fpdm.training.snapshots import find_snapshots, make_average, save_snapshots
+from fpdm.training.snapshots import find_snapshots, load_average, save_snapshots
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,20 +82,19 @@ def walk(tmp_path):
 
 def test_any_length_is_exact_with_snapshots_of_every_step(walk, tmp_path):
     for average in walk(every=1):
-        made, error = make_average(tmp_path, Profile(24, average.std))
-        assert error < 1e-10
-        torch.testing.assert_close(made["weight"], average.model.weight.detach(), atol=1e-6, rtol=1e-6)
-        assert made["weight"].dtype == torch.float32
+        made = nn.Linear(30, 20)
+        assert load_average(made, tmp_path, Profile(24, average.std)) < 1e-10
+        torch.testing.assert_close(made.weight.detach(), average.model.weight.detach(), atol=1e-6, rtol=1e-6)
 
 
 def test_a_stored_length_is_exact_with_any_snapshots(walk, tmp_path):
     walk(every=8)
-    made, error = make_average(tmp_path, Profile(16, 0.1))
-    assert error < 1e-10
+    made = nn.Linear(30, 20)
+    assert load_average(made, tmp_path, Profile(16, 0.1)) < 1e-10
     stored = find_snapshots(tmp_path)[Profile(16, 0.1)]
-    torch.testing.assert_close(made["weight"], load_file(stored)["weight"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(made.weight.detach(), load_file(stored)["weight"], atol=1e-6, rtol=1e-6)
     with pytest.raises(ValueError, match=r"step=17: .*snapshots has no snapshots of this step; it has 8, 16, 24"):
-        make_average(tmp_path, Profile(17, 0.1))
+        load_average(made, tmp_path, Profile(17, 0.1))
 
 
 def test_other_lengths_come_nearer_with_more_snapshots():
@@ -207,11 +206,13 @@ def test_snapshot_that_cannot_be_written_leaves_none_behind(tmp_path, monkeypatc
     assert not list((tmp_path / "snapshots").iterdir())
 
 
-def test_damaged_snapshot_is_named(walk, tmp_path):
+@pytest.mark.parametrize("damage", [lambda whole: b"half", lambda whole: whole.replace(b"weight", b"wejght")])
+def test_damaged_snapshot_is_named(walk, tmp_path, damage):
     walk(every=8)
-    (tmp_path / "snapshots" / "0000008-0.05.safetensors").write_bytes(b"half")
+    path = tmp_path / "snapshots" / "0000008-0.05.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"0000008-0\.05\.safetensors is damaged .*; remove it"):
-        make_average(tmp_path, Profile(24, 0.07))
+        load_average(nn.Linear(30, 20), tmp_path, Profile(24, 0.07))
 
 
 SIZES = {
