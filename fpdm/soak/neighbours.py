@@ -17,6 +17,7 @@ from fpdm.soak.whole import check, finish, uninterrupted
 from fpdm.soak.work import Work
 
 PATIENCE = 15  # seconds that a process waits for the other here; docs/reliability.md has the times of a real one
+HAD_ENDED = "had ended before"
 GRACE = 20  # seconds, on a machine with other work, until a process has noticed and ended
 
 
@@ -31,14 +32,14 @@ def play(works: dict[str, Work], material: Material, draw: Draws, folder: Path) 
     time.sleep(moment)
     children.look()
     if children.pids[rank] in children.statuses:
-        outcome = "had ended before"
+        outcome = HAD_ENDED
     elif way == "slow":
         outcome = _slow(children, rank, work.limit, draw.uniform(0.1, PATIENCE / 3))
     else:
         outcome = _other_ends(children, rank, way)
         did["killed"] = 1
     ended = children.wait(work.limit)
-    if outcome == "had ended before" and not ended.well:
+    if outcome == HAD_ENDED and not ended.well:
         raise Lost(f"it failed: {ended.statuses} {ended.said[-1500:]}")
     if "Traceback" in ended.said:
         raise Lost(f"not one line: {ended.statuses} {ended.said[-2500:]}")
@@ -78,6 +79,8 @@ def _other_ends(children: Children, rank: int, way: str) -> str:
         time.sleep(0.01)
     if other not in children.statuses:
         raise Lost(f"{way}: the other still waits after {PATIENCE + GRACE} s")
+    if way == "hang" and hit in children.statuses:  # it had ended when the signal came
+        return HAD_ENDED
     if way == "hang":
         os.kill(hit, signal.SIGKILL)
     while (left := children.left()) and time.monotonic() < deadline + GRACE:
