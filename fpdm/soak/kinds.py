@@ -131,7 +131,7 @@ def _options(name: str, words: list) -> tuple[str, ...]:
     """What an error about settings may name: an option, or a word of the command line."""
     options = settings.options_of(name)
     leaves = {leaf for option in options for leaf in (option, option.rpartition(".")[2], option.partition(".")[0])}
-    return *sorted(leaves), "out", *(str(word) for word in words[1:] if len(str(word)) > 2)
+    return *sorted(leaves), *settings.NOT_DRAWN, *(str(word) for word in words[1:] if len(str(word)) > 2)
 
 
 def _journal(path: Path, draw: Random) -> str:
