@@ -1,7 +1,9 @@
 """Files and folders that are never seen half-written, and errors that name a damaged file."""
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from fpdm.locks import only_writer, only_writer_of
 
 FIGURE_DPI = 130
+WRITING = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|unexpected pos")  # in an error of safetensors or torch
 
 
 @contextmanager
@@ -28,7 +32,8 @@ def replaced(path: Path, sync: bool = True) -> Iterator[Path]:
     try:
         with only_writer_of(partial):
             try:
-                yield partial
+                with _system_errors(path):
+                    yield partial
                 if sync:
                     sync_to_disk(partial)
                 os.replace(partial, path)
@@ -65,7 +70,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             check_new(path)
             for part in partial.iterdir():  # what a kill has left
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
-            yield partial
+            with _system_errors(path):
+                yield partial
             for part in [*partial.rglob("*"), partial]:
                 sync_to_disk(part)
             os.replace(partial, path)
@@ -73,6 +79,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Errors of safetensors and torch while writing are OSErrors, with the path."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        found = WRITING.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1] or errno.ENOSPC)  # torch does not say which; this is the usual one
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def partial_of(path: Path) -> Path:

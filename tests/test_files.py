@@ -4,6 +4,7 @@ import ast
 import errno
 import os
 import re
+import resource
 import threading
 import time
 from contextlib import suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fpdm import locks
 from fpdm.files import make_folder, new_folder, read_json, replaced, write_arrays, write_atomically
@@ -36,6 +39,28 @@ def test_a_full_disk_leaves_the_old_content_and_names_the_file(tmp_path, sync):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_files():
+    """No file of this process may become larger than 100,000 bytes. To torch and safetensors, it is a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file], ids=["torch", "safetensors"])
+def test_libraries_that_cannot_write_name_the_file(tmp_path, small_files, save):
+    tensors = {"x": torch.zeros(100_000)}
+    with pytest.raises(OSError) as caught, replaced(tmp_path / "weights") as partial:
+        save(tensors, partial)
+    assert caught.value.filename == str(tmp_path / "weights") and caught.value.strerror
+    with pytest.raises(OSError) as caught, new_folder(tmp_path / "model") as partial:
+        save(tensors, partial / "weights")
+    assert caught.value.filename == str(tmp_path / "model") and not any(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="of another kind"), replaced(tmp_path / "weights"):
+        raise RuntimeError("of another kind")
 
 
 def test_an_error_of_another_file_keeps_its_name(tmp_path):
