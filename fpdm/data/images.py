@@ -180,7 +180,7 @@ def _zip(path: Path) -> ImageSet:
         table = next((name for name in listed if PurePosixPath(name).name == "dataset.json"), None)
         edm = _table(path, archive, table) if table else None
     if table:
-        names, labels, class_names, attributes = _edm_labels(listed, table, edm)
+        names, labels, class_names, attributes = _edm_labels(path, listed, table, edm)
         keys = [name.removeprefix(f"{PurePosixPath(table).parent}/") for name in names]
     else:
         # The parent of all class folders, such as data/train/ for data/train/cat/1.png.
@@ -208,28 +208,32 @@ def _table(path: Path, archive: zipfile.ZipFile, name: str) -> dict:
         return json.loads(member(archive, name))
 
 
-def _edm_labels(listed: list[str], table: str, edm: dict) -> tuple[list[str], list[int], list[str], Attributes | None]:
+def _edm_labels(
+    path: Path, listed: list[str], table: str, edm: dict
+) -> tuple[list[str], list[int], list[str], Attributes | None]:
     """EDM's dataset.json: {"labels": [[name, class], ...]}, with vectors of numbers instead of classes, or null for
     unconditional data."""
-    root = PurePosixPath(table).parent
+    root, source = PurePosixPath(table).parent, f"{path}: {table}"
     labels = edm.get("labels") if isinstance(edm, dict) else None
     if labels is None:
         names = sorted(name for name in listed if _is_image(name))
         return names, [0] * len(names), ["images"], None
     known = set(listed)
     if not fits(labels, list[tuple[str, Any]]):
-        raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {shown(labels)}")
+        raise ValueError(f"{source}: labels must be [name, class] pairs, classes 0, 1, ...; found {shown(labels)}")
     pairs = sorted((str(root / name), label) for name, label in labels)
     vectors = pairs and isinstance(pairs[0][1], list)
     wrong = [label for _, label in pairs if not vectors and not (fits(label, int) and 0 <= label < limits.CLASSES)]
     if not pairs or wrong:
-        raise ValueError(f"{table}: labels must be [name, class] pairs, classes 0, 1, ...; found {wrong[:1] or labels}")
+        raise ValueError(
+            f"{source}: labels must be [name, class] pairs, classes 0, 1, ...; found {wrong[:1] or labels}"
+        )
     missing = [name for name, _ in pairs if name not in known]
     if missing:
-        raise ValueError(f"{table} names {len(missing)} images that are not in the zip, the first is {missing[0]}")
+        raise ValueError(f"{source} names {len(missing)} images that are not in the zip, the first is {missing[0]}")
     names, labels = map(list, zip(*pairs, strict=True))
     if vectors:
-        return names, [0] * len(names), ["images"], of_vectors(table, pairs)
+        return names, [0] * len(names), ["images"], of_vectors(source, pairs)
     return names, labels, [str(c) for c in range(max(labels) + 1)], None
 
 
