@@ -74,8 +74,9 @@ def test_edm_labels_are_checked(image_folder, tmp_path, labels, says):
     if says is None:
         assert open_images(path).labels == [0]
         return
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as error:
         open_images(path)
+    assert f"{path}: dataset.json" in str(error.value)
 
 
 def test_zip_with_one_class_keeps_its_name(image_folder, tmp_path):
