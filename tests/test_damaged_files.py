@@ -80,6 +80,8 @@ def test_a_label_of_no_class(tiny_store, tmp_path):
         ({"scaling_factor": 0}, "scaling_factor=0: must be positive"),
         ({"latents_mean": -1}, "latents_mean=-1: expected a list"),
         ({"block_out_channels": []}, r"block_out_channels=\[\]: give at least one"),
+        ({"down_block_types": []}, r"down_block_types=\[\]: one for each of the 2 block_out_channels"),
+        ({"up_block_types": ["UpDecoderBlock2D"] * 3}, r"up_block_types=.*: one for each of the 2 block_out_channels"),
         ({"block_out_channels": [10**9]}, "block_out_channels=1000000000: at least 1"),
     ],
 )

@@ -200,6 +200,10 @@ def check_vae(path: Path) -> None:
         check_range(-limits.FACTOR, limits.FACTOR, shift_factor=facts.shift_factor, latents_mean=facts.latents_mean)
         if not facts.block_out_channels:
             raise ValueError("block_out_channels=[]: give at least one")
+        for name in ("down_block_types", "up_block_types"):
+            if name in found and len(found[name]) != len(facts.block_out_channels):
+                raise ValueError(f"{name}={found[name]}: one for each of the {len(facts.block_out_channels)} "
+                                 "block_out_channels")  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{path}: {error}; restore the file") from error
 
