@@ -90,7 +90,7 @@ def _open_npz(path: Path) -> np.ndarray:
     with damaged(path, f"{path}: cannot be read as npz"), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         array = _mapped(path, archive, f"{ARRAY}.npy") if f"{ARRAY}.npy" in names else None
-    if array is None or array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
+    if array is None or array.ndim != 4 or array.shape[-1] != 3 or not array.size or array.dtype != np.uint8:
         found = f"no {ARRAY}" if array is None else f"{ARRAY} {array.dtype} {array.shape}"
         raise ValueError(f"{path}: {found}; expected {ARRAY} uint8 (count, H, W, 3)")
     return array

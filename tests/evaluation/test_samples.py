@@ -36,11 +36,18 @@ def test_reference_is_cropped_to_the_samples(image_folder):
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8)]
+    "array",
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((2, 3, 8, 8), np.uint8),
+        np.zeros((2, 8, 8), np.uint8),
+        np.zeros((2, 0, 0, 3), np.uint8),
+        np.zeros((0, 8, 8, 3), np.uint8),
+    ],
 )
 def test_wrongly_typed_arrays_are_refused(tmp_path, array):
     np.savez(tmp_path / "a.npz", array)
-    with pytest.raises(ValueError, match="expected arr_0 uint8"):
+    with pytest.raises(ValueError, match=r"a\.npz: .*expected arr_0 uint8"):
         Samples(str(tmp_path / "a.npz"))
 
 
