@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from fpdm import cli
 from fpdm.config import DiffusionConfig, check_choice, check_range, limits
 from fpdm.export import export_model
@@ -102,22 +104,17 @@ def parser():
 def main() -> None:
     settings = cli.parse(Settings, parser())
     state = read_published(settings.source, settings.weights)
-    config = infer_config(state, settings.num_heads)
-    published, iterative = PUBLISHED[settings.process], class_of(config) is FixedPointDiT
-    if iterative and not published.iterative:
-        raise ValueError(
-            f"process={settings.process}: {settings.source} is an FPDM, which was published for discrete timesteps only"
-        )
-    if iterative:
-        config["pre_post_timestep_conditioning"] = settings.pre_post_timestep_conditioning
-    model = published.make(state, **config)
+    try:
+        model, config = _made(settings, state)
+    except ValueError as error:
+        raise ValueError(f"source {settings.source}: {error}") from error
     names = [str(c) for c in range(model.num_classes)]
     if settings.class_names:
         names = Path(settings.class_names).read_text().splitlines()
         if len(names) != model.num_classes:
             raise ValueError(f"class_names={settings.class_names}: {len(names)} names for {model.num_classes} classes")
     facts = {
-        "diffusion": asdict(published.diffusion(settings, config)),
+        "diffusion": asdict(PUBLISHED[settings.process].diffusion(settings, config)),
         "codec": settings.vae,
         "codec_fingerprint": None,
         "class_names": names,
@@ -125,6 +122,18 @@ def main() -> None:
     }
     export_model(settings.out, model, facts, None, {"imported from": Path(settings.source).name})
     logger.info(f"{settings.source} ({settings.weights} weights, {model.family}) -> {settings.out}: {config}")
+
+
+def _made(settings: Settings, state: dict[str, Tensor]) -> tuple[Denoiser, dict]:
+    """The network of a published state dict, and its settings."""
+    published, config = PUBLISHED[settings.process], infer_config(state, settings.num_heads)
+    if class_of(config) is FixedPointDiT:
+        if not published.iterative:
+            raise ValueError(
+                f"process={settings.process}: this is an FPDM, which was published for discrete timesteps only"
+            )
+        config["pre_post_timestep_conditioning"] = settings.pre_post_timestep_conditioning
+    return published.make(state, **config), config
 
 
 def run() -> None:

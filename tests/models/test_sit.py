@@ -132,5 +132,18 @@ def test_an_fpdm_was_not_published_as_a_flow(recorded, monkeypatch, tmp_path):
     torch.save(recorded("fpdm_timed").state, tmp_path / "fpdm.pt")
     words = ["--source", tmp_path / "fpdm.pt", "--out", tmp_path / "fpdm", "--process", "flow", "--num-heads", 2]
     monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", *map(str, words)])
-    with pytest.raises(ValueError, match=r"process=flow: .* is an FPDM, which was published for discrete timesteps"):
+    with pytest.raises(
+        ValueError, match=r"fpdm\.pt: process=flow: .* FPDM, which was published for discrete timesteps"
+    ):
+        import_checkpoint.main()
+
+
+def test_a_state_dict_that_is_none_of_a_model_is_named(recorded, monkeypatch, tmp_path):
+    """One flipped bit in a name."""
+    state = recorded("fpdm_timed").state
+    torch.save({name.replace("x_embedder.proj.w", "x_embedder.proj.v"): value for name, value in state.items()},
+               tmp_path / "fpdm.pt")  # fmt: skip
+    words = ["--source", tmp_path / "fpdm.pt", "--out", tmp_path / "fpdm", "--num-heads", 2]
+    monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", *map(str, words)])
+    with pytest.raises(ValueError, match=r"source .*fpdm\.pt: not the state dict of a DiT or an FPDM: it has no"):
         import_checkpoint.main()
