@@ -16,6 +16,7 @@ from fpdm.files import make_folder, sync_to_disk, write_atomically
 from fpdm.records import read_record
 
 CHUNK_BYTES = 16 * 2**20
+LARGEST = 1e30  # no shard of float16 numbers has larger sums
 SHARED_SECONDS = 60  # a shared file system may take so long to show another process's file
 NOT_COMPARED = {"codec", "count", "skipped", "shards", "std", "content"}  # a VAE may move; the rest are results
 SETTINGS = {"fingerprint": "vae (weights)", "flips": "mirror (views per image)", "images_hash": "images (hash)",
@@ -30,6 +31,10 @@ class Summary:
     digest: str
     sum: float
     squares: float
+
+    def __post_init__(self):
+        if not (self.count >= 0 and abs(self.sum) < LARGEST and 0 <= self.squares < LARGEST):
+            raise ValueError(f"count={self.count}, sum={self.sum}, squares={self.squares}: not those of a shard")
 
 
 class StoreFolder:

@@ -285,7 +285,11 @@ def test_lost_summaries_are_made_again(tmp_path):
     write_store(tmp_path / "whole", draft(), numbered, 4, "test")
     folder = stopped(tmp_path / "s", after=9)
     (folder / "shard-00000.json").unlink()
-    (folder / "shard-00001.json").write_text("")
+    summary = json.loads((folder / "shard-00001.json").read_text())
+    for damage in ("", json.dumps(summary | {"sum": 1e308}), json.dumps(summary | {"squares": -1.0})):
+        (folder / "shard-00001.json").write_text(damage)
+        store = StoreFolder(folder, draft())
+        assert store._load_summary(1) == summary
     write_store(folder, draft(), numbered, 4, "test")
     assert files(folder) == files(tmp_path / "whole")
 
