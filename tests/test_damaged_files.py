@@ -51,6 +51,7 @@ def changed(folder: Path, name: str, **values) -> Path:
         ({"shape": [10**9, 8, 8]}, r"manifest\.json: shape=1000000000: at least 1"),
         ({"flips": 3}, r"manifest\.json: flips=3"),
         ({"count": 7}, r"manifest\.json: shards=\[24\]: not the 7 records"),
+        ({"class_names": []}, r"manifest\.json: class_names=\[\]: at least one"),
         ({"class_names": GONE}, r"manifest\.json: class_names is missing"),
         ({"resolutoin": 16}, r"manifest\.json: resolutoin=16: no such field is known"),
         ({"precision": "int4"}, r"manifest\.json: precision='int4'"),

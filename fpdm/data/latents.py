@@ -103,6 +103,8 @@ def _check_numbers(manifest: Manifest) -> None:
         raise ValueError(f"shape={manifest.shape}: three numbers, channels, height and width")
     check_range(1, 2, flips=manifest.flips, parts=manifest.parts)
     check_range(1, limits.RECORDS, shard=manifest.shard, images=manifest.images)
+    if not manifest.class_names:
+        raise ValueError("class_names=[]: at least one (unconditional data has one class)")
     check_range(0, limits.RECORDS, count=manifest.count, skipped=manifest.skipped, shards=manifest.shards)
     check_extent(limits.RESOLUTION, resolution=manifest.resolution)
     for name in ("attribute_mean", "attribute_std"):
