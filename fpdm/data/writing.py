@@ -131,7 +131,9 @@ def pack(manifest: Manifest, batch: Batch) -> np.ndarray:
         for p, part in enumerate(part for part in moments if part is not None):
             records["moments"][:, f, p] = part.half().cpu().numpy()
     if not np.isfinite(records["moments"]).all():
-        raise ValueError("the codec returned latents that are not finite in float16; check the VAE and its precision")
+        raise ValueError(
+            f"vae {manifest.codec}: returned latents that are not finite in float16; check its weights and precision"
+        )
     return records
 
 

@@ -372,7 +372,7 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
     def batches(ranges):
         yield Batch(torch.tensor([0]), torch.tensor([0]), [LatentMoments(torch.full((1, 1, 2, 2), 1e6), None)])
 
-    with pytest.raises(ValueError, match="not finite in float16"):
+    with pytest.raises(ValueError, match=r"vae \S+: returned latents that are not finite in float16"):
         write_store(tmp_path / "s", draft(), batches, 1, "test")
 
 
