@@ -106,6 +106,7 @@ def test_a_vae_that_diffusers_refuses(tiny_vae, tmp_path, values):
         ({"diffusion": {"timesteps": "many"}}, "diffusion: timesteps='many': expected a whole number"),
         ({"diffusion": {"timestepz": 3}}, r"diffusion\.timestepz: no such setting"),
         ({"diffusion": {"timesteps": 0}}, r"diffusion\.timesteps=0"),
+        ({"diffusion": {"schedule": "sine"}}, r"schedule='sine': choose one of"),
         ({"codec": -1}, "codec=-1: expected a text or null"),
         ({"class_names": GONE}, "class_names is missing"),
     ],

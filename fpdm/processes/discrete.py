@@ -245,4 +245,4 @@ def loss_weights(weighting: str, parametrisation: str, alphas_cumprod: np.ndarra
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        raise ValueError(f"{name}={value!r:.100}: choose one of {', '.join(choices)}")

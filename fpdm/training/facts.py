@@ -2,7 +2,7 @@
 conditioned on attributes, attributes.safetensors."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
@@ -12,6 +12,7 @@ from fpdm.config import DiffusionConfig
 from fpdm.damage import damaged
 from fpdm.data.attributes import Attributes
 from fpdm.files import replaced, write_atomically
+from fpdm.processes import make_process
 from fpdm.records import check_fields, read_fields
 
 SAMPLING, ATTRIBUTES = "sampling.json", "attributes.safetensors"
@@ -53,7 +54,7 @@ def read_facts(folder: Path) -> dict:
     if unknown := sorted(facts["diffusion"].keys() - kinds.keys()):
         raise ValueError(f"{path}: diffusion.{unknown[0]}: no such setting; restore the file")
     try:
-        DiffusionConfig(**facts["diffusion"])
+        make_process(asdict(DiffusionConfig(**facts["diffusion"])))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if names := facts.pop(NAMES, None):
