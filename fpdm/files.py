@@ -137,9 +137,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib Figure atomically, in the format that the name says; see `replaced`."""
+    """Write a matplotlib Figure atomically, in the format that the name says, else as PNG; see `replaced`."""
     with replaced(path) as partial:
-        figure.savefig(partial, dpi=FIGURE_DPI, format=path.suffix[1:] or None)
+        figure.savefig(partial, dpi=FIGURE_DPI, format=path.suffix[1:] or "png")
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

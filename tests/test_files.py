@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from fpdm import locks
-from fpdm.files import make_folder, new_folder, read_json, replaced, write_arrays, write_atomically
+from fpdm.files import make_folder, new_folder, read_json, replaced, write_arrays, write_atomically, write_figure
 from fpdm.locks import only_writer
 
 
@@ -39,6 +40,12 @@ def test_a_full_disk_leaves_the_old_content_and_names_the_file(tmp_path, sync):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a", b"\x89PNG")])
+def test_figures_have_the_format_of_their_name(tmp_path, name, begins):
+    write_figure(tmp_path / name, Figure())
+    assert (tmp_path / name).read_bytes().startswith(begins) and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.fixture

@@ -78,6 +78,17 @@ def test_a_model_whose_vae_has_moved_says_where_its_name_comes_from(tiny_run, tm
     assert "sampling.json" not in str(error.value)
 
 
+def test_another_vae_than_that_of_the_training_is_refused(tiny_run):
+    """Both errors say where the other value comes from."""
+    model, facts, _ = load_checkpoint(tiny_run)
+    with pytest.raises(ValueError, match=r"other weights than .*the model's sampling\.json says 0123; give the VAE of"):
+        open_model_codec(model, facts | {"codec_fingerprint": "0123"})
+    with pytest.raises(
+        ValueError, match=r"vae pixels has 3 latent channels, .* its sampling\.json says .*trained with"
+    ):
+        open_model_codec(model, facts, vae="pixels")
+
+
 def test_a_hub_id_may_name_a_revision(tiny_vae, monkeypatch):
     """Two states of a repository are two sources: a store of one is not trained on with the other by mistake."""
     asked, original = [], AutoencoderKL.from_pretrained
