@@ -68,7 +68,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
                  forms.Rung("supervision", {"last": {}, "early head": {"model.early_head": 1}}))  # fmt: skip
         for name, value in (("RUNGS", rungs), ("RATES", (1e-3, 2e-3)), ("ITERATIONS", (1, 2)), ("RATED", 24)):
             patch.setattr(ladder, name, value)
-        for name, value in (("CHOICE", (24,)), ("OPPONENTS", forms.OPPONENTS[2:])):
+        for name, value in (("CHOICE", (24,)), ("OPPONENTS", forms.OPPONENTS[2:4])):
             patch.setattr(ladder, name, value)
             patch.setattr(ladder_report, name, value)
         for name, value in (("BUDGETS", (24, 36)), ("NEAR", 24)):

@@ -47,13 +47,17 @@ class Rung(NamedTuple):
     forms: dict[str, Options]
 
 
+RECIPE: Options = {"diffusion.draw": "logit-normal"}  # of all: what helped both networks most in recipes.md
 OPPONENTS = (
-    Form("DiT, 12 blocks", "dit", {}),
-    Form("DiT, 6 blocks", "dit", {"model.depth": 6}),
-    Form("DiT, 3 blocks", "dit", {"model.depth": 3}),
-    Form("the paper's FPDM", "fpdm", {}),
+    Form("DiT, 12 blocks", "dit", RECIPE),
+    Form("DiT, 6 blocks", "dit", {"model.depth": 6, **RECIPE}),
+    Form("DiT, 3 blocks", "dit", {"model.depth": 3, **RECIPE}),
+    Form("the paper's FPDM", "fpdm", RECIPE),
+    Form("DiT, 3 blocks, uniform t", "dit", {"model.depth": 3}),  # these two tell what the recipe does
+    Form("the paper's FPDM, uniform t", "fpdm", {}),
 )
 START = Form("3 blocks, looped", "fpdm", {
+    **RECIPE,
     "model.pre_depth": 0, "model.post_depth": 0, "model.implicit_depth": 3, "model.injection": "add",
     "model.pre_post_timestep_conditioning": "true",  # of the head, or nothing after the loop would know t
     "sjfb.variant": "multi-step", "sjfb.no_grad": 0, "sjfb.grad": 4, "sjfb.grow": "[[0,1],[0.4,2],[0.65,4]]",
