@@ -37,7 +37,10 @@ SUBJECT = Subject(
     rates=(1e-3, 2e-3),
     budgets=(12, 24),
     middle=24,
-    forms={"grown": Entrant("grown", "fpdm", ("--model.implicit_depth", 2, "--sjfb.grow", "[[0,1],[0.5,2]]"))},
+    core={
+        "core-dit": Entrant("DiT", "dit", ("--model.depth", 2)),
+        "grown": Entrant("grown", "fpdm", ("--model.implicit_depth", 2, "--sjfb.grow", "[[0,1],[0.5,2]]")),
+    },
 )
 
 
@@ -183,7 +186,7 @@ def test_the_gpu_run_is_rehearsed(tmp_path, images, monkeypatch):
 def test_the_subjects_have_what_the_sections_need():
     for subject in (cifar10.SMALL, cifar10.FULL):
         assert {"dit-12", "dit-3", "fpdm"} <= subject.entrants.keys() and subject.middle in subject.budgets
-        for entrant in (subject.entrants | subject.forms).values():
+        for entrant in (subject.entrants | subject.core).values():
             assert (ROOT / "configs" / subject.configs / f"{entrant.config}.yaml").is_file()
 
 

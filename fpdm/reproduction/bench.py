@@ -42,7 +42,8 @@ class Subject(NamedTuple):
     configs: folder in configs/. vae: its folder in the repository, or pixels. entrants: by name; among them are dit-12,
     dit-3 and fpdm.
     rates: learning rates that are tried. budgets: block passes at which the entrants are scored; middle: the one at
-    which single questions are asked. forms: further fixed-point models, which only the section `core` trains.
+    which single questions are asked. core: what only the section `core` trains: DiTs and forms of the fixed-point
+    model, all with one recipe.
     """
 
     configs: str
@@ -51,7 +52,7 @@ class Subject(NamedTuple):
     rates: tuple[float, ...]
     budgets: tuple[int, ...]
     middle: int
-    forms: dict[str, Entrant]
+    core: dict[str, Entrant]
 
 
 class Bench:
@@ -77,7 +78,7 @@ class Bench:
                   "--validation.weights", CLASSIFIER, *arguments)  # fmt: skip
         rest = (subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline)
         self.contest = Contest(subject.entrants, *rest)
-        self.forms = Contest(subject.forms, *rest, against=self.contest, thirds=())
+        self.core = Contest(subject.core, *rest, thirds=(), steps_file="steps-core.json")
         self.batch_size, self.precision = batch_size, precision
         self._trained: dict[Path, Trained] = {}
         self._complete: list[Contest] = []
@@ -122,15 +123,18 @@ class Bench:
         return weights_key(str(CLASSIFIER / "model.safetensors"), "")
 
     def runs(self, name: str, third: int = 3, seeds: int | None = None) -> list[Path]:
-        """The runs of an entrant or a form at a length, one for each seed, or for the first `seeds` of them.
+        """The runs of an entrant at a length, one for each seed, or for the first `seeds` of them.
 
-        The first call trains all entrants, or all forms.
+        The first call trains all entrants of its contest.
         """
-        contest = self.forms if name in self.subject.forms else self.contest
+        contest = self._contest_of(name)
         if contest not in self._complete:
             contest.train()
             self._complete.append(contest)
         return [contest.run(name, seed, third) for seed in range(contest.entrants[name].seeds)][:seeds]
+
+    def _contest_of(self, name: str) -> Contest:
+        return self.core if name in self.subject.core else self.contest
 
     def trained(self, run: Path) -> Trained:
         if run not in self._trained:
@@ -160,7 +164,8 @@ class Bench:
 
     def ways(self, name: str) -> list[dict]:
         """How many updates a call may have: one way for a DiT."""
-        return [{"iterations": k} for k in ITERATIONS] if name == "fpdm" or name in self.subject.forms else [{}]
+        iterative = self._contest_of(name).entrants[name].config.startswith("fpdm")
+        return [{"iterations": k} for k in ITERATIONS] if iterative else [{}]
 
     @torch.inference_mode()
     def reconstructed(self, images: Tensor) -> Tensor:

@@ -8,15 +8,13 @@ from fpdm.reproduction.experiments import Section
 from fpdm.reproduction.frontier import Measured, frontier
 from fpdm.reproduction.ladder import with_iterations
 
-OPPONENTS = ("dit-12", "dit-6", "dit-3", "fpdm")
 BUDGETS, SAMPLERS = (24, 36, 60, 120, 240), ("ab2", "ddim")
 
 
 def core(bench: Bench) -> Section:
     """The forms of the fixed-point model beside the DiTs and the paper's FPDM, at every budget; the best of two solvers
     and of the numbers of updates, as they are in few images of the first seed."""
-    entrants = {name: bench.subject.entrants[name] for name in OPPONENTS if name in bench.subject.entrants}
-    entrants |= bench.subject.forms
+    entrants = bench.subject.core
     best = {name: [_best(bench, name, budget) for budget in BUDGETS] for name in entrants}
     measured = [(name, way, budget) for name, found in best.items()
                 for budget, (_, way) in zip(BUDGETS, found, strict=True)]  # fmt: skip
@@ -31,10 +29,10 @@ def core(bench: Bench) -> Section:
         took = [times[key(name, way, budget)] for budget, (_, way) in zip(BUDGETS, best[name], strict=True)]
         explicit = not trained.contender.source.iterative
         networks.append(Measured(entrant.label, explicit, trained.parameters, results, took))
-    lines = [[bench.subject.forms[name].label, f"{bench.trained(bench.runs(name)[0]).steps:,d}",
-              f"{bench.forms.rate(name):g}", " ".join(map(str, bench.subject.forms[name].arguments))]
-             for name in bench.subject.forms]  # fmt: skip
-    forms = markdown_table(["form", "steps", "rate", "beside the FPDM's config"], lines, 1)
+    lines = [[entrant.label, f"{bench.trained(bench.runs(name)[0]).steps:,d}", f"{bench.core.rate(name):g}",
+              " ".join(map(str, (entrant.config, *entrant.arguments)))]
+             for name, entrant in entrants.items()]  # fmt: skip
+    forms = markdown_table(["network", "steps", "rate", "config, and what differs from it"], lines, 1)
     table = frontier(networks, BUDGETS, bench.subject.middle, bench.score_name, bench.out, "core")
     text = f"Times are those of a batch of {bench.batch_size} on all cores, with nothing else at the same time."
     return Section("Which form is best", f"{forms}\n\n{text}\n\n{table}")

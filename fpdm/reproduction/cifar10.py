@@ -7,6 +7,7 @@ from fpdm.reproduction.bench import Bench, Subject
 from fpdm.reproduction.bench_report import SECTIONS
 from fpdm.reproduction.contest import Entrant
 from fpdm.reproduction.experiments import Section
+from fpdm.reproduction.forms import OPPONENTS, START, Form
 
 RELEASE_LIMIT = 60_000_000  # bytes
 
@@ -26,14 +27,13 @@ VARIANTS = {
 }
 
 
-def _looped(label: str, seeds: int, *arguments) -> Entrant:
-    """Three blocks in the loop and none beside, with growth, and a random earlier iterate trained beside the last."""
-    words = ("--model.pre_depth", 0, "--model.post_depth", 0, "--model.implicit_depth", 3, "--model.injection", "add",
-             "--model.reuse", "false", *_sjfb("multi-step", 0, 4), "--sjfb.grow", "[[0,1],[0.4,2],[0.65,4]]",
-             "--sjfb.supervise", "random")  # fmt: skip
-    return Entrant(label, "fpdm", (*words, *arguments), seeds)
+def _entrant(form: Form) -> Entrant:
+    """A form of the ladder, with two seeds."""
+    words = tuple(word for name, value in form.options.items() for word in (f"--{name}", value))
+    return Entrant(form.label, form.config, words, seeds=2)
 
 
+DIT_12, DIT_6, DIT_3, PAPER = OPPONENTS[:4]
 SMALL = Subject(
     configs="cifar10-small",
     vae="assets/cifar10-vae",
@@ -48,9 +48,13 @@ SMALL = Subject(
     rates=(5e-4, 1e-3, 2e-3),
     budgets=(30, 60, 120, 240),
     middle=60,  # 5 timesteps of the DiT with 12 blocks
-    forms={
-        "looped": _looped("3 blocks, looped", 2),
-        "looped-decay": _looped("3 blocks, looped, `decay`", 2, "--model.injection", "decay"),
+    core={
+        "core-dit-12": _entrant(DIT_12),
+        "core-dit-6": _entrant(DIT_6),
+        "core-dit-3": _entrant(DIT_3),
+        "core-fpdm": _entrant(PAPER),
+        "looped": _entrant(START),
+        "looped-decay": _entrant(START.with_options("3 blocks, looped, `decay`", {"model.injection": "decay"})),
     },
 )
 FULL = Subject(
@@ -64,7 +68,7 @@ FULL = Subject(
     rates=(5e-4,),
     budgets=(140, 280, 560),  # the paper's; 11, 23 and 46 timesteps of DiT-S/2
     middle=280,
-    forms={},
+    core={},
 )
 
 

@@ -45,18 +45,17 @@ class Contest:
 
     configs: folder in configs/. common: arguments of train.py for all. seconds: training time of each; trial_seconds:
     of each trial. rates: learning rates that are tried first. at_once: trainings at a time. All files are in `out`.
-    against: an earlier contest in the same folder, against whose first entrant the rates of these are measured. thirds:
-    lengths at which a run also ends, besides the whole.
+    thirds: lengths at which a run also ends, besides the whole. steps_file: in `out`, the numbers of steps.
     """
 
     def __init__(
         self, entrants: dict[str, Entrant], configs: str, common: tuple, out: Path, seconds: float,
         trial_seconds: float, rates: tuple[float, ...], at_once: int, deadline: float | None,
-        against: "Contest | None" = None, thirds: tuple[int, ...] = THIRDS[:-1],
+        thirds: tuple[int, ...] = THIRDS[:-1], steps_file: str = "steps.json",
     ):  # fmt: skip
         self.entrants, self.configs, self.common, self.out = entrants, configs, common, out
         self.seconds, self.trial_seconds, self.rates = seconds, trial_seconds, rates
-        self.at_once, self.deadline, self.against, self.thirds = at_once, deadline, against, thirds
+        self.at_once, self.deadline, self.thirds, self.steps_file = at_once, deadline, thirds, steps_file
         self.trainings = Trainings(out, at_once, deadline)
 
     def steps(self) -> dict[str, int]:
@@ -65,13 +64,8 @@ class Contest:
         for name, entrant in self.entrants.items():
             for variant in entrant.variants or {"": ()}:
                 arguments[f"{name}-{variant}".strip("-")] = self._arguments(name, variant, 0)
-        path, known = self.out / "steps.json", None
-        if self.against is not None:
-            path = self.out / f"steps-{'-'.join(self.entrants)}.json"
-            first = next(iter(self.against.entrants))
-            known = (first, self.against.steps()[first])
-            arguments[first] = self.against._arguments(first, "", 0)
-        steps = steps_for_equal_time(path, self.seconds, arguments, self.deadline, self.at_once, known)
+        path = self.out / self.steps_file
+        steps = steps_for_equal_time(path, self.seconds, arguments, self.deadline, self.at_once)
         return {name: max(count // PARTS, 1) * PARTS for name, count in steps.items()}
 
     def variant_trials(self, name: str) -> list[Trial]:

@@ -81,6 +81,7 @@ RUNGS = (
         "1, 2, 4 updates": {},
         "1, 2": {"sjfb.grad": 2, "sjfb.grow": "[[0,1],[0.5,2]]"},
         "1, 2, late": {"sjfb.grad": 2, "sjfb.grow": "[[0,1],[0.75,2]]"},
+        "1, 2, the first without gradient": {"sjfb.no_grad": 1, "sjfb.grad": 1, "sjfb.grow": "[[0,1],[0.5,2]]"},
         "2 from the start": {"sjfb.grad": 2, "sjfb.grow": None},
         "1 to 3, drawn": {"sjfb.variant": "stochastic", "sjfb.grad": 3, "sjfb.grow": None},
     }),
