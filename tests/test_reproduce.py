@@ -71,7 +71,7 @@ def laboratory(tmp_path_factory, tiny, digits_classifier):
         for name, value in (("CHOICE", (24,)), ("OPPONENTS", forms.OPPONENTS[2:4])):
             patch.setattr(ladder, name, value)
             patch.setattr(ladder_report, name, value)
-        for name, value in (("BUDGETS", (24, 36)), ("NEAR", 24)):
+        for name, value in (("BUDGETS", (24, 36)), ("NEAR", 24), ("SCALES", (1.5,))):
             patch.setattr(ladder_report, name, value)
         few = {label: CHOICES[label] for label in ("the paper's", "flow", "Muon")}
         few |= {"flow": few["flow"]._replace(rates=(1e-3,)), "Muon": few["Muon"]._replace(rates=few["Muon"].rates[:2])}
@@ -153,10 +153,14 @@ def test_every_form_of_the_ladder_is_one_that_trains():
     largest = count(build_model("DiT-XS/2", **sizes))
     tried = [forms.START.with_options(label, more) for rung in RUNGS for label, more in rung.forms.items()]
     assert len(tried) > 20
-    for options in (form.options for form in tried):
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        config = cli.parse(ExperimentConfig, parser, ["--config", "configs/digits/fpdm.yaml", *words])
-        assert count(build_model(config.model.name, **sizes, **config.model.overrides())) < 0.301 * largest, options
+    explicit = [base.with_options(label, more) for base in forms.OPPONENTS if base.label in forms.EXPLICIT
+                for label, more in forms.EXPLICIT[base.label].items()]  # fmt: skip
+    assert len(explicit) == sum(map(len, forms.EXPLICIT.values()))
+    for form in tried + explicit:
+        words = [str(word) for name, value in form.options.items() for word in (f"--{name}", value)]
+        config = cli.parse(ExperimentConfig, parser, ["--config", f"configs/digits/{form.config}.yaml", *words])
+        built = count(build_model(config.model.name, **sizes, **config.model.overrides()))
+        assert built < 0.301 * largest or form in explicit, form
 
 
 @pytest.mark.parametrize("choice", CHOICES)

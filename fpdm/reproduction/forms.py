@@ -56,6 +56,21 @@ OPPONENTS = (
     Form("DiT, 3 blocks, uniform t", "dit", {"model.depth": 3}),  # these two tell what the recipe does
     Form("the paper's FPDM, uniform t", "fpdm", {}),
 )
+# What helps a looped network may help a DiT.
+EXPLICIT = {
+    "DiT, 12 blocks": {
+        "plain": {},
+        "growing": {"sjfb.grow": "[[0,4],[0.4,8],[0.65,12]]"},
+        "early head": {"model.early_head": 4},
+    },
+    "DiT, 6 blocks": {
+        "plain": {},
+        "growing": {"sjfb.grow": "[[0,3],[0.5,6]]"},
+        "random exit": {"sjfb.supervise": "random"},
+        "early head": {"model.early_head": 2},
+    },
+    "DiT, 3 blocks": {"plain": {}, "early head": {"model.early_head": 1}},
+}
 START = Form("3 blocks, looped", "fpdm", {
     **RECIPE,
     "model.pre_depth": 0, "model.post_depth": 0, "model.implicit_depth": 3, "model.injection": "add",

@@ -4,6 +4,8 @@ Every form is trained for the same time as the DiTs and the paper's FPDM, with a
 at several budgets with its best number of iterations and the better of two solvers.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from fpdm.evaluation.seeds import Results, difference
 from fpdm.reproduction.contenders import Trained
 from fpdm.reproduction.experiments import Laboratory
-from fpdm.reproduction.forms import OPPONENTS, RUNGS, START, Form, Rung
+from fpdm.reproduction.forms import OPPONENTS, RUNGS, START, Form, Options, Rung
 from fpdm.reproduction.rates import DIVERGED, best_rate, try_rates
 from fpdm.reproduction.trainings import SHARE, Training, config_path
 
@@ -51,13 +53,17 @@ class Ladder:
         """
         best, found = START, []
         for rung in RUNGS:
-            forms = [best.with_options(label, more) for label, more in rung.forms.items()]
-            entries = self.entries([form for form in forms if form.trains])
-            better = [entry for entry in entries[1:] if self.beats(entry, entries[0])]
-            chosen = min(better, key=self.choice, default=entries[0])
+            entries, chosen = self.ask(best, rung.forms)
             found.append((rung, entries, chosen))
             best = chosen.form
         return found, chosen
+
+    def ask(self, form: Form, answers: dict[str, Options]) -> tuple[list[Entry], Entry]:
+        """The form with each of these further options, the first of which has none, and the one that is kept."""
+        forms = [form.with_options(label, more) for label, more in answers.items()]
+        entries = self.entries([each for each in forms if each.trains])
+        better = [entry for entry in entries[1:] if self.beats(entry, entries[0])]
+        return entries, min(better, key=self.choice, default=entries[0])
 
     def entries(self, forms: list[Form]) -> list[Entry]:
         """The forms, trained."""
@@ -91,15 +97,16 @@ class Ladder:
         return difference(ours, theirs)[1] == "better"
 
     def best(
-        self, models: list[Trained], budget: int, samplers: tuple[str, ...], shifts: tuple[float, ...] = (1.0,), **more
+        self, models: list[Trained], budget: int, samplers: tuple[str, ...], variants: Sequence[dict] = ({},)
     ) -> tuple[Results, dict]:
-        """Scores with the best number of iterations and the best of the samplers and shifts, chosen on the first seed.
-        more: of a SamplingConfig."""
+        """Scores with the best number of iterations and the best of the samplers and variants, chosen on the first
+        seed. variants: further settings of a SamplingConfig."""
         iterative = models[0].contender.source.iterative
         cost = models[0].contender.source.cost
         ways = [{"iterations": k} for k in ITERATIONS if cost.blocks(k) <= budget / 2] if iterative else [{}]
-        options = [{"budget": budget, "sampler": sampler, "shift": shift, **way, **more}
-                   for way in ways for sampler in samplers for shift in shifts]  # fmt: skip
+        options = [{"budget": budget, "sampler": sampler, **way, **variant}
+                   for way in ways for sampler in samplers for variant in variants
+                   if way.get("iterations", math.inf) > variant.get("internal_exit", 0)]  # fmt: skip
         first = [self.lab.score_models(models[:1], **settings).distances[0] for settings in options]
         chosen = options[int(np.argmin(first))]
         return self.lab.score_models(models, **chosen), chosen

@@ -6,6 +6,7 @@ from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Laboratory, Section
+from fpdm.reproduction.forms import EXPLICIT
 from fpdm.reproduction.frontier import Measured, frontier
 from fpdm.reproduction.ladder import (
     CHOICE,
@@ -22,6 +23,7 @@ from fpdm.reproduction.rates import said
 
 BUDGETS = (24, 36, 60, 120, 240)
 NEAR = 60  # budget at which memorisation is reported
+SCALES = (1.25, 1.5, 2.0)  # of internal guidance
 REUSING = ("`mlp`", "`decay`")  # forms of which reuse is a question, beside the best
 
 
@@ -30,6 +32,8 @@ def ladder(lab: Laboratory) -> Section:
     climber = Ladder(lab)
     opponents = climber.entries(list(OPPONENTS))
     rungs, best = climber.climb()
+    explicit = [(entry, *climber.ask(entry.form, EXPLICIT[entry.form.label])) for entry in opponents
+                if entry.form.label in EXPLICIT]  # fmt: skip
     score = score_name("cnn", lab.book.images)
     text = (
         f"{lab.seconds:g} s of training each, {lab.jobs} at a time, {lab.seeds} seeds; {score}. Rates: the best of "
@@ -44,14 +48,27 @@ def ladder(lab: Laboratory) -> Section:
     parts = [text, _table(climber, "opponents", opponents, None)]
     parts += [f"### {rung.question.capitalize()}\n\n{_table(climber, rung.question, entries, chosen)}"
               for rung, entries, chosen in rungs]  # fmt: skip
-    the_best = best._replace(form=best.form._replace(label=f"the best: {best.form.label}"))
+    parts += [f"### The same for the {base.form.label}\n\n{_table(climber, base.form.label, entries, chosen)}"
+              for base, entries, chosen in explicit]  # fmt: skip
+    the_best = _named(best, f"the best: {best.form.label}")
     trained = [entry for _, entries, _ in rungs for entry in entries if entry.form.label in REUSING]
     parts.append(f"### Reuse of solutions\n\n{_reuse(climber, [*opponents, *trained, the_best])}")
-    finalists = [*opponents, *(chosen._replace(form=chosen.form._replace(label=f"{rung.question}: {chosen.form.label}"))
-                               for rung, _, chosen in rungs)]  # fmt: skip
+    headed = [_named(entry, f"{base.form.label}, {entry.form.label}") for base, entries, _ in explicit
+              for entry in entries if "model.early_head" in entry.form.options]  # fmt: skip
+    parts.append(f"### Internal guidance\n\n{_guided(climber, [*headed, the_best])}")
+    finalists = [
+        *opponents,
+        *(_named(chosen, f"{base.form.label}, {chosen.form.label}") for base, entries, chosen in explicit
+          if chosen is not entries[0]),
+        *(_named(chosen, f"{rung.question}: {chosen.form.label}") for rung, _, chosen in rungs),
+    ]  # fmt: skip
     measured = [_measured(climber, entry) for entry in finalists if not entry.diverged]
     parts.append(f"### Every budget\n\n{frontier(measured, BUDGETS, NEAR, score, lab.out, 'ladder')}")
     return Section("Which form is best", "\n\n".join(parts))
+
+
+def _named(entry: Entry, label: str) -> Entry:
+    return entry._replace(form=entry.form._replace(label=label))
 
 
 def _table(climber: Ladder, question: str, entries: list[Entry], chosen: Entry | None) -> str:
@@ -92,10 +109,30 @@ def _reuse(climber: Ladder, entries: list[Entry]) -> str:
         for reuse in (False, True):
             cells = []
             for budget in CHOICE:
-                found, way = climber.best(entry.models, budget, SAMPLERS[:1], reuse=reuse)
+                found, way = climber.best(entry.models, budget, SAMPLERS[:1], [{"reuse": reuse}])
                 cells += [spread(found.distances) + with_iterations(way), f"{found.memorised.mean():.1%}"]
             rows.append([entry.form.label, "on" if reuse else "off", *cells])
     head = ["form", "reuse", *(cell for budget in CHOICE for cell in (f"{budget} passes", "memorised"))]
+    return markdown_table(head, rows, 2)
+
+
+def _guided(climber: Ladder, entries: list[Entry]) -> str:
+    """Scores of these forms without and with internal guidance, with the best of SCALES as it is on the first seed. The
+    exit is the model's early head, or is after the first update."""
+    rows = []
+    for entry in entries:
+        if entry.diverged:
+            continue
+        early = entry.form.options.get("model.early_head", 1)
+        scales = [{"internal_guidance": scale, "internal_exit": early} for scale in SCALES]
+        for variants in ([{}], scales):
+            cells = []
+            for budget in CHOICE:
+                found, way = climber.best(entry.models, budget, SAMPLERS[:1], variants)
+                said_scale = f", w = {way['internal_guidance']:g}" if "internal_guidance" in way else ""
+                cells += [spread(found.distances) + with_iterations(way) + said_scale, f"{found.memorised.mean():.1%}"]
+            rows.append([entry.form.label, "off" if variants == [{}] else "on", *cells])
+    head = ["form", "guidance", *(cell for budget in CHOICE for cell in (f"{budget} passes", "memorised"))]
     return markdown_table(head, rows, 2)
 
 

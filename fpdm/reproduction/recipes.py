@@ -57,7 +57,7 @@ def recipes(lab: Laboratory) -> Section:
 def _scores(climber: Ladder, entry: Entry) -> tuple[Results, dict]:
     """With what is best for its process, and how that is."""
     kind = entry.form.options.get("diffusion.process", "discrete")
-    return climber.best(entry.models, BUDGET, SAMPLERS[kind], SHIFTS[kind])
+    return climber.best(entry.models, BUDGET, SAMPLERS[kind], [{"shift": shift} for shift in SHIFTS[kind]])
 
 
 def trained(climber: Ladder, config: str) -> list[Entry]:

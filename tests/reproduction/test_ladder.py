@@ -47,6 +47,7 @@ class Laboratory:
     def score_models(self, models, **settings):
         """The second number of iterations is best, and reuse is worse."""
         more = 0.1 * (settings["iterations"] != 2) + settings.get("reuse", False)
+        more -= settings.get("internal_guidance") == 1.5
         return Results([Score(SCORES[model.label][model.seed] + more, 5, 30, 0.1, 2.0, 1.0, 0.02)
                         for model in models])  # fmt: skip
 
@@ -130,6 +131,19 @@ def test_reuse_is_scored_on_and_off(lab):
     rows = ladder_report._reuse(Ladder(lab), entries).splitlines()[2:]
     assert [row.split("|")[2].strip() for row in rows] == ["off", "on"]
     assert "2.10 ± 0.10, 2 it." in rows[0] and "3.10 ± 0.10, 2 it." in rows[1]
+
+
+def test_internal_guidance_has_the_best_scale_and_an_exit_before_the_last_update(lab):
+    asked, score = [], lab.score_models
+    lab.score_models = lambda models, **settings: asked.append(settings) or score(models, **settings)
+    entries = Ladder(lab).entries([START.with_options("bad", {"a": 3}), START])
+    asked.clear()
+    rows = ladder_report._guided(Ladder(lab), entries).splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["off", "on"]
+    assert "2.10 ± 0.10, 2 it." in rows[0] and "1.10 ± 0.10, 2 it., w = 1.5" in rows[1]
+    guided = [each for each in asked if "internal_guidance" in each]
+    assert guided and {each["internal_exit"] for each in guided} == {1} and min(e["iterations"] for e in guided) == 2
+    assert min(each["iterations"] for each in asked) == 1
 
 
 def test_a_front_has_what_nothing_else_beats():
