@@ -37,9 +37,10 @@ SUBJECT = Subject(
     rates=(1e-3, 2e-3),
     budgets=(12, 24),
     middle=24,
-    core={
-        "core-dit": Entrant("DiT", "dit", ("--model.depth", 2)),
+    core={"core-dit": Entrant("DiT", "dit", ("--model.depth", 2))},
+    forms={
         "grown": Entrant("grown", "fpdm", ("--model.implicit_depth", 2, "--sjfb.grow", "[[0,1],[0.5,2]]")),
+        "looped": Entrant("looped", "fpdm", ("--model.implicit_depth", 2)),
     },
 )
 
@@ -70,7 +71,7 @@ def bench(tmp_path_factory, images):
     out = tmp_path_factory.mktemp("bench")
     steps = dict.fromkeys(("dit-12", "dit-3", "fpdm-n2-m3", "fpdm-jfb-6"), PARTS + 3)
     (out / "steps.json").write_text(json.dumps(steps))
-    (out / "steps-grown.json").write_text(json.dumps({"grown": PARTS, "dit-12": PARTS}))
+    (out / "steps-core.json").write_text(json.dumps(dict.fromkeys(("core-dit", "grown", "looped"), PARTS)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainings, "run_scripts", run_here)
         patch.setattr(bench_report, "TIMESTEPS", (2, 3))
@@ -78,6 +79,7 @@ def bench(tmp_path_factory, images):
         for name, value in (("TIMESTEPS", (2, 3)), ("COUNT", 20), ("BATCH", 12)):
             patch.setattr(bench_spread, name, value)
         patch.setattr("fpdm.reproduction.bench.ITERATIONS", (1, 2))
+        patch.setattr("fpdm.reproduction.bench.KEPT", 1)
         yield Bench(SUBJECT, str(images), out, 1, 0.5, 8, 8, 1, None, tuple(TINY.split()))
 
 
@@ -186,8 +188,18 @@ def test_the_gpu_run_is_rehearsed(tmp_path, images, monkeypatch):
 def test_the_subjects_have_what_the_sections_need():
     for subject in (cifar10.SMALL, cifar10.FULL):
         assert {"dit-12", "dit-3", "fpdm"} <= subject.entrants.keys() and subject.middle in subject.budgets
-        for entrant in (subject.entrants | subject.core).values():
+        for entrant in (subject.entrants | subject.core | subject.forms).values():
             assert (ROOT / "configs" / subject.configs / f"{entrant.config}.yaml").is_file()
+
+
+def test_the_core_keeps_the_forms_that_are_best_in_their_trials(bench):
+    trials = bench.candidates.rate_trials(["grown", "looped"])
+    lowest = {name: min(trial.loss for trial in found) for name, found in trials.items()}
+    best, other = sorted(lowest, key=lowest.get)
+    assert list(bench.core.entrants) == ["core-dit", best] and bench.runs(best)
+    with pytest.raises(KeyError):
+        bench.runs(other)
+    assert not list((bench.out / "runs").glob(f"*-{other}-seed*"))
 
 
 def test_a_run_that_is_not_there(tmp_path):

@@ -33,6 +33,7 @@ CLASSIFIER = ROOT / "assets" / "cifar10-classifier"
 RESOLUTION = 32
 SAMPLERS = ("ddim", "ab2", "dpm++")
 ITERATIONS = (1, 2, 4)
+KEPT = 5  # forms of the section `core`
 FEW = 1_000  # images of a score that only chooses between ways of sampling
 
 
@@ -42,8 +43,8 @@ class Subject(NamedTuple):
     configs: folder in configs/. vae: its folder in the repository, or pixels. entrants: by name; among them are dit-12,
     dit-3 and fpdm.
     rates: learning rates that are tried. budgets: block passes at which the entrants are scored; middle: the one at
-    which single questions are asked. core: what only the section `core` trains: DiTs and forms of the fixed-point
-    model, all with one recipe.
+    which single questions are asked. core: what only the section `core` trains, all with one recipe. forms: candidates
+    for it, of which it trains those that are best in trials.
     """
 
     configs: str
@@ -53,6 +54,7 @@ class Subject(NamedTuple):
     budgets: tuple[int, ...]
     middle: int
     core: dict[str, Entrant]
+    forms: dict[str, Entrant]
 
 
 class Bench:
@@ -76,12 +78,28 @@ class Bench:
         common = ("--data.latents", out / "latents", "--data.vae", self.vae, "--validation.latents", out / "held-out",
                   "--validation.reference", f"{images}@{TRAINING}", "--validation.features", "classifier",
                   "--validation.weights", CLASSIFIER, *arguments)  # fmt: skip
-        rest = (subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline)
-        self.contest = Contest(subject.entrants, *rest)
-        self.core = Contest(subject.core, *rest, thirds=(), steps_file="steps-core.json")
+        self._terms = (subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline)
+        self.contest = Contest(subject.entrants, *self._terms)
         self.batch_size, self.precision = batch_size, precision
         self._trained: dict[Path, Trained] = {}
         self._complete: list[Contest] = []
+
+    @cached_property
+    def candidates(self) -> Contest:
+        """The contest of which only the trials are made."""
+        return self._core_contest(self.subject.core | self.subject.forms)
+
+    @cached_property
+    def core(self) -> Contest:
+        """The contest of the section `core`, with the KEPT forms that are best in their trials. The first use makes the
+        trials."""
+        trials = self.candidates.rate_trials(self.candidates.entrants)
+        losses = {name: min(trial.loss for trial in trials[name]) for name in self.subject.forms}
+        best = sorted(losses, key=losses.get)[:KEPT]
+        return self._core_contest(self.subject.core | {name: self.subject.forms[name] for name in best})
+
+    def _core_contest(self, entrants: dict[str, Entrant]) -> Contest:
+        return Contest(entrants, *self._terms, thirds=(), steps_file="steps-core.json")
 
     @cached_property
     def features(self):
@@ -134,7 +152,7 @@ class Bench:
         return [contest.run(name, seed, third) for seed in range(contest.entrants[name].seeds)][:seeds]
 
     def _contest_of(self, name: str) -> Contest:
-        return self.core if name in self.subject.core else self.contest
+        return self.core if name in self.subject.core | self.subject.forms else self.contest
 
     def trained(self, run: Path) -> Trained:
         if run not in self._trained:

@@ -7,6 +7,7 @@ from fpdm.reproduction.bench_speed import key, milliseconds
 from fpdm.reproduction.experiments import Section
 from fpdm.reproduction.frontier import Measured, frontier
 from fpdm.reproduction.ladder import with_iterations
+from fpdm.reproduction.rates import said
 
 BUDGETS, SAMPLERS = (24, 36, 60, 120, 240), ("ab2", "ddim")
 
@@ -14,7 +15,7 @@ BUDGETS, SAMPLERS = (24, 36, 60, 120, 240), ("ab2", "ddim")
 def core(bench: Bench) -> Section:
     """The forms of the fixed-point model beside the DiTs and the paper's FPDM, at every budget; the best of two solvers
     and of the numbers of updates, as they are in few images of the first seed."""
-    entrants = bench.subject.core
+    entrants = bench.core.entrants
     best = {name: [_best(bench, name, budget) for budget in BUDGETS] for name in entrants}
     measured = [(name, way, budget) for name, found in best.items()
                 for budget, (_, way) in zip(BUDGETS, found, strict=True)]  # fmt: skip
@@ -29,13 +30,22 @@ def core(bench: Bench) -> Section:
         took = [times[key(name, way, budget)] for budget, (_, way) in zip(BUDGETS, best[name], strict=True)]
         explicit = not trained.contender.source.iterative
         networks.append(Measured(entrant.label, explicit, trained.parameters, results, took))
-    lines = [[entrant.label, f"{bench.trained(bench.runs(name)[0]).steps:,d}", f"{bench.core.rate(name):g}",
-              " ".join(map(str, (entrant.config, *entrant.arguments)))]
-             for name, entrant in entrants.items()]  # fmt: skip
-    forms = markdown_table(["network", "steps", "rate", "config, and what differs from it"], lines, 1)
     table = frontier(networks, BUDGETS, bench.subject.middle, bench.score_name, bench.out, "core")
-    text = f"Times are those of a batch of {bench.batch_size} on all cores, with nothing else at the same time."
-    return Section("Which form is best", f"{forms}\n\n{text}\n\n{table}")
+    text = f"Sampling times are those of a batch of {bench.batch_size} on all cores, with nothing beside."
+    return Section("Which form is best", f"{_trials(bench)}\n\n{text}\n\n{table}")
+
+
+def _trials(bench: Bench) -> str:
+    """What was tried, with the steps of a whole training and the best trial; those that were trained are marked."""
+    steps = bench.candidates.steps()
+    found = bench.candidates.rate_trials(bench.candidates.entrants)
+    rows = []
+    for name, entrant in bench.candidates.entrants.items():
+        best = min(found[name], key=lambda trial: trial.loss)
+        rows.append([entrant.label, f"{steps[name]:,d}", f"{best.rate:g}", said(best.loss, ".4f"),
+                     "yes" if name in bench.core.entrants else "", " ".join(map(str, entrant.arguments))])  # fmt: skip
+    head = ["network", "steps", "rate", "held-out loss of the trial", "trained", "what differs from the config"]
+    return markdown_table(head, rows, 1)
 
 
 def _best(bench: Bench, name: str, budget: int) -> tuple[str, dict]:

@@ -53,6 +53,8 @@ SMALL = Subject(
         "core-dit-6": _entrant(DIT_6),
         "core-dit-3": _entrant(DIT_3),
         "core-fpdm": _entrant(PAPER),
+    },
+    forms={
         "looped": _entrant(START),
         "looped-decay": _entrant(START.with_options("3 blocks, looped, `decay`", {"model.injection": "decay"})),
     },
@@ -69,6 +71,7 @@ FULL = Subject(
     budgets=(140, 280, 560),  # the paper's; 11, 23 and 46 timesteps of DiT-S/2
     middle=280,
     core={},
+    forms={},
 )
 
 
