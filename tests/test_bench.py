@@ -42,6 +42,7 @@ SUBJECT = Subject(
         "grown": Entrant("grown", "fpdm", ("--model.implicit_depth", 2, "--sjfb.grow", "[[0,1],[0.5,2]]")),
         "looped": Entrant("looped", "fpdm", ("--model.implicit_depth", 2)),
     },
+    core_rates=(1e-3, 2e-3),
 )
 
 

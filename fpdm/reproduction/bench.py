@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Subject(NamedTuple):
     dit-3 and fpdm.
     rates: learning rates that are tried. budgets: block passes at which the entrants are scored; middle: the one at
     which single questions are asked. core: what only the section `core` trains, all with one recipe. forms: candidates
-    for it, of which it trains those that are best in trials.
+    for it, of which it trains those that are best in trials. core_rates: rates that are tried for all of these.
     """
 
     configs: str
@@ -55,6 +55,7 @@ class Subject(NamedTuple):
     middle: int
     core: dict[str, Entrant]
     forms: dict[str, Entrant]
+    core_rates: tuple[float, ...]
 
 
 class Bench:
@@ -78,8 +79,13 @@ class Bench:
         common = ("--data.latents", out / "latents", "--data.vae", self.vae, "--validation.latents", out / "held-out",
                   "--validation.reference", f"{images}@{TRAINING}", "--validation.features", "classifier",
                   "--validation.weights", CLASSIFIER, *arguments)  # fmt: skip
-        self._terms = (subject.configs, common, out, seconds, trial_seconds, subject.rates, at_once, deadline)
-        self.contest = Contest(subject.entrants, *self._terms)
+
+        def contest(entrants: dict[str, Entrant], rates: tuple[float, ...], **more) -> Contest:
+            return Contest(entrants, subject.configs, common, out, seconds, trial_seconds, rates, at_once, deadline,
+                           **more)  # fmt: skip
+
+        self.contest = contest(subject.entrants, subject.rates)
+        self._core_contest = partial(contest, rates=subject.core_rates, thirds=(), steps_file="steps-core.json")
         self.batch_size, self.precision = batch_size, precision
         self._trained: dict[Path, Trained] = {}
         self._complete: list[Contest] = []
@@ -97,9 +103,6 @@ class Bench:
         losses = {name: min(trial.loss for trial in trials[name]) for name in self.subject.forms}
         best = sorted(losses, key=losses.get)[:KEPT]
         return self._core_contest(self.subject.core | {name: self.subject.forms[name] for name in best})
-
-    def _core_contest(self, entrants: dict[str, Entrant]) -> Contest:
-        return Contest(entrants, *self._terms, thirds=(), steps_file="steps-core.json")
 
     @cached_property
     def features(self):

@@ -58,6 +58,7 @@ SMALL = Subject(
         "looped": _entrant(START),
         "looped-decay": _entrant(START.with_options("3 blocks, looped, `decay`", {"model.injection": "decay"})),
     },
+    core_rates=(1e-3, 2e-3, 4e-3),
 )
 FULL = Subject(
     configs="cifar10",
@@ -72,6 +73,7 @@ FULL = Subject(
     middle=280,
     core={},
     forms={},
+    core_rates=(5e-4,),
 )
 
 
