@@ -1,6 +1,6 @@
-"""The whole system on scikit-learn's digits: trains a VAE, an FPDM and a DiT (the latter two for equal time), samples
-with equal budgets of block passes, scores, and writes results/quickstart/report.md. The same command resumes an
-interrupted run."""
+"""The whole system on scikit-learn's digits: trains a VAE, then the paper's FPDM, a looped FPDM and a DiT for equal
+time, samples with equal budgets of block passes, scores, and writes results/quickstart/report.md. The same command
+resumes an interrupted run."""
 
 import logging
 import platform
@@ -35,7 +35,13 @@ from fpdm.sampling.settings import SamplingConfig
 from fpdm.training.runlog import latest_run
 
 logger = logging.getLogger("fpdm")
-MODELS = ("fpdm", "dit")
+MODELS = {"fpdm": "FPDM", "dit": "DiT", "looped": "FPDM, looped"}  # by config
+REUSES = {"fpdm": True, "looped": False}  # what helps each of them
+CURVES = {
+    ("fpdm", True): "FPDM, solutions reused",
+    ("fpdm", False): "FPDM, no reuse",
+    ("looped", False): "FPDM, looped",
+}
 GRID_COLUMNS = 20  # each digit twice in a row
 EQUAL = 1.1  # training times that differ by more are pointed out
 
@@ -46,21 +52,22 @@ class Settings:
 
     Args:
         out: folder for all files.
-        seconds: training time of each of the two models, on this machine.
+        seconds: training time of each of the three models, on this machine.
         vae_steps: training steps of the VAE.
         images: number of sampled images for each score.
-        iterations: iterations per timestep of the points on the curve.
+        iterations: iterations per timestep of the points on the curves; a model has those that cost no more than the
+            DiT's blocks.
         budget: block passes per image for the curve, and the small budget of the grids.
         large_budget: the large budget of the grids.
         batch_size: images per sampling batch.
-        seed: seed for training the two models and for sampling; the VAE's seed is fixed.
+        seed: seed for training the models and for sampling; the VAE's seed is fixed.
     """
 
     out: str = "results/quickstart"
-    seconds: float = 100
+    seconds: float = 75
     vae_steps: int = 800
     images: int = 1000
-    iterations: tuple[int, ...] = (1, 2, 3, 4, 6, 10)
+    iterations: tuple[int, ...] = (1, 2, 4, 6, 10)
     budget: int = 60
     large_budget: int = 240
     batch_size: int = 128
@@ -90,7 +97,8 @@ def main() -> None:
         arguments = {name: train_arguments(name, settings, out) for name in MODELS}
         steps = steps_for_equal_time(out / "steps.json", settings.seconds, arguments)
         logger.info(
-            f"\n{settings.seconds:g} s of training here: {steps['fpdm']} steps of FPDM, {steps['dit']} steps of DiT"
+            f"\n{settings.seconds:g} s of training here: "
+            f"{', '.join(f'{steps[name]} steps of {label}' for name, label in MODELS.items())}"
         )
         device = process_state().device
         models = {name: load_trained(train(name, steps[name], settings, out), device) for name in MODELS}
@@ -100,10 +108,22 @@ def main() -> None:
 
 def check_plans(settings: Settings) -> None:
     """ValueError for budgets that are too small for one timestep, before minutes of training."""
-    for cost in map(model_cost, MODELS):
+    for name in MODELS:
         for budget in (settings.budget, settings.large_budget):
-            for iterations in settings.iterations if cost.iterative else (None,):
-                make_plan(cost, budget=budget, iterations=iterations)
+            for iterations in tried(name, settings):
+                make_plan(model_cost(name), budget=budget, iterations=iterations)
+
+
+def tried(name: str, settings: Settings) -> list[int | None]:
+    """The iterations per timestep of a model on its curve: those that cost no more than the DiT's blocks."""
+    cost, most = model_cost(name), model_cost("dit").blocks(None)
+    found = [k for k in settings.iterations if cost.blocks(k) <= most] if cost.iterative else [None]
+    if not found:
+        raise ValueError(
+            f"iterations={settings.iterations}: all cost more than the {most} blocks of the DiT in {MODELS[name]}, "
+            f"{cost.explicit_blocks} blocks and {cost.update_blocks} per iteration; add a smaller number"
+        )
+    return found
 
 
 def model_cost(name: str) -> ForwardCost:
@@ -145,37 +165,35 @@ def compare(settings: Settings, out: Path, models: dict[str, Trained]) -> None:
 
     small = SamplingConfig(budget=settings.budget, seed=settings.seed)
     large = replace(small, budget=settings.large_budget)
-    curve = [replace(small, iterations=k, reuse=reuse) for reuse in (True, False) for k in settings.iterations]
-    points = {(c.iterations, c.reuse): book.score(models["fpdm"].contender, c).distance for c in curve}
-    best = min(settings.iterations, key=lambda k: points[k, True])
-    ours, ours_large = (replace(config, iterations=best, reuse=True) for config in (small, large))
-    table = [
-        ("dit", small),
-        ("fpdm", ours),
-        ("dit", replace(small, sampler="ddpm")),
-        ("fpdm", replace(ours, sampler="ddpm")),
-        ("dit", large),
-        ("fpdm", ours_large),
-    ]
-    rows = [(name, config, book.score(models[name].contender, config)) for name, config in table]
+    points = {
+        (name, reuse): {
+            k: book.score(models[name].contender, replace(small, iterations=k, reuse=reuse)).distance
+            for k in tried(name, settings)
+        }
+        for name, reuse in CURVES
+    }
+    ways = {name: {"iterations": min(found, key=found.get), "reuse": reuse} for (name, reuse), found in points.items()
+            if reuse == REUSES[name]}  # fmt: skip
+    rows = []
+    for config in (small, replace(small, sampler="ab2"), large):
+        for name in MODELS:
+            chosen = replace(config, **ways.get(name, {}))
+            rows.append((name, chosen, book.score(models[name].contender, chosen)))
     smoothing = Smoothing(
-        curves=[
-            Curve(label, list(settings.iterations), [points[k, reuse] for k in settings.iterations])
-            for label, reuse in (("FPDM, solutions reused", True), ("FPDM, no reuse", False))
-        ],
-        baseline=rows[0][2].distance,
+        curves=[Curve(label, list(points[key]), list(points[key].values())) for key, label in CURVES.items()],
+        baseline=next(score.distance for name, _, score in rows if name == "dit"),
         held_out=real.held_out_score,
         held_out_name=f"{len(real.held_out)} held-out digits",
         score=score_name("cnn", settings.images),
         title=f"{settings.budget} block passes per image, DDIM",
     )
     plot_smoothing(smoothing, out / "smoothing.png")
-    strips = sample_strips(models, [("dit", small), ("fpdm", ours), ("dit", large), ("fpdm", ours_large)])
+    strips = sample_strips(models, [(name, config) for name, config, _ in rows if config.sampler == small.sampler])
     plot_overview([(label, images) for label, _, images in strips], GRID_COLUMNS, smoothing, out / "overview.png")
     for _, file, strip in strips:
         save_grid(strip, out / file, GRID_COLUMNS)
     accuracy = (predicted == real.held_out_labels).float().mean().item()
-    report = write_report(settings, out, models, rows, smoothing, best, real, accuracy)
+    report = write_report(settings, out, models, rows, smoothing, real, accuracy)
     logger.info("\n" + report)
 
 
@@ -188,28 +206,30 @@ def sample_strips(models: dict[str, Trained], choices: list[tuple[str, SamplingC
         with torch.inference_mode():
             images = sample_images(models[name].contender.source, config, plan, range(2 * GRID_COLUMNS)).cpu()
         each = f", {config.iterations} it. each" if config.iterations else ""
-        label = f"{models[name].contender.name}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"
+        label = f"{MODELS[name]}, {config.budget} block passes ({len(plan.steps)} timesteps{each})"
         strips.append((label, f"{name}-{config.budget}-block-passes.png", images))
     return strips
 
 
 def write_report(
-    settings: Settings, out: Path, models: dict[str, Trained], rows: list[tuple], smoothing: Smoothing, best: int,
+    settings: Settings, out: Path, models: dict[str, Trained], rows: list[tuple], smoothing: Smoothing,
     real: Reference, accuracy: float,
 ) -> str:  # fmt: skip
     """Write report.md; returns the part of it that is shown in the terminal."""
-    trained = [
-        [m.config["model"]["name"], f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for m in models.values()
-    ]
+    trained = [[MODELS[name], f"{m.parameters:,d}", str(m.steps), f"{m.seconds:.0f} s"] for name, m in models.items()]
     others = memorisation(real.held_out, real.features, real.held_out)
     scored = []
     for name, config, result in rows:
-        contender = models[name].contender
-        label = contender.name + (f", {best} it. per timestep, reuse" if contender.source.iterative else "")
+        label = MODELS[name]
+        if config.iterations is not None:
+            label += f", {config.iterations} it. per timestep" + ", reuse" * bool(config.reuse)
         numbers = [f"{result.gflops:.2f}", f"{result.ms_per_image:.1f}", f"{result.distance:.1f}",
                    f"{result.nearest:.2f}", f"{result.memorised:.1%}"]  # fmt: skip
         scored.append([label, config.sampler.upper(), str(config.budget), str(result.timesteps), *numbers])
-    curves = [[c.label, *(f"{s:.1f}" for s in c.scores)] for c in smoothing.curves]
+    curves = []
+    for curve in smoothing.curves:
+        found = dict(zip(curve.x, curve.scores, strict=True))
+        curves.append([curve.label, *(f"{found[k]:.1f}" if k in found else "" for k in settings.iterations)])
     text = "\n\n".join(
         [
             markdown_table(["model", "parameters", "training steps", "training time"], trained),
@@ -226,13 +246,14 @@ def write_report(
     write_atomically(
         out / "report.md",
         "# FPDM and DiT on handwritten digits\n\n"
-        "Both models have the same data, batch size, learning rate and training time, and are sampled from the same "
+        "FPDM is the paper's, with one block in the implicit layer. FPDM, looped, has three, and no other blocks. "
+        "All models have the same data, batch size, learning rate and training time, and are sampled from the same "
         f"noise and labels. {smoothing.score} is the Fréchet distance between {settings.images} samples and the "
         f"{len(real.features):,d} training digits in the features of a classifier trained on them (accuracy on the "
         f"{len(real.held_out)} held-out digits: {accuracy:.1%}). It is comparable only with scores computed in the "
         "same way, of as many images: it is larger for fewer. Nearest is the median distance to the nearest training "
         "digit in these features; memorised is the share of samples as near to one as only 1 % of the held-out digits "
-        f"are. In the tables, FPDM has {best} iterations per timestep, the best number on the curve with reuse.\n\n"
+        "are. In the first table, a model has the number of iterations per timestep that is best on its curve.\n\n"
         f"![samples, and score against iterations](overview.png)\n\n{text}\n\n"
         f"One training seed ({settings.seed}). fpdm {fpdm.__version__}, torch {torch.__version__}, "
         f"{process_state().device}, {torch.get_num_threads()} threads, {platform.machine()}, "
@@ -243,7 +264,7 @@ def write_report(
 
 def training_times(models: dict[str, Trained]) -> str:
     """Whether the trainings really took equally long."""
-    took = ", ".join(f"{m.contender.name} {m.seconds:.0f} s" for m in models.values())
+    took = ", ".join(f"{MODELS[name]} {m.seconds:.0f} s" for name, m in models.items())
     seconds = [m.seconds for m in models.values()]
     if max(seconds) <= EQUAL * min(seconds):
         return f"The trainings took equally long ({took})."

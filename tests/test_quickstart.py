@@ -26,7 +26,8 @@ def quickstart(out: Path, words: list[str]) -> str:
 def test_quickstart(tmp_path, tiny, digits_classifier):
     out = tmp_path / "quickstart"
     shutil.copytree(digits_classifier, out / "features")
-    (out / "steps.json").write_text(json.dumps({"fpdm": 9, "dit": 5}))  # test_reproduce.py has the script measure them
+    steps = {"fpdm": 9, "dit": 5, "looped": 7}  # test_reproduce.py has the script measure them
+    (out / "steps.json").write_text(json.dumps(steps))
     said = quickstart(out, tiny["quickstart.py"])
     for phase in ("train_vae.py", "encode_latents.py", "train.py", "8 timesteps (999..0), 2 explicit blocks + 1 iter"):
         assert phase in said
@@ -34,7 +35,8 @@ def test_quickstart(tmp_path, tiny, digits_classifier):
     report = (out / "report.md").read_text()
     assert "FD-cnn@70" in report and "1,632 training digits" in report and "| memorised |" in report
     assert "The training" in report
-    for picture in ("overview.png", "smoothing.png", "dit-24-block-passes.png", "fpdm-36-block-passes.png"):
+    strips = ("dit-24", "fpdm-24", "looped-24", "dit-36", "fpdm-36", "looped-36")
+    for picture in ("overview.png", "smoothing.png", *(f"{strip}-block-passes.png" for strip in strips)):
         assert min(Image.open(out / picture).size) > 50
 
     (out / "report.md").unlink()

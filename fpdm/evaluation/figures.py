@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 
 from fpdm.files import write_figure
 
-FPDM_COLOURS = ("#1b6ca8", "#e07a1f")
+FPDM_COLOURS = ("#1b6ca8", "#e07a1f", "#2a8f4f")
 DIT_COLOUR = "#444444"
 SIDES = ((1, 0, "left"), (-1, 0, "right"), (0.7, 0.7, "left"), (0.7, -0.7, "left"), (-0.7, 0.7, "right"),
          (-0.7, -0.7, "right"))  # fmt: skip
@@ -216,7 +216,7 @@ def plot_strips(strips: list[tuple[str, Tensor]], columns: int, path: Path) -> N
 
 def plot_overview(strips: list[tuple[str, Tensor]], columns: int, data: Smoothing, path: Path) -> None:
     """Strips of images on the left, the curve on the right."""
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 0.5 + 1.05 * len(strips)), layout="constrained")
     grid = figure.add_gridspec(len(strips), 2, width_ratios=(1.45, 1))
     for row, (label, images) in enumerate(strips):
         draw_strip(figure.add_subplot(grid[row, 0]), label, images, columns)
