@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fpdm.chain import OutOfTime, Task
@@ -193,6 +194,24 @@ def test_the_subjects_have_what_the_sections_need():
             assert (ROOT / "configs" / subject.configs / f"{entrant.config}.yaml").is_file()
 
 
+def test_the_forms_have_at_most_30_percent_of_the_parameters():
+    from fpdm import cli
+    from fpdm.config import ExperimentConfig
+    from fpdm.models import build_model
+
+    def parameters(entrant: Entrant) -> int:
+        words = ["--config", f"configs/cifar10-small/{entrant.config}.yaml", *map(str, entrant.arguments)]
+        config = cli.parse(ExperimentConfig, parser, words)
+        with torch.device("meta"):
+            model = build_model(config.model.name, input_size=8, num_classes=10, **config.model.overrides())
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    parser, small = cli.make_parser(ExperimentConfig, ""), cifar10.SMALL
+    most = parameters(small.core["core-dit-12"])
+    shares = {name: parameters(form) / most for name, form in small.forms.items()}
+    assert max(shares.values()) < 0.3 and len(shares) > 10, shares
+
+
 def test_the_core_keeps_the_forms_that_are_best_in_their_trials(bench):
     trials = bench.candidates.rate_trials(["grown", "looped"])
     lowest = {name: min(trial.loss for trial in found) for name, found in trials.items()}
@@ -211,7 +230,5 @@ def test_a_run_that_is_not_there(tmp_path):
 
 
 def test_gathered_features_have_their_own_statistics():
-    import torch
-
     found = gathered(torch.eye(3))
     assert found.pool.count == 3 and found.kept.shape == (3, 3) and found.pool.mean == pytest.approx([1 / 3] * 3)

@@ -34,6 +34,25 @@ def _entrant(form: Form) -> Entrant:
 
 
 DIT_12, DIT_6, DIT_3, PAPER = OPPONENTS[:4]
+LATE = START.with_options("3 blocks; 1, 2 updates, late", {"sjfb.grad": 2, "sjfb.grow": "[[0,1],[0.75,2]]"})
+TWO = {"model.implicit_depth": 2, "model.hidden_size": 120}  # as many parameters as 3 blocks of width 96, to 9 %
+FORMS = {  # networks of 27 to 30 % of the parameters of the DiT with 12 blocks
+    "looped": START.with_options("3 blocks; 1, 2, 4 updates", {}),
+    "looped-half": LATE.with_options("3 blocks; 1, 2 updates", {"sjfb.grow": "[[0,1],[0.5,2]]"}),
+    "looped-late": LATE,
+    "looped-last": LATE.with_options("3 blocks; 1, 2 updates, last", {"sjfb.grow": "[[0,1],[0.88,2]]"}),
+    "looped-free": LATE.with_options("3 blocks; 1, 2 updates, the first without gradient", {
+        "sjfb.no_grad": 1, "sjfb.grad": 1, "sjfb.grow": "[[0,1],[0.5,2]]"}),
+    "looped-random": LATE.with_options(f"{LATE.label}; a random exit", {"sjfb.supervise": "random"}),
+    "looped-vectors": LATE.with_options(f"{LATE.label}; vectors for the loops", {"model.loop_embedding": 2}),
+    "looped-mlp": LATE.with_options(f"{LATE.label}; narrower, `mlp`", {
+        "model.injection": "mlp", "model.hidden_size": 92}),
+    "looped-decay": LATE.with_options(f"{LATE.label}; `decay`", {"model.injection": "decay"}),
+    "looped-post": LATE.with_options("2 blocks, 1 after; 1, 2 updates, late", {
+        "model.implicit_depth": 2, "model.post_depth": 1}),
+    "looped-wide": LATE.with_options("2 wide blocks; 1, 2 updates, late", TWO),
+    "looped-wide-4": START.with_options("2 wide blocks; 1, 2, 4 updates", TWO),
+}  # fmt: skip
 SMALL = Subject(
     configs="cifar10-small",
     vae="assets/cifar10-vae",
@@ -52,12 +71,9 @@ SMALL = Subject(
         "core-dit-12": _entrant(DIT_12),
         "core-dit-6": _entrant(DIT_6),
         "core-dit-3": _entrant(DIT_3),
-        "core-fpdm": _entrant(PAPER),
+        "core-fpdm": _entrant(PAPER.with_options(PAPER.label, {"sjfb.no_grad": 3})),  # as the trials chose
     },
-    forms={
-        "looped": _entrant(START),
-        "looped-decay": _entrant(START.with_options("3 blocks, looped, `decay`", {"model.injection": "decay"})),
-    },
+    forms={name: _entrant(form) for name, form in FORMS.items()},
     core_rates=(1e-3, 2e-3, 4e-3),
 )
 FULL = Subject(
