@@ -31,20 +31,22 @@ def export_model(
     codec: Codec | None,
     history: dict[str, str],
     half: bool = False,
+    notes: str | None = None,
 ) -> None:
     """Write a new folder; after a kill there is the whole folder or none. codec: a codec to include; None to leave it
     where it is.
 
     history: lines for the card's table, such as the number of training steps. half: weights rounded to float16,
-    in files of at most SHARD.
+    in files of at most SHARD. notes: Markdown for the card below its table; an example if not given.
     """
     with new_folder(Path(folder)) as partial:
-        write_export(partial, model, facts, codec, history, half)
+        write_export(partial, model, facts, codec, history, half, notes)
 
 
 def write_export(
-    folder: Path, model: Denoiser, facts: dict, codec: Codec | None, history: dict[str, str], half: bool = False
-) -> None:
+    folder: Path, model: Denoiser, facts: dict, codec: Codec | None, history: dict[str, str], half: bool = False,
+    notes: str | None = None,
+) -> None:  # fmt: skip
     """The files of `export_model`, into an empty folder."""
     model.save_pretrained(folder)
     if half:
@@ -64,9 +66,10 @@ def write_export(
     facts_told = {"process": process.kind, "predicts": process.predicts, "VAE": str(facts["codec"]), **history}
     if "attributes" in facts:
         facts_told["attributes"] = ", ".join(facts["attributes"].names)
-    iterations = " --iterations 4" if model.iterative else ""
-    usage = f"Images:\n\n```\nfpdm-sample --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
-    model_card(model, model.family, facts_told, usage).save(folder / "README.md")
+    if notes is None:
+        iterations = " --iterations 4" if model.iterative else ""
+        notes = f"Images:\n\n```\nfpdm-sample --ckpt THIS_FOLDER --budget 280{iterations} --num-samples 16\n```"
+    model_card(model, model.family, facts_told, notes).save(folder / "README.md")
 
 
 def locate_codec(folder: Path, facts: dict) -> dict:

@@ -26,7 +26,7 @@ from fpdm.reproduction.experiments import Laboratory
 logger = logging.getLogger("fpdm")
 DATA = {"digits": targets.TARGETS, "cifar10": cifar10.TARGETS, "cifar10-small": SECTIONS}
 SECONDS = {"digits": 75, "cifar10": 240, "cifar10-small": 2400}
-STUDIES = ("longer", "ladder", "recipes", "starts", "core")  # long, so only on request
+STUDIES = ("longer", "ladder", "recipes", "starts", "core", "asset")  # long, so only on request
 FEATURES = {"digits": 64, "cifar10": 128, "cifar10-small": 128}  # dimensions
 SAMPLES = {"digits": 1000, "cifar10": 5000, "cifar10-small": 5000}
 
@@ -41,8 +41,8 @@ class Settings:
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
             length, longer, ladder, recipes, starts; for both kinds of cifar10 yardstick, trials, convergence, quality,
-            training, claims, spread, final, grids, core, and for cifar10 release; if not given, all but longer, ladder,
-            recipes, starts and core, which train further networks for hours.
+            training, claims, spread, final, grids, core, asset, and for cifar10 release; if not given, all but longer,
+            ladder, recipes, starts, core and asset, which train further networks for hours.
         seconds: training time of each model, on this machine (75; for cifar10 240, for cifar10-small 2400).
         trial_seconds: for cifar10-small, training time of each trial.
         seeds: for digits, number of training seeds of each model.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 import sys
 import time
@@ -12,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+import fpdm
 from fpdm.chain import OutOfTime, Task
 from fpdm.loading import load_source
-from fpdm.reproduction import bench_core, bench_report, bench_spread, cifar10, trainings
+from fpdm.reproduction import bench_asset, bench_core, bench_report, bench_spread, cifar10, trainings
 from fpdm.reproduction.bench import Bench, Subject
 from fpdm.reproduction.contest import PARTS, Contest, Entrant, validations
 from fpdm.reproduction.scoring import Scored, gathered
@@ -94,7 +96,7 @@ def test_every_section(bench, target):
     (bench.out / f"{target}.md").write_text(section.text)
     assert section.text.count("](") == FIGURES.get(target, 0)
     rows = [line for line in section.text.splitlines() if line.startswith("|")]
-    assert (len(rows) >= 4) == (target != "grids") and "nan" not in section.text
+    assert (len(rows) >= 4) == (target not in ("grids", "asset")) and "nan" not in section.text
 
 
 def test_lengths_of_one_run(bench):
@@ -210,6 +212,18 @@ def test_the_forms_have_at_most_30_percent_of_the_parameters():
     most = parameters(small.core["core-dit-12"])
     shares = {name: parameters(form) / most for name, form in small.forms.items()}
     assert max(shares.values()) < 0.3 and len(shares) > 10, shares
+
+
+def test_the_asset_stands_alone_and_its_card_says_how_good_it_is(bench):
+    bench_asset.asset(bench)
+    folder = bench.out / "asset"
+    card = (folder / "README.md").read_text()
+    (form,) = set(bench.core.entrants) - {"core-dit"}
+    scores = bench.score(form, budget=24, sampler=re.search(r"--sampler (\S+)", card)[1],
+                         iterations=int(re.search(r"--iterations (\d)", card)[1]))  # fmt: skip
+    assert f"{scores[0].distance:.2f} for this training seed (0)" in card and f"Form: {form} " in card
+    images = fpdm.sample(fpdm.load_source(folder, device="cpu"), 2, steps=2, iterations=1)
+    assert images.shape == (2, 3, 32, 32)
 
 
 def test_the_core_keeps_the_forms_that_are_best_in_their_trials(bench):

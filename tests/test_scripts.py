@@ -305,9 +305,15 @@ def test_exported_folder_stands_alone(chain, tmp_path):
     for i in range(2):
         assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
     assert "weights=model: " in fail("sample.py", "--ckpt", out, *draw, "--weights", "model", "--out", tmp_path / "c")
-    assert "already exists and is not empty" in fail(
-        "export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2", "--out", out
-    )
+    dit = ("export.py", "--ckpt", chain / "runs" / "001-DiT-XS-2")
+    assert "already exists and is not empty" in fail(*dit, "--out", out)
+    notes, noted = tmp_path / "notes.md", tmp_path / "noted"
+    assert "notes.md" in fail(*dit, "--out", noted, "--notes", notes) and not noted.exists()
+    notes.write_text("FID 3.")
+    assert "a pipeline has the general card" in fail(*dit, "--out", noted, "--notes", notes, "--pipeline")
+    run_script(*dit, "--out", noted, "--notes", notes)
+    card = (noted / "README.md").read_text()
+    assert card.rstrip().endswith("FID 3.") and "Images:" not in card and "| parameters |" in card
 
 
 def test_exported_as_a_pipeline_and_uploaded(chain, tmp_path, monkeypatch):

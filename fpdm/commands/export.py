@@ -27,6 +27,8 @@ class Settings:
         vae: where the VAE is, if it has moved since training.
         half: round weights to float16, in files of at most 14 MB.
         pipeline: make it a diffusers pipeline, which FPDMPipeline.from_pretrained opens; this includes the VAE.
+        notes: Markdown file for the model card, below its table: scores, limits, an example (a general example if not
+            given).
         push_to: Hub repository to upload the folder to, as in user/name (null for none).
     """
 
@@ -37,6 +39,7 @@ class Settings:
     vae: str | None = None
     half: bool = False
     pipeline: bool = False
+    notes: str | None = None
     push_to: str | None = None
 
     def __post_init__(self):
@@ -45,6 +48,8 @@ class Settings:
                 raise ValueError(f"{name} is not set; see --help")
         if self.half and self.pipeline:
             raise ValueError("half=true with pipeline=true: a pipeline's weights are not rounded; choose one")
+        if self.notes is not None and self.pipeline:
+            raise ValueError(f"notes={self.notes} with pipeline=true: a pipeline has the general card; choose one")
 
 
 def parser():
@@ -53,6 +58,7 @@ def parser():
 
 def main() -> None:
     settings = cli.parse(Settings, parser())
+    notes = None if settings.notes is None else Path(settings.notes).read_text(errors="replace")
     model, facts, checkpoint = load_checkpoint(settings.ckpt, settings.weights)
     facts.setdefault("weights", settings.weights)
     trained = history(checkpoint, facts["weights"])
@@ -62,7 +68,8 @@ def main() -> None:
     if settings.pipeline:
         make_pipeline(model, facts, codec).save_pretrained(settings.out, trained)
     else:
-        export_model(settings.out, model, facts, codec if settings.with_vae else None, trained, settings.half)
+        codec = codec if settings.with_vae else None
+        export_model(settings.out, model, facts, codec, trained, settings.half, notes)
     logger.info(f"{checkpoint} ({facts['weights']} weights) -> {settings.out}")
     if settings.push_to:
         logger.info(f"{settings.out} -> {upload(settings.out, settings.push_to)}")

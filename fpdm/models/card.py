@@ -6,8 +6,8 @@ from torch import nn
 from fpdm.conditionings import LABELS
 
 
-def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str) -> ModelCard:
-    """A card with a table of the architecture, then of `facts`, and with `usage` as an example.
+def model_card(model: nn.Module, family: str, facts: dict[str, str], notes: str) -> ModelCard:
+    """A card with a table of the architecture, then of `facts`, and `notes` in Markdown below.
 
     model: a DiT or FixedPointDiT; family: DiT or FPDM.
     """
@@ -25,4 +25,4 @@ def model_card(model: nn.Module, family: str, facts: dict[str, str], usage: str)
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     data = ModelCardData(license="apache-2.0", library_name="fpdm", tags=["diffusion", family.lower()])
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {family}\n\n| | |\n| --- | --- |\n{table}\n\n{usage}\n")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {family}\n\n| | |\n| --- | --- |\n{table}\n\n{notes}\n")

@@ -16,7 +16,7 @@ def core(bench: Bench) -> Section:
     """The forms of the fixed-point model beside the DiTs and the paper's FPDM, at every budget; the best of two solvers
     and of the numbers of updates, as they are in few images of the first seed."""
     entrants = bench.core.entrants
-    best = {name: [_best(bench, name, budget) for budget in BUDGETS] for name in entrants}
+    best = {name: [best_way(bench, name, budget) for budget in BUDGETS] for name in entrants}
     measured = [(name, way, budget) for name, found in best.items()
                 for budget, (_, way) in zip(BUDGETS, found, strict=True)]  # fmt: skip
     times = milliseconds(bench, measured, "speed-core.json")
@@ -48,7 +48,7 @@ def _trials(bench: Bench) -> str:
     return markdown_table(head, rows, 1)
 
 
-def _best(bench: Bench, name: str, budget: int) -> tuple[str, dict]:
+def best_way(bench: Bench, name: str, budget: int) -> tuple[str, dict]:
     """The solver and the number of updates of a network at a budget, with scores of all seeds computed."""
     cost = bench.trained(bench.runs(name)[0]).contender.source.cost
     ways = [way for way in bench.ways(name) if cost.blocks(way.get("iterations")) <= budget / 2]

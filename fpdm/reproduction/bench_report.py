@@ -20,6 +20,7 @@ from fpdm.evaluation.tables import markdown_table
 from fpdm.files import read_json, write_atomically
 from fpdm.records import fits, shown
 from fpdm.reproduction.bench import RESOLUTION, SAMPLERS, Bench
+from fpdm.reproduction.bench_asset import asset
 from fpdm.reproduction.bench_core import core
 from fpdm.reproduction.bench_speed import key, milliseconds
 from fpdm.reproduction.bench_spread import spread_of_latents
@@ -263,7 +264,7 @@ def grids(bench: Bench) -> Section:
 
 SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "yardstick": yardstick, "trials": trials, "convergence": convergence, "quality": quality, "training": training,
-    "claims": claims, "spread": spread_of_latents, "final": final, "grids": grids, "core": core,
+    "claims": claims, "spread": spread_of_latents, "final": final, "grids": grids, "core": core, "asset": asset,
 }  # fmt: skip
 
 

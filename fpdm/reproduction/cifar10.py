@@ -114,4 +114,4 @@ def release(bench: Bench) -> Section:
     return Section("Release", f"{len(sizes)} files, {total / 1e6:.1f} MB, in release/.")
 
 
-TARGETS = {name: section for name, section in SECTIONS.items() if name != "core"} | {"release": release}
+TARGETS = {name: section for name, section in SECTIONS.items() if name not in ("core", "asset")} | {"release": release}
