@@ -21,7 +21,7 @@ NEVER = 0.999  # share of so short a training that comes after its last step
 
 def steps_for_equal_time(
     path: Path, seconds: float, arguments: dict[str, list], deadline: float | None = None, at_once: int = 1,
-    known: tuple[str, int] | None = None,
+    known: tuple[str, int] | None = None, rounds: int = ROUNDS,
 ) -> dict[str, int]:  # fmt: skip
     """Training steps of each model in `seconds` on this machine; measured once and kept in `path`.
 
@@ -36,7 +36,7 @@ def steps_for_equal_time(
     if not path.exists():
         rates = {name: [] for name in arguments}
         stages = {name: stages_of(words) for name, words in arguments.items()}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 common = ["--run.results", folder, "--run.preview_every", 0, "--run.validate_every", 0,
                           "--run.keep_best", "false", "--optim.cooldown", 0, "--optim.steps", WARM + TIMED,
