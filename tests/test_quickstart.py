@@ -23,6 +23,15 @@ def quickstart(out: Path, words: list[str]) -> str:
     return done.stdout
 
 
+def test_iterations_that_the_looped_model_was_not_trained_with(tmp_path):
+    """Refused at once, not after minutes of training."""
+    command = [sys.executable, ROOT / "scripts" / "quickstart.py", "--out", tmp_path / "q", "--iterations", "[10]"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 2 and "iterations=(10,): FPDM, looped has at most 2; add a smaller number" in done.stderr
+    assert not (tmp_path / "q").exists()
+
+
 def test_quickstart(tmp_path, tiny, digits_classifier):
     out = tmp_path / "quickstart"
     shutil.copytree(digits_classifier, out / "features")

@@ -113,6 +113,8 @@ def test_every_target(laboratory, target):
     rows = [line.split("|") for line in section.text.splitlines() if line.startswith("|")]
     assert (len(rows) >= 4) == (target != "fig5") and len({len(row) for row in rows if len(row) == len(rows[0])}) <= 1
     assert "nan" not in section.text
+    if target == "ladder":
+        assert "### The same for the DiT, 3 blocks" in section.text and "### Internal guidance" in section.text
 
 
 def test_equal_flops_are_equal(laboratory):

@@ -31,7 +31,7 @@ def core(bench: Bench) -> Section:
         explicit = not trained.contender.source.iterative
         networks.append(Measured(entrant.label, explicit, trained.parameters, results, took))
     table = frontier(networks, BUDGETS, bench.subject.middle, bench.score_name, bench.out, "core")
-    text = f"Sampling times are those of a batch of {bench.batch_size} on all cores, with nothing beside."
+    text = f"Sampling times are those of a batch of {bench.batch_size} on all cores, with nothing else running."
     return Section("Which form is best", f"{_trials(bench)}\n\n{text}\n\n{table}")
 
 
