@@ -40,9 +40,9 @@ class Settings:
         images: for both kinds of cifar10, the training images in class folders; a folder or a zip.
         out: folder for all files (results/reproduce-<data> if not given).
         targets: for digits tab1, tab3, tab4, tab5, fig4, fig5, fig6, fig7, opponents, weighting, memorisation,
-            length, longer, ladder, recipes, starts; for both kinds of cifar10 yardstick, trials, convergence, quality,
-            training, claims, spread, final, grids, core, asset, and for cifar10 release; if not given, all but longer,
-            ladder, recipes, starts, core and asset, which train further networks for hours.
+            length, longer, ladder, recipes, starts, asset; for both kinds of cifar10 yardstick, trials, convergence,
+            quality, training, claims, spread, final, grids, core, asset, and for cifar10 release; if not given, all but
+            longer, ladder, recipes, starts, core and asset, which train further networks for hours.
         seconds: training time of each model, on this machine (75; for cifar10 240, for cifar10-small 2400).
         trial_seconds: for cifar10-small, training time of each trial.
         seeds: for digits, number of training seeds of each model.

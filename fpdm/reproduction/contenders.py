@@ -14,13 +14,15 @@ from fpdm.records import read_lines, read_sections
 
 
 class Trained(NamedTuple):
-    """A trained model. steps and seconds: of its training, from the log. config: of the run, as a dictionary."""
+    """A trained model. steps and seconds: of its training, from the log. config: of the run, as a dictionary. run: its
+    folder."""
 
     contender: Contender
     model: Denoiser
     steps: int
     seconds: float
     config: dict
+    run: Path
 
     @property
     def parameters(self) -> int:
@@ -52,4 +54,4 @@ def load_trained(run: Path, device: torch.device | str = "cpu", precision: str =
             raise ValueError(f"{run / 'log.jsonl'}: images_per_s={line['images_per_s']}: must be positive")
         seconds, step = seconds + (line["step"] - step) * batch / line["images_per_s"], line["step"]
     model, facts, folder = load_checkpoint(run)
-    return Trained(_contender(model, facts, folder, device, precision), model, step, seconds, config)
+    return Trained(_contender(model, facts, folder, device, precision), model, step, seconds, config, run)

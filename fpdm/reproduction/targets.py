@@ -23,6 +23,7 @@ from fpdm.evaluation.metrics import score_name
 from fpdm.evaluation.seeds import difference, spread
 from fpdm.evaluation.tables import markdown_table
 from fpdm.reproduction.experiments import Laboratory, Section, step_flops
+from fpdm.reproduction.ladder_asset import asset
 from fpdm.reproduction.ladder_report import ladder
 from fpdm.reproduction.longer import longer
 from fpdm.reproduction.recipes import recipes
@@ -275,6 +276,7 @@ TARGETS: dict[str, Callable[[Laboratory], Section]] = {
     "tab1": table1, "tab3": table3, "tab4": table4, "tab5": table5, "fig4": figure4, "fig5": figure5, "fig6": figure6,
     "fig7": figure7, "opponents": opponents, "weighting": weighting, "memorisation": memorisation, "length": length,
     "longer": longer, "ladder": ladder, "recipes": recipes, "starts": starts,
+    "asset": asset,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from fpdm.chain.choices import Choice
 from fpdm.cost import ForwardCost
 from fpdm.evaluation.comparison import Score
 from fpdm.evaluation.seeds import Results
-from fpdm.reproduction import ladder, ladder_report, recipes
+from fpdm.reproduction import keep, ladder, ladder_asset, ladder_report, recipes
 from fpdm.reproduction.forms import START, Form, Rung
 from fpdm.reproduction.frontier import Measured, Point, frontier, pareto
 from fpdm.reproduction.ladder import Entry, Ladder
@@ -42,7 +42,7 @@ class Laboratory:
         label = next(name for name, options in FORMS.items() if options.get("a") == words.get("--a"))
         source = SimpleNamespace(iterative=True, reusable=True, cost=ForwardCost(0, 3))
         return SimpleNamespace(label=label, seed=words["--run.seed"], parameters=1000, steps=40, seconds=9.6,
-                               contender=SimpleNamespace(source=source))  # fmt: skip
+                               run=self.out / training.name, contender=SimpleNamespace(source=source))  # fmt: skip
 
     def score_models(self, models, **settings):
         """The second number of iterations is best, and reuse is worse."""
@@ -173,3 +173,28 @@ def test_options_are_taken_away():
     form = Form("x", "fpdm", {"a": 1, "b": 2}).with_options("y", {"a": None, "c": 3})
     assert form == Form("y", "fpdm", {"b": 2, "c": 3})
     assert Entry(form, [], 1e-3, {}).diverged
+
+
+def test_the_model_to_keep_is_the_best_seed_of_the_best_form(lab, monkeypatch):
+    """`clear` has 1.9, 2.1 and 2.0; the export is told which run, and the card what to expect of it."""
+    told = []
+    monkeypatch.setattr(keep, "run_script", lambda *words: told.append(words))
+    section = ladder_asset.asset(lab)
+    ((script, _, run, _, folder, *_),) = told
+    card = (lab.out / "card.md").read_text()
+    clear = START.with_options("", {"a": 2})
+    assert script == "export.py" and run.name == f"{clear.key}-seed0" and folder == lab.out / "asset"
+    assert "--ckpt assets/fpdm-digits --budget 60 --iterations 2" in card and "Form: first: clear (" in card
+    assert "1.90 for this training seed (0), 2.00 ± 0.10 over 3 seeds" in card and "for 10 s of one" in card
+    assert "first: clear" in section.text and "second" not in section.text
+
+
+def test_a_model_that_is_too_large_is_not_kept(lab, monkeypatch):
+    def export(script, _ckpt, _run, _out, folder, *_):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(101))
+
+    monkeypatch.setattr(keep, "run_script", export)
+    monkeypatch.setattr(keep, "LIMIT", 100)
+    with pytest.raises(ValueError, match="101 bytes; allowed are at most 100"):
+        ladder_asset.asset(lab)
