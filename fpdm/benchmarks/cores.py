@@ -57,14 +57,16 @@ def measure(bench: Bench, size: str, injection: str, mode: str, depth: int, batc
         alone.compile()
         layer.compile()
     times = alternate(bench, works, one_timestep)
-    return flops | {f"{name}_ms": 1e3 * found.median for name, found in times.items()}
+    milliseconds = {f"{name}_ms": 1e3 * found.median for name, found in times.items()}
+    return flops | milliseconds | {"ratio": times["update"].against(times["blocks"])}
 
 
 def table(rows: list[dict]) -> str:
-    head = ["size", "mode", "injection", "blocks alone, ms", "update, ms", "update / blocks", "by FLOPs"]
+    head = ["size", "mode", "injection", "blocks alone, ms", "update, ms", "update / blocks", "quartiles", "by FLOPs"]
     body = [
         [row["size"], row["mode"], f"`{row['injection']}`", f"{row['blocks_ms']:.4g}", f"{row['update_ms']:.4g}",
-         f"{row['update_ms'] / row['blocks_ms']:.3f}", f"{row['update_flops'] / row['blocks_flops']:.3f}"]
+         f"{row['ratio'][1]:.3f}", f"{row['ratio'][0]:.3f} to {row['ratio'][2]:.3f}",
+         f"{row['update_flops'] / row['blocks_flops']:.3f}"]
         for row in rows
     ]  # fmt: skip
     first = rows[0]

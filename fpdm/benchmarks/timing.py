@@ -42,12 +42,20 @@ class Question(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds per call. first: the first call, with compilation and set-up; the others: later calls."""
+    """Seconds per call. first: the first call, with compilation and set-up; the others: later calls. rounds: all of
+    these, in the order in which they were measured."""
 
     first: float
     median: float
     least: float
     most: float
+    rounds: tuple[float, ...]
+
+    def against(self, other: "Times") -> list[float]:
+        """The quartiles of this time divided by the other's of the same round: where the machine becomes slower between
+        rounds, this hardly changes them."""
+        pairs = [mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True)]
+        return statistics.quantiles(pairs, n=4, method="inclusive") if len(pairs) > 1 else pairs * 3
 
 
 def alternate(
@@ -69,7 +77,7 @@ def alternate(
         for repeat in range(bench.repeats):
             for name in list(works)[:: -1 if repeat % 2 else 1]:
                 seconds[name].append(timed(works[name], calls[name]) / calls[name])
-    return {name: Times(firsts[name], statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+    return {name: Times(firsts[name], statistics.median(s), min(s), max(s), tuple(s)) for name, s in seconds.items()}
 
 
 def _seconds(device: torch.device, work: Callable[[], Any], calls: int) -> float:

@@ -10,7 +10,7 @@ from fpdm.benchmarks.naive import naive_form
 from fpdm.benchmarks.profiles import OTHER, kind_of
 from fpdm.benchmarks.published_form import average_steps
 from fpdm.benchmarks.ranks import slowdown
-from fpdm.benchmarks.timing import Bench, alternate
+from fpdm.benchmarks.timing import Bench, Times, alternate
 from fpdm.benchmarks.updates import count_work
 from fpdm.benchmarks.workloads import blocks_alone, network, sampling_run, training_step
 from fpdm.models import FixedPointDiT, block_cost, build_model
@@ -73,6 +73,15 @@ def test_alternatives_are_measured_in_turn():
     rounds = [name for i, name in enumerate(order[4:]) if i == 0 or order[4:][i - 1] != name]
     assert rounds == ["a", "b", "a", "b"]  # a b, b a, a b
     assert all(t.least <= t.median <= t.most and t.first > 0 for t in times.values())
+
+
+def test_a_machine_that_becomes_slower_does_not_change_a_ratio():
+    """Each round at a fifth of the speed of the one before; the work is half as much more, give or take a tenth."""
+    base = Times(9, 0, 0, 0, (1, 5, 25, 125, 625))
+    more = Times(9, 0, 0, 0, tuple(b * f for b, f in zip(base.rounds, (1.4, 1.5, 1.6, 1.5, 1.5), strict=True)))
+    assert more.against(base) == pytest.approx([1.5, 1.5, 1.5])
+    assert Times(9, 0, 0, 0, (1.4, 7.5, 39)).against(Times(9, 0, 0, 0, (1, 5, 25))) == pytest.approx([1.45, 1.5, 1.53])
+    assert Times(9, 0, 0, 0, (3,)).against(Times(9, 0, 0, 0, (2,))) == [1.5] * 3  # with one round, no spread
 
 
 def test_work_that_is_compiled_again_is_refused():
