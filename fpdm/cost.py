@@ -38,6 +38,15 @@ class ForwardCost(NamedTuple):
         """Block passes of a call; iterations: updates in it, None for an explicit model."""
         return self.explicit_blocks + (iterations or 0) * self.update_blocks
 
+    def last_exit(self, iterations: float | None) -> float:
+        """Number of the last exit of a call: the block passes before its post blocks."""
+        return self.blocks(iterations) - self.exit_blocks
+
+    @property
+    def first_exit(self) -> float:
+        """Number of the first exit that every training trains: after the first update (block of a DiT)."""
+        return self.last_exit(1) if self.iterative else 1
+
     def updates(self, block_passes: float, calls: int = 1) -> float:
         """Updates in `block_passes` over `calls` calls: the inverse of `blocks`, summed over the calls."""
         return (block_passes - calls * self.explicit_blocks) / max(self.update_blocks, 1)

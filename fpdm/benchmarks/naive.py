@@ -61,8 +61,8 @@ class NaiveImplicitLayer(nn.Module):
 class NaiveFixedPointDiT(FixedPointDiT):
     """Builds a graph in the updates without gradient too, and discards it afterwards."""
 
-    def _iterate_without_grad(self, state, constants, iterations, with_residuals, on_update):
-        update = lambda state, loop: self.implicit(state, constants.at(loop))  # noqa: E731
+    def _iterate_without_grad(self, advance, state, constants, iterations, with_residuals, on_update):
+        update = lambda state, loop: advance(state, constants.at(loop), loop)  # noqa: E731
         state, residuals = iterate(update, state, iterations, 0, with_residuals, None, on_update)
         return (state.detach() if iterations else state), residuals
 

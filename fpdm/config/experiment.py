@@ -40,8 +40,8 @@ class ModelConfig:
             updates keep the last one (0 if not given, for none).
         reuse: whether sampling from this FPDM starts each solve from the previous timestep's solution unless told
             otherwise (if not given, true for the injection mlp, the paper's, and false for the others).
-        early_head: give the exit with this number, after so many updates of an FPDM or blocks of a DiT, a final layer
-            of its own (0 if not given, for none).
+        early_head: give the exit after so many block passes a final layer of its own (0 if not given, for none). Exits
+            of an FPDM are after its pre blocks, after blocks of the first update, and after whole updates.
         qk_norm: normalise the queries and keys of each attention head (false if not given; fpdm.block_options explains
             this and the next four, for which DiT's and the paper's choice is the default).
         norm: norm in the blocks and before the output, one of {", ".join(NORMS)} (layer if not given).

@@ -55,8 +55,7 @@ class Denoiser(nn.Module):
     in_channels: latent channels. learn_sigma: predict the variance too, with twice the output channels.
     conditions: what the network is conditioned on. options: what the blocks are made of. The constructors of both
         families take them one by one.
-    early_head: a final layer of its own for the exit with this number, which is after so many blocks of a DiT or
-        updates of an FPDM; 0 for none.
+    early_head: a final layer of its own for the exit with this number, which is after so many block passes; 0 for none.
     """
 
     family: str  # DiT or FPDM
@@ -134,6 +133,12 @@ class Denoiser(nn.Module):
     def stacks(self) -> list[nn.ModuleList]:
         """The explicit blocks, stack by stack, each block called as `block(h, constants)`."""
         raise NotImplementedError
+
+    def exit_after(self, updates: int) -> int:
+        """Number of the exit after so many updates (blocks of a DiT): the block passes before it."""
+        if not self.iterative:
+            return updates
+        return self.explicit_blocks - len(self.exit_stack()) + updates * self.update_blocks
 
     def exit_stack(self) -> nn.ModuleList | list:
         """The explicit blocks through which an early exit passes before the final layer."""

@@ -17,7 +17,7 @@ from fpdm.models.anderson import Anderson
 from fpdm.models.blocks import DiTBlock, apply_layer
 from fpdm.models.dit import Denoiser, DenoiserOutput
 from fpdm.models.gradients import Gradient, squared_jacobian
-from fpdm.models.implicit import Constants, ImplicitLayer, iterate, iterate_until
+from fpdm.models.implicit import Constants, ImplicitLayer, LoopConstants, iterate, iterate_until
 from fpdm.precision import under_autocast
 
 
@@ -28,6 +28,7 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         timestep + label. The default is the paper's form, the label alone.
     implicit_depth, injection, loop_embedding: blocks in the implicit layer, how the pre blocks'
         output enters every update, and vectors for the updates; see `ImplicitLayer`. The defaults are the paper's.
+    early_head: a final layer of its own for the exit with this number; see `forward`. 0 for none.
     reuse: whether samplers start solves from earlier solutions unless told otherwise; None: as the injection says,
         which is true for the paper's. Checkpoints have the answer in their config.json.
     qk_norm, norm, mlp, positions, exclude_own_value: what all blocks are made of; see `BlockOptions`.
@@ -93,6 +94,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         self.reusable = INJECTIONS[injection].sees_input
         self.reuse = INJECTIONS[injection].reuses if reuse is None else reuse
         self._hub_mixin_config["reuse"] = self.reuse  # saved, so a later default does not change an earlier checkpoint
+        if early_head:
+            self._check_exit(f"early_head={early_head}", early_head)
         self.initialise()
         self.implicit.injection.initialise()
 
@@ -107,7 +110,8 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         return self.post_blocks
 
     def layers(self) -> list[nn.Module]:
-        return [*self.pre_blocks, self.implicit, *self.post_blocks]
+        inside = self.implicit.blocks if self.inside_update(self.early_head) else ()  # which are also called one by one
+        return [*self.pre_blocks, self.implicit, *inside, *self.post_blocks]
 
     def forward(
         self,
@@ -137,9 +141,9 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
             `lanes`, twice that).
         anderson: memory of Anderson acceleration, 0 for plain iteration; has an effect from three
             iterations on. Only for sampling.
-        exits: also predict from the iterates after these numbers of updates, counted from the first one without
-            gradient: with the early head where it is for that number, with post blocks and head otherwise. Where there
-            were fewer updates, it is the last iterate.
+        exits: also predict from the tokens after these numbers of block passes: after pre blocks, after blocks of the
+            first update (the first one without gradient, if there are any), or after whole updates. With the early head
+            where it is for that number, with post blocks and head otherwise. Where a call has fewer, the last iterate.
         gradient: how the gradient of the solve is taken; by default it goes back through the updates with gradient.
         drop_labels: (B,) bool, which conditions to replace with the null one; without it, drawn
             at random in training mode.
@@ -148,8 +152,10 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         """
         if tolerance is None:
             self._check_iterations(iterations, iterations_no_grad, gradient)
-        if any(number < 1 for number in exits):
-            raise ValueError(f"exits={tuple(exits)}: numbers of updates, at least 1")
+        for number in exits:
+            self._check_exit(f"exits={tuple(exits)}", number)
+            if self.inside_update(number) and gradient is not None and gradient.adjoint is not None:
+                raise ValueError(f"exits={tuple(exits)} with an adjoint: exit {number} is inside an update")
         if anderson and torch.is_grad_enabled():
             raise ValueError(f"anderson={anderson}: only for sampling, under torch.no_grad() or inference_mode()")
         c_y = self.y_embedder(y, drop_labels)  # (B, D)
@@ -157,36 +163,49 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         c_pre_post = c if self.pre_post_timestep_conditioning else c_y
 
         x_pre = self.embed(x)  # (B, N, D)
-        for block in self.pre_blocks:  # Eq. 1
+        kept: dict[int, Tensor] = {}
+        for number, block in enumerate(self.pre_blocks, start=1):  # Eq. 1
             x_pre = apply_layer(block, x_pre, block.modulation(c_pre_post), recompute)
+            if number in exits:
+                kept[number] = x_pre
         state = self.implicit.injection.start(x_pre, self._start(init, x_pre))
 
         constants = self.implicit.constants(x_pre, c)  # Eq. 2
         accelerate = Anderson(anderson) if anderson else None
-        kept: dict[int, Tensor] = {}
+        injection, inside = self.implicit.injection, any(map(self.inside_update, exits))
 
         def keep(updates: int, state: Tensor) -> None:
-            if updates in exits:
-                kept[updates] = state if tolerance is None else state.clone()
+            if (number := self.exit_after(updates)) in exits:
+                kept[number] = injection.solution(state if tolerance is None else state.clone())
+
+        def keep_inside(block: int, stream: Tensor) -> None:
+            if (number := self.exit_after(0) + block) in exits and block < self.implicit.depth:
+                kept[number] = stream
+
+        def advance(state: Tensor, constants: LoopConstants, loop: int) -> Tensor:
+            if inside and loop == 0:
+                return self.implicit.by_block(state, constants, keep_inside, recompute)
+            return apply_layer(self.implicit, state, constants, recompute)
 
         if tolerance is not None:
             at_most = torch.as_tensor(iterations, device=state.device).expand(len(state))
             with torch.no_grad():
                 state, residuals, counts, fallbacks = iterate_until(
-                    self.implicit, state, constants, tolerance, at_most, accelerate, keep
+                    advance, state, constants, tolerance, at_most, accelerate, keep
                 )
         else:
-            state, found = self._iterate_without_grad(state, constants, iterations_no_grad, with_residuals, keep)
-
-            update = self._update_with_grad(constants, gradient, recompute)
+            state, found = self._iterate_without_grad(
+                advance, state, constants, iterations_no_grad, with_residuals, keep
+            )
+            update = self._update_with_grad(advance, constants, gradient, recompute)
             state, more = iterate(
                 update, state, iterations, iterations_no_grad, with_residuals, accelerate, keep
             )  # Eq. 3
             residuals, counts = torch.stack(found + more, dim=1) if with_residuals else None, None
             fallbacks = accelerate.fallbacks if accelerate else None
 
-        h = self.implicit.injection.solution(state)
-        early = tuple(self._predict_early(number, kept.get(number, state), c_pre_post, recompute) for number in exits)
+        h = injection.solution(state)
+        early = tuple(self._predict_early(number, kept.get(number, h), c_pre_post, recompute) for number in exits)
         prediction = self.decode(h, c_pre_post, recompute)  # Eq. 4
         jacobian = None
         if gradient is not None and gradient.jacobian is not None:
@@ -196,36 +215,40 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         return DenoiserOutput(prediction, h, residuals, counts, fallbacks, early, jacobian)
 
     def _update_with_grad(
-        self, constants: Constants, gradient: Gradient | None, recompute: bool
+        self,
+        advance: Callable[[Tensor, LoopConstants, int], Tensor],
+        constants: Constants,
+        gradient: Gradient | None,
+        recompute: bool,
     ) -> Callable[[Tensor, int], Tensor]:
         """An update with number `loop`, whose gradient is taken as asked."""
 
-        # The adjoint equation goes through an update's graph many times, which a compiled one may not allow.
-        layer = self.implicit if gradient is None or gradient.adjoint is None else self.implicit.forward
-
         def plain(state: Tensor, loop: int) -> Tensor:
-            return apply_layer(layer, state, constants.at(loop), recompute)
+            return advance(state, constants.at(loop), loop)
 
         if gradient is None:
             return plain
         if gradient.adjoint is not None:
-            return lambda state, loop: gradient.adjoint(lambda state: plain(state, loop), state)
+            # The adjoint equation goes through an update's graph many times, which a compiled one may not allow.
+            layer = self.implicit.forward
+            return lambda state, loop: gradient.adjoint(
+                lambda state: apply_layer(layer, state, constants.at(loop), recompute), state
+            )
         if gradient.damping != 1:
             return lambda state, loop: state + gradient.damping * (plain(state, loop) - state)
         return plain
 
-    def _predict_early(self, number: int, state: Tensor, c: Tensor, recompute: bool) -> Tensor:
-        """Prediction of the iterate after `number` updates, by the early head if it is for that number."""
-        h = self.implicit.injection.solution(state)
+    def _predict_early(self, number: int, h: Tensor, c: Tensor, recompute: bool) -> Tensor:
+        """Prediction from the tokens h (B, N, D) of an exit, by the early head if it is for that number."""
         return self.head(h, c, early=True) if number == self.early_head else self.decode(h, c, recompute)
 
-    def _iterate_without_grad(self, state, constants, iterations, with_residuals, on_update):
+    def _iterate_without_grad(self, advance, state, constants, iterations, with_residuals, on_update):
         if iterations == 0:
             return state, []
         constants = constants.detach()
         with torch.no_grad():
             state, residuals = iterate(
-                lambda state, loop: self.implicit(state, constants.at(loop)),
+                lambda state, loop: advance(state, constants.at(loop), loop),
                 state.detach(), iterations, 0, with_residuals, None, on_update,
             )  # fmt: skip
         # Autocast caches the casts of the weights just used. These carry no gradient, so the
@@ -234,6 +257,18 @@ class FixedPointDiT(Denoiser, PyTorchModelHubMixin, license="apache-2.0"):
         if under_autocast(state):
             torch.clear_autocast_cache()
         return state, residuals
+
+    def _check_exit(self, said: str, number: int) -> None:
+        first, depth = self.exit_after(1), self.implicit.depth
+        if number < 1 or (number > first and self.inside_update(number)):
+            raise ValueError(
+                f"{said}: exits are after 1 to {first} block passes, or after whole updates of {depth}, as in "
+                f"{first + depth}"
+            )
+
+    def inside_update(self, number: int) -> bool:
+        """Whether an exit is inside an update."""
+        return number > self.exit_after(0) and (number - self.exit_after(0)) % self.implicit.depth != 0
 
     def _check_iterations(self, iterations: int, iterations_no_grad: int, gradient: Gradient | None) -> None:
         if iterations < 0 or iterations_no_grad < 0:

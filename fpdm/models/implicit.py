@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fpdm.block_options import PAPER, BlockOptions
 from fpdm.injections import INJECTIONS
 from fpdm.models.anderson import Anderson, relative_residual
-from fpdm.models.blocks import DiTBlock
+from fpdm.models.blocks import DiTBlock, apply_layer
 
 Modulation = tuple[Tensor, ...]
 # Parameters of checkpoints written before the layer had several blocks and injections -> their names now.
@@ -100,6 +100,19 @@ class ImplicitLayer(nn.Module):
             stream = block(stream, modulation)
         return self.injection.leave(state, entered, stream, constants.injected)
 
+    def by_block(
+        self, state: Tensor, constants: LoopConstants, on_block: Callable[[int, Tensor], None], recompute: bool = False
+    ) -> Tensor:
+        """The same update; on_block is called with the number of each block, from 1, and the stream (B, N, D) after it.
+
+        recompute: gradient checkpointing of every block.
+        """
+        stream = entered = self.injection.enter(state, constants.injected)
+        for number, (block, modulation) in enumerate(zip(self.blocks, constants.modulations, strict=True), start=1):
+            stream = apply_layer(block, stream, modulation, recompute)
+            on_block(number, stream)
+        return self.injection.leave(state, entered, stream, constants.injected)
+
 
 def _rename_earlier(layer: ImplicitLayer, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Give the parameters of an earlier checkpoint their present names, in place."""
@@ -146,7 +159,7 @@ def iterate(
 
 
 def iterate_until(
-    layer: ImplicitLayer,
+    update: Callable[[Tensor, LoopConstants, int], Tensor],
     state: Tensor,
     constants: Constants,
     tolerance: float,
@@ -156,6 +169,7 @@ def iterate_until(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Iterate each sample until its residual is at most `tolerance`, or `at_most` (B,) updates are done.
 
+    update: called with the states of some samples, their constants, and the number of the update, from 0.
     Finished samples leave the batch and cost nothing more. Every sample gets at least one update. state (B, N, D).
     on_update: called with the number of updates made and the states of all samples, finished or not, which the next
     update overwrites. Returns the last states; the residual of each update, (B, most updates of any sample), with NaN
@@ -167,7 +181,7 @@ def iterate_until(
     residuals = []
     active = torch.arange(len(state), device=state.device)
     while len(active):
-        new = layer(state, constants.at(len(residuals)))
+        new = update(state, constants.at(len(residuals)), len(residuals))
         residual = relative_residual(new, state)
         counts[active] += 1
         going = ~(residual <= tolerance) & (counts[active] < at_most[active])  # a NaN residual continues

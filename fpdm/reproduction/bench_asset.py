@@ -23,6 +23,6 @@ def asset(bench: Bench) -> Section:
             sampler, way = best_way(bench, name, budget)
             results = Results(bench.score(name, budget=budget, sampler=sampler, **way))
             label = bench.core.entrants[name].label
-            candidates.append(Candidate(label, bench.runs(name), results, budget, sampler, **way,
-                                        seconds=bench.core.seconds))  # fmt: skip
+            settings = {"budget": budget, "sampler": sampler, **way}
+            candidates.append(Candidate(label, bench.runs(name), results, settings, bench.core.seconds))
     return Section("The model to keep", keep(candidates, CARD, bench.score_name, bench.out))

@@ -6,7 +6,7 @@ from fpdm.reproduction.bench import Bench
 from fpdm.reproduction.bench_speed import key, milliseconds
 from fpdm.reproduction.experiments import Section
 from fpdm.reproduction.frontier import Measured, frontier
-from fpdm.reproduction.ladder import with_iterations
+from fpdm.reproduction.ladder import settings_of, with_iterations
 from fpdm.reproduction.rates import said
 
 BUDGETS, SAMPLERS = (24, 36, 60, 120, 240), ("ab2", "ddim")
@@ -49,10 +49,13 @@ def _trials(bench: Bench) -> str:
 
 
 def best_way(bench: Bench, name: str, budget: int) -> tuple[str, dict]:
-    """The solver and the number of updates of a network at a budget, with scores of all seeds computed."""
-    cost = bench.trained(bench.runs(name)[0]).contender.source.cost
+    """The solver of a network at a budget, and its number of updates and internal guidance, which only those with an
+    early head may have; with scores of all seeds computed."""
+    trained = bench.trained(bench.runs(name)[0])
+    cost = trained.contender.source.cost
     ways = [way for way in bench.ways(name) if cost.blocks(way.get("iterations")) <= budget / 2]
-    options = [{"budget": budget, "sampler": sampler, **way} for way in ways for sampler in SAMPLERS]
+    options = [{"budget": budget, "sampler": sampler, **way, **more}
+               for way in ways for sampler in SAMPLERS for more in settings_of(trained)]  # fmt: skip
     best = bench.best(name, options)
     bench.fill([(name, best)])
-    return best["sampler"], {"iterations": best["iterations"]} if "iterations" in best else {}
+    return best["sampler"], {name: value for name, value in best.items() if name not in ("budget", "sampler")}

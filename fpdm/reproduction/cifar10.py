@@ -34,24 +34,27 @@ def _entrant(form: Form) -> Entrant:
 
 
 DIT_12, DIT_6, DIT_3, PAPER = OPPONENTS[:4]
-LATE = START.with_options("3 blocks; 1, 2 updates, late", {"sjfb.grad": 2, "sjfb.grow": "[[0,1],[0.75,2]]"})
-TWO = {"model.implicit_depth": 2, "model.hidden_size": 120}  # as many parameters as 3 blocks of width 96, to 9 %
+LATE = START.with_options("3 blocks; 1, 2 updates from 75 %", {"sjfb.grad": 2, "sjfb.grow": "[[0,1],[0.75,2]]"})
+HEAD = {"sjfb.supervise": "random", "model.early_head": 1}
+HEADED = LATE.with_options(f"{LATE.label}; random, early head", HEAD)
+TWO = {"model.implicit_depth": 2, "model.hidden_size": 116}  # as many parameters as 3 blocks of width 96, to 5 %
 FORMS = {  # networks of 27 to 30 % of the parameters of the DiT with 12 blocks
     "looped": START.with_options("3 blocks; 1, 2, 4 updates", {}),
-    "looped-half": LATE.with_options("3 blocks; 1, 2 updates", {"sjfb.grow": "[[0,1],[0.5,2]]"}),
     "looped-late": LATE,
-    "looped-last": LATE.with_options("3 blocks; 1, 2 updates, last", {"sjfb.grow": "[[0,1],[0.88,2]]"}),
-    "looped-free": LATE.with_options("3 blocks; 1, 2 updates, the first without gradient", {
-        "sjfb.no_grad": 1, "sjfb.grad": 1, "sjfb.grow": "[[0,1],[0.5,2]]"}),
-    "looped-random": LATE.with_options(f"{LATE.label}; a random exit", {"sjfb.supervise": "random"}),
-    "looped-vectors": LATE.with_options(f"{LATE.label}; vectors for the loops", {"model.loop_embedding": 2}),
-    "looped-mlp": LATE.with_options(f"{LATE.label}; narrower, `mlp`", {
-        "model.injection": "mlp", "model.hidden_size": 92}),
-    "looped-decay": LATE.with_options(f"{LATE.label}; `decay`", {"model.injection": "decay"}),
-    "looped-post": LATE.with_options("2 blocks, 1 after; 1, 2 updates, late", {
+    "looped-random": LATE.with_options(f"{LATE.label}; random", {"sjfb.supervise": "random"}),
+    "head": HEADED,
+    "head-early": HEADED.with_options("3 blocks; 1, 2 updates from 40 %; random, early head", {
+        "sjfb.grow": "[[0,1],[0.4,2]]"}),
+    "head-last": HEADED.with_options("3 blocks; 1, 2 updates from 88 %; random, early head", {
+        "sjfb.grow": "[[0,1],[0.88,2]]"}),
+    "head-4": START.with_options("3 blocks; 1, 2, 4 updates; random, early head", HEAD),
+    "head-vectors": HEADED.with_options(f"{HEADED.label}, vectors for the loops", {"model.loop_embedding": 2}),
+    "head-decay": HEADED.with_options(f"{HEADED.label}, `decay`", {"model.injection": "decay"}),
+    "head-mlp": HEADED.with_options(f"{HEADED.label}, narrower, `mlp`", {
+        "model.injection": "mlp", "model.hidden_size": 88}),
+    "head-post": HEADED.with_options("2 blocks, 1 after; 1, 2 updates from 75 %; random, early head", {
         "model.implicit_depth": 2, "model.post_depth": 1}),
-    "looped-wide": LATE.with_options("2 wide blocks; 1, 2 updates, late", TWO),
-    "looped-wide-4": START.with_options("2 wide blocks; 1, 2, 4 updates", TWO),
+    "head-wide": HEADED.with_options("2 wide blocks; 1, 2 updates from 75 %; random, early head", TWO),
 }  # fmt: skip
 SMALL = Subject(
     configs="cifar10-small",
@@ -71,6 +74,8 @@ SMALL = Subject(
         "core-dit-12": _entrant(DIT_12),
         "core-dit-6": _entrant(DIT_6),
         "core-dit-3": _entrant(DIT_3),
+        "core-dit-6-head": _entrant(DIT_6.with_options(f"{DIT_6.label}, early head", {"model.early_head": 2})),
+        "core-dit-3-head": _entrant(DIT_3.with_options(f"{DIT_3.label}, early head", {"model.early_head": 1})),
         "core-fpdm": _entrant(PAPER.with_options(PAPER.label, {"sjfb.no_grad": 3})),  # as the trials chose
     },
     forms={name: _entrant(form) for name, form in FORMS.items()},

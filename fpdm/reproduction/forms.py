@@ -110,6 +110,7 @@ RUNGS = (
         "all": {"sjfb.supervise": "all"},
         "distil": {"sjfb.supervise": "distil"},
         "early head": {"model.early_head": 1},
+        "random, early head": {"sjfb.supervise": "random", "model.early_head": 1},
     }),
     Rung("vectors for the loops", {"none": {}, "2": {"model.loop_embedding": 2}, "4": {"model.loop_embedding": 4}}),
     Rung("consistency and starts", {

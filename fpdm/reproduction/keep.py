@@ -8,14 +8,15 @@ from typing import NamedTuple
 from fpdm.chain import run_script
 from fpdm.evaluation.seeds import Results, spread
 from fpdm.files import write_atomically
+from fpdm.reproduction.ladder import with_iterations
 
 LIMIT = 12_000_000  # bytes
-COMMAND = """python scripts/sample.py --ckpt assets/{asset} --budget {budget} --iterations {iterations} \\
-    --sampler {sampler} --num-samples 64 --out samples/{asset}"""
 CARD = """A grid of images, a few seconds on a CPU:
 
 ```
-{command}
+python scripts/sample.py --ckpt assets/{asset} \\
+    {settings} \\
+    --num-samples 64 --out samples/{asset}
 ```
 
 Form: {label} ({docs}). Trained on {data}, for {seconds:.0f} s of one CPU core, in the latents of the VAE that lies
@@ -39,15 +40,13 @@ class Card(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A form with its runs, one for each seed. results: their scores, sampled with the budget, sampler and iterations.
-    seconds: of a training."""
+    """A form with its runs, one for each seed. results: their scores. settings: of the SamplingConfig of these scores,
+    among them the budget. seconds: of a training."""
 
     label: str
     runs: list[Path]
     results: Results
-    budget: int
-    sampler: str
-    iterations: int
+    settings: dict
     seconds: float
 
 
@@ -57,14 +56,9 @@ def keep(candidates: list[Candidate], card: Card, score: str, out: Path) -> str:
     best = min(candidates, key=lambda each: each.results.distances.mean())
     seed = int(best.results.distances.argmin())
     distances = best.results.distances
-    words = {
-        "asset": card.asset,
-        "budget": best.budget,
-        "iterations": best.iterations,
-        "sampler": best.sampler,
-    }
+    settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.settings.items())
     notes = CARD.format(
-        command=COMMAND.format(**words), label=best.label, docs=card.docs, data=card.data, seconds=best.seconds,
+        asset=card.asset, settings=settings, label=best.label, docs=card.docs, data=card.data, seconds=best.seconds,
         score=score, distance=distances[seed], seed=seed, all=spread(distances), seeds=len(distances),
         memorised=best.results.memorised[seed], limits=card.limits,
     )  # fmt: skip
@@ -76,5 +70,7 @@ def keep(candidates: list[Candidate], card: Card, score: str, out: Path) -> str:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"{folder}: {size:,d} bytes; allowed are at most {LIMIT:,d}")
-    scores = ", ".join(f"{each.label}: {spread(each.results.distances)}, {each.iterations} it." for each in candidates)
-    return f"{best.label}, seed {seed}, {size / 1e6:.1f} MB, in asset/. At {best.budget} block passes: {scores}."
+    scores = ", ".join(f"{each.label}: {spread(each.results.distances)}{with_iterations(each.settings)}"
+                       for each in candidates)  # fmt: skip
+    budget = best.settings["budget"]
+    return f"{best.label}, seed {seed}, {size / 1e6:.1f} MB, in asset/. At {budget} block passes: {scores}."

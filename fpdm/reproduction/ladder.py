@@ -4,7 +4,6 @@ Every form is trained for the same time as the DiTs and the paper's FPDM, with a
 at several budgets with its best number of iterations and the better of two solvers.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,12 +15,14 @@ from fpdm.reproduction.experiments import Laboratory
 from fpdm.reproduction.forms import OPPONENTS, RUNGS, START, Form, Options, Rung
 from fpdm.reproduction.rates import DIVERGED, best_rate, try_rates
 from fpdm.reproduction.trainings import SHARE, Training, config_path
+from fpdm.sampling.guidance import InternalGuidance
 
 RATES = (1e-3, 2e-3, 4e-3)
 TRIAL = 1 / 4  # length of a trial of a rate
 ITERATIONS = (1, 2, 4)
 SAMPLERS = ("ab2", "ddim")
 RATED = 60  # budget by which learning rates are compared, with the first of the samplers
+SCALES = (1.5, 2.0)  # of internal guidance
 CHOICE = (36, 120)  # budgets by which forms are compared, with the first of the samplers
 
 
@@ -106,7 +107,7 @@ class Ladder:
         ways = [{"iterations": k} for k in ITERATIONS if cost.blocks(k) <= budget / 2] if iterative else [{}]
         options = [{"budget": budget, "sampler": sampler, **way, **variant}
                    for way in ways for sampler in samplers for variant in variants
-                   if way.get("iterations", math.inf) > variant.get("internal_exit", 0)]  # fmt: skip
+                   if cost.last_exit(way.get("iterations")) > variant.get("internal_exit", 0)]  # fmt: skip
         first = [self.lab.score_models(models[:1], **settings).distances[0] for settings in options]
         chosen = options[int(np.argmin(first))]
         return self.lab.score_models(models, **chosen), chosen
@@ -149,6 +150,20 @@ class Ladder:
                 f"{rate or (form.rates or RATES)[0]:g}", *options, *self.lab.arguments)  # fmt: skip
 
 
+def guided_ways(trained: Trained) -> list[dict]:
+    """Internal guidance with each of SCALES, as further settings: by the model's early head, or after the first update
+    (block of a DiT)."""
+    source = trained.contender.source
+    exit_ = InternalGuidance().number(source.early_head, source.cost)
+    return [{"internal_guidance": scale, "internal_exit": exit_} for scale in SCALES]
+
+
+def settings_of(trained: Trained) -> list[dict]:
+    """Further settings to choose the best of: with an early head, internal guidance or none."""
+    return [{}, *(guided_ways(trained) if trained.contender.source.early_head else ())]
+
+
 def with_iterations(way: dict) -> str:
-    """Said after a score: the iterations per timestep, of an FPDM."""
-    return f", {way['iterations']} it." if "iterations" in way else ""
+    """Said after a score: the iterations per timestep, of an FPDM, and the scale of internal guidance."""
+    said = f", {way['iterations']} it." if "iterations" in way else ""
+    return said + (f", w = {way['internal_guidance']:g}" if "internal_guidance" in way else "")

@@ -3,7 +3,7 @@
 from fpdm.evaluation.metrics import score_name
 from fpdm.reproduction.experiments import Laboratory, Section
 from fpdm.reproduction.keep import Candidate, Card, keep
-from fpdm.reproduction.ladder import SAMPLERS, Ladder
+from fpdm.reproduction.ladder import SAMPLERS, Ladder, settings_of
 
 BUDGET = 60  # by which the forms are compared
 CARD = Card(
@@ -23,8 +23,8 @@ def asset(lab: Laboratory) -> Section:
             answers.append(f"{rung.question}: {chosen.form.label}")
         if chosen.diverged or chosen.form.key in candidates:
             continue
-        results, way = climber.best(chosen.models, BUDGET, SAMPLERS)
+        results, settings = climber.best(chosen.models, BUDGET, SAMPLERS, settings_of(chosen.models[0]))
         runs = [model.run for model in chosen.models]
-        candidates[chosen.form.key] = Candidate("; ".join(answers), runs, results, seconds=lab.seconds, **way)
+        candidates[chosen.form.key] = Candidate("; ".join(answers), runs, results, settings, lab.seconds)
     text = keep(list(candidates.values()), CARD, score_name("cnn", lab.book.images), lab.out)
     return Section("The model to keep", text)

@@ -17,13 +17,15 @@ from fpdm.reproduction.ladder import (
     TRIAL,
     Entry,
     Ladder,
+    guided_ways,
+    settings_of,
     with_iterations,
 )
 from fpdm.reproduction.rates import said
 
 BUDGETS = (24, 36, 60, 120, 240)
 NEAR = 60  # budget at which memorisation is reported
-SCALES = (1.25, 1.5, 2.0)  # of internal guidance
+HEAD = "model.early_head"
 REUSING = ("`mlp`", "`decay`")  # forms of which reuse is a question, beside the best
 
 
@@ -54,13 +56,16 @@ def ladder(lab: Laboratory) -> Section:
     trained = [entry for _, entries, _ in rungs for entry in entries if entry.form.label in REUSING]
     parts.append(f"### Reuse of solutions\n\n{_reuse(climber, [*opponents, *trained, the_best])}")
     headed = [_named(entry, f"{base.form.label}, {entry.form.label}") for base, entries, _ in explicit
-              for entry in entries if "model.early_head" in entry.form.options]  # fmt: skip
+              for entry in entries if HEAD in entry.form.options]  # fmt: skip
+    headed += [_named(entry, f"{rung.question}: {entry.form.label}") for rung, entries, _ in rungs
+               for entry in entries[1:] if HEAD in entry.form.options]  # fmt: skip
     parts.append(f"### Internal guidance\n\n{_guided(climber, [*headed, the_best])}")
     finalists = [
         *opponents,
         *(_named(chosen, f"{base.form.label}, {chosen.form.label}") for base, entries, chosen in explicit
           if chosen is not entries[0]),
         *(_named(chosen, f"{rung.question}: {chosen.form.label}") for rung, _, chosen in rungs),
+        *(entry for entry in headed if not entry.diverged),
     ]  # fmt: skip
     measured = [_measured(climber, entry) for entry in finalists if not entry.diverged]
     parts.append(f"### Every budget\n\n{frontier(measured, BUDGETS, NEAR, score, lab.out, 'ladder')}")
@@ -123,21 +128,19 @@ def _guided(climber: Ladder, entries: list[Entry]) -> str:
     for entry in entries:
         if entry.diverged:
             continue
-        early = entry.form.options.get("model.early_head", 1)
-        scales = [{"internal_guidance": scale, "internal_exit": early} for scale in SCALES]
-        for variants in ([{}], scales):
+        for variants in ([{}], guided_ways(entry.models[0])):
             cells = []
             for budget in CHOICE:
                 found, way = climber.best(entry.models, budget, SAMPLERS[:1], variants)
-                said_scale = f", w = {way['internal_guidance']:g}" if "internal_guidance" in way else ""
-                cells += [spread(found.distances) + with_iterations(way) + said_scale, f"{found.memorised.mean():.1%}"]
+                cells += [spread(found.distances) + with_iterations(way), f"{found.memorised.mean():.1%}"]
             rows.append([entry.form.label, "off" if variants == [{}] else "on", *cells])
     head = ["form", "guidance", *(cell for budget in CHOICE for cell in (f"{budget} passes", "memorised"))]
     return markdown_table(head, rows, 2)
 
 
 def _measured(climber: Ladder, entry: Entry) -> Measured:
-    found = [climber.best(entry.models, budget, SAMPLERS) for budget in BUDGETS]
+    """At every budget; forms with an early head with internal guidance where that is better."""
+    found = [climber.best(entry.models, budget, SAMPLERS, settings_of(entry.models[0])) for budget in BUDGETS]
     results = [(each, f"{way['sampler']}{with_iterations(way)}") for each, way in found]
     milliseconds = [each.ms_per_image for each, _ in found]
     return Measured(entry.form.label, entry.form.config == "dit", entry.models[0].parameters, results, milliseconds)

@@ -68,7 +68,7 @@ class Source(NamedTuple):
         internal = guidance.internal
         if internal.scale == 1:
             return self.cost
-        return self.cost.with_exit(own_head=internal.number(self.early_head) == self.early_head)
+        return self.cost.with_exit(own_head=internal.number(self.early_head, self.cost) == self.early_head)
 
     def check(self, guidance: Guidance, solving: Solving) -> None:
         """ValueError for settings that are invalid, or that this source does not support."""
@@ -130,7 +130,7 @@ class ModelCalls:
         times = t.to(x.device).expand(rows) if isinstance(t, Tensor) else torch.full((rows,), t, device=x.device)
         arguments, internal = self._solve(level, iterations, rows), self.guidance.internal
         if internal.at(t):
-            arguments["exits"] = (internal.number(self.source.early_head),)
+            arguments["exits"] = (internal.number(self.source.early_head, self.source.cost),)
         process = self.source.process
         output, updates = self.source.denoise(inputs, process.network_time(times), y, **arguments), None
         if self.allocation is not None:

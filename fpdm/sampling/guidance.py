@@ -15,8 +15,8 @@ class InternalGuidance(NamedTuple):
     """Settings of internal guidance: the prediction D_i of an early exit takes the place of a weaker model's,
     D = D_i + scale * (D_last - D_i) (arXiv:2512.24176).
 
-    scale: 1 for none. exit: number of updates (blocks of a DiT) before the exit; None for that of the model's early
-    head, or 1 without one. interval: lowest and highest guided timestep; None for all.
+    scale: 1 for none. exit: number of block passes before the exit; None for that of the model's early head, or,
+    without one, after the first update (block of a DiT). interval: lowest and highest guided timestep; None for all.
     """
 
     scale: float = 1.0
@@ -27,9 +27,9 @@ class InternalGuidance(NamedTuple):
         """Whether timestep t is guided."""
         return self.scale != 1.0 and _within(t, self.interval)
 
-    def number(self, early_head: int) -> int:
-        """The exit that guides, in a model with an early head at this exit (0 for none)."""
-        return self.exit or early_head or 1
+    def number(self, early_head: int, cost: ForwardCost) -> int:
+        """The exit that guides, in a model of this cost with an early head at this exit (0 for none)."""
+        return self.exit or early_head or int(cost.first_exit)
 
     def check(self) -> None:
         """ValueError for numbers that are out of range or have no effect."""
@@ -44,19 +44,27 @@ class InternalGuidance(NamedTuple):
                 )
 
     def check_calls(self, early_head: int, cost: ForwardCost, iterations: Sequence[int | None]) -> None:
-        """ValueError if the exit that guides is the last one in all calls, so that nothing would be guided.
+        """ValueError if the exit that guides is the last one in all calls, so that nothing would be guided, or if no
+        training has made it one to predict from.
 
         early_head, cost: of the model. iterations: of each call; None for an explicit model (DiT).
         """
-        number = self.number(early_head)
-        last = max(iterations) if cost.iterative else cost.explicit_blocks
-        if self.scale == 1 or number == early_head or number < last:
+        number = self.number(early_head, cost)
+        if self.scale == 1 or number == early_head:
             return
-        what, remedy = ("updates", "give more iterations") if cost.iterative else ("blocks", "give a smaller exit")
-        raise ValueError(
-            f"internal_guidance={self.scale} with the exit after {number} {what}: a call has {last} {what}, so this is "
-            f"the last exit and guides nothing; {remedy}, or leave it out"
-        )
+        last = int(cost.last_exit(max(iterations) if cost.iterative else None))
+        if number >= last:
+            remedy = "give more iterations" if cost.iterative else "give a smaller exit"
+            raise ValueError(
+                f"internal_guidance={self.scale} with exit {number}: the last exit of a call is {last}, so this one "
+                f"guides nothing; {remedy}, or leave it out"
+            )
+        first, each = int(cost.first_exit), max(cost.update_blocks, 1)
+        if number < first or (number - first) % each:
+            raise ValueError(
+                f"internal_exit={number}: without a head of its own (model.early_head), nothing was trained to predict "
+                f"from there; give {first}, after the first update, or one that is a multiple of {each} more"
+            )
 
 
 class Guidance(NamedTuple):

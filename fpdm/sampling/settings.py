@@ -45,8 +45,9 @@ class SamplingConfig:
         guidance_rescale: how far the guided prediction is rescaled to the standard deviation of the conditional one,
             0 to 1.
         internal_guidance: scale of internal guidance, by the prediction of an early exit; 1 for none.
-        internal_exit: number of updates (blocks of a DiT) before that exit; if not given, that of the model's early
-            head, or 1. Without an early head, it passes through the post blocks, which the budget counts.
+        internal_exit: number of block passes before that exit; if not given, that of the model's early head or, without
+            one, after the first update (block of a DiT). Without an early head, it passes through the post blocks,
+            which the budget counts.
         internal_interval: lowest and highest timestep that is guided internally (null for all), in 0..1 of a flow.
         classes: labels to sample in turn (null for uniformly random labels).
         seed: seed of noise and labels (or attributes). Those of an image do not depend on its batch.

@@ -173,7 +173,7 @@ def expected_memory(
     def count(updates: int) -> StepMemory:
         first = n if network.iterative else 0
         length = updates if network.iterative else depth or network.explicit_blocks
-        found = draw_exits(sjfb, network.early_head, first, length, 0.0, config.run.seed, 0)
+        found = draw_exits(sjfb, network, network.early_head, first, length, 0.0, config.run.seed, 0)
         forward = {"iterations": updates, "iterations_no_grad": n} if updates else {}
         forward |= {"exits": tuple(one.number for one in found)} if found else {}
         forward |= {} if depth is None else {"depth": depth}

@@ -70,7 +70,8 @@ def check_solves(config: ExperimentConfig, network: Denoiser, micro: int) -> Non
 
 
 def _check_exits(sjfb: SJFBConfig, network: Denoiser) -> None:
-    """Numbers of updates (blocks of a DiT) that no step of this training makes, and weights of losses without exits."""
+    """Numbers of updates (blocks of a DiT) that no step of this training makes, exits that none has, and weights of
+    losses without exits."""
     most, what = network.explicit_blocks, "blocks"
     possible, remedy = most, "give at most that, or more model.depth"
     if network.iterative:
@@ -84,10 +85,15 @@ def _check_exits(sjfb: SJFBConfig, network: Denoiser) -> None:
             f"sjfb.grow={sjfb.grow}: a step has at most {possible} {what}, so it would never grow to "
             f"{sjfb.grow[-1][1]:g}; {remedy}"
         )
-    if network.early_head > most:
+    if network.early_head > network.exit_after(most):
         raise ValueError(
-            f"model.early_head={network.early_head}: a step has at most {most} {what}, so the head would never be "
-            f"trained; {remedy}"
+            f"model.early_head={network.early_head}: a step has at most {most} {what}, so its last exit is "
+            f"{network.exit_after(most)} and the head would never be trained; {remedy}"
+        )
+    if sjfb.variant == "implicit" and network.iterative and network.inside_update(network.early_head):
+        raise ValueError(
+            f"model.early_head={network.early_head} with sjfb.variant=implicit: this exit is inside an update, which "
+            f"the adjoint equation takes as a whole; give one after a whole update, as in {network.exit_after(1)}"
         )
     if not network.early_head and sjfb.early_head_weight != SJFBConfig.early_head_weight:
         raise ValueError(

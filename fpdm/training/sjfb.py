@@ -24,7 +24,7 @@ class Iterations(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """An earlier iterate that is trained too. number: of updates (blocks of a DiT) before it. weight: of its loss.
+    """An exit that is trained beside the last one. number: of block passes before it. weight: of its loss.
     distilled: share of the last iterate's prediction in what it is trained towards; the rest is the target."""
 
     number: int
@@ -50,12 +50,12 @@ def plan_step(config: SJFBConfig, network: Denoiser, seed: int, step: int, steps
     if not network.iterative:
         depth = limited(config, done, network.explicit_blocks)
         early_head = network.early_head if network.early_head <= depth else 0  # its block is not in use yet
-        exits = draw_exits(config, early_head, 0, depth, done, seed, step)
+        exits = draw_exits(config, network, early_head, 0, depth, done, seed, step)
         return Work(depth=depth if config.grow else None, exits=exits)
     n, m = draw_iterations(config, seed, step, done)
     start = draw_start(config, seed, step)
     # After a start from the neighbour's solution, updates are counted from there.
-    exits = draw_exits(config, network.early_head, 0 if start == "other" else n, m, done, seed, step)
+    exits = draw_exits(config, network, network.early_head, 0 if start == "other" else n, m, done, seed, step)
     consistency = 0.0
     if config.consistency and done > config.consistency_from:
         consistency = config.consistency * (done - config.consistency_from) / (1 - config.consistency_from)
@@ -100,10 +100,10 @@ def draw_iterations(config: SJFBConfig, seed: int, step: int, done: float = 0.0)
 
 
 def draw_exits(
-    config: SJFBConfig, early_head: int, n: int, m: int, done: float, seed: int, step: int
+    config: SJFBConfig, network: Denoiser, early_head: int, n: int, m: int, done: float, seed: int, step: int
 ) -> tuple[Exit, ...]:
-    """The earlier iterates that a step trains, of those with gradient, and the early head's."""
-    exits, earlier = [], range(n + 1, n + m)
+    """The earlier iterates that a step trains, of those with gradient, and the early head's exit, 0 for none."""
+    exits, earlier = [], [network.exit_after(updates) for updates in range(n + 1, n + m)]
     if config.supervise == "all":
         weight = WEIGHT_OF_ALL if config.supervise_weight is None else config.supervise_weight
         exits = [Exit(number, weight) for number in earlier]

@@ -90,7 +90,7 @@ def test_no_solve_ends_with_a_step_that_nothing_has_judged(count):
 
 def test_a_solve_that_meets_the_tolerance_ends_with_its_update():
     """The residual after the second update meets it; what Anderson would try next is not returned."""
-    layer = lambda h, constants: kinked(h)  # noqa: E731
+    layer = lambda h, constants, loop: kinked(h)  # noqa: E731
     constants = Constants(((),), ((),))
     solution, residuals, counts, fallbacks = iterate_until(
         layer, torch.zeros(1, 1, 1), constants, 0.6, torch.tensor([40]), Anderson(1)
@@ -109,7 +109,7 @@ def test_what_is_not_finite_is_taken_back():
     for count in range(3, 12):
         h, _ = iterate(update, torch.zeros(2, 1, 1), count, accelerate=Anderson(1, regularisation=1e-12))
         assert h.isfinite().all()
-    layer, constants = (lambda h, constants: update(h)), Constants(((),), ((),))
+    layer, constants = (lambda h, constants, loop: update(h)), Constants(((),), ((),))
     solution, _, counts, _ = iterate_until(
         layer, torch.zeros(1, 1, 1), constants, 1e-3, torch.tensor([9]), Anderson(1, regularisation=1e-12)
     )

@@ -37,7 +37,7 @@ def step(model: nn.Module, batch: int, dtype: torch.dtype | None, **forward) -> 
     model.zero_grad()
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         output = model(x, index * 200, index, drop_labels=index == 1, **forward)
-    output.prediction.square().mean().backward()
+    sum(part.square().mean() for part in (output.prediction, *output.early)).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
@@ -68,18 +68,21 @@ def test_odd_batches_and_other_iterations_compile_nothing(dtype, recompute):
             torch.testing.assert_close(ours, theirs, atol=1e-6 if dtype is None else 2e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("early_head", [0, 2])
 @pytest.mark.parametrize(("injection", "loops"), [("lanes", 3), ("decay", 0)])
-def test_loops_of_several_blocks_compile_once(injection, loops):
-    """Whatever the number of updates and their indices, the lanes' weights and the loops' own modulations."""
-    settings = {"injection": injection, "loop_embedding": loops, "implicit_depth": 2}
+def test_loops_of_several_blocks_compile_once(injection, loops, early_head):
+    """Whatever the number of updates and their indices, the lanes' weights and the loops' own modulations; with an exit
+    inside the first update, too."""
+    settings = {"injection": injection, "loop_embedding": loops, "implicit_depth": 2, "early_head": early_head}
+    exits = {"exits": (early_head,)} if early_head else {}
     eager, compiled = network(**settings).train(), network(**settings).train()
     compile_layers(compiled)
     n = 0 if injection == "lanes" else 2  # lanes have no gradient before the loop after updates without gradient
     for count, m in ((0, 1), (n, 2)):
-        step(compiled, 6, None, iterations=m, iterations_no_grad=count)
+        step(compiled, 6, None, iterations=m, iterations_no_grad=count, **exits)
     with torch.compiler.set_stance("fail_on_recompile"):
         for batch, count, m in ((5, n, 2), (3, n, 6), (2, 0, 3)):
-            forward = {"iterations": m, "iterations_no_grad": count}
+            forward = {"iterations": m, "iterations_no_grad": count} | exits
             ours, theirs = (step(model, batch, None, **forward) for model in (compiled, eager))
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 

@@ -196,6 +196,7 @@ def test_reuse_without_injection_is_refused():
         ({"implicit_depth": 0}, "implicit_depth=0: at least 1"),
         ({"loop_embedding": -1}, "loop_embedding=-1: at least 0"),
         ({"early_head": -1}, "early_head=-1: at least 1, or 0 for none"),
+        ({"early_head": 4, "implicit_depth": 2}, "early_head=4: exits are after 1 to 3 .*whole updates of 2, as in 5"),
     ],
 )
 def test_bad_settings_are_refused(settings, said):
@@ -324,11 +325,11 @@ def test_adaptive_solves_and_acceleration_with_two_lanes_and_embeddings():
     model = build(injection="lanes", loop_embedding=2)
     x, t, y = inputs()
     with torch.no_grad():
-        output = model(x, t, y, iterations=torch.tensor([1, 4, 2]), tolerance=1e-12, exits=(1, 3))
+        output = model(x, t, y, iterations=torch.tensor([1, 4, 2]), tolerance=1e-12, exits=(2, 4))
         assert output.counts.tolist() == [1, 4, 2]
         for row, count in enumerate([1, 4, 2]):
             alone = [part[row : row + 1] for part in (x, t, y)]
-            expected = model(*alone, iterations=count, exits=(1, 3))
+            expected = model(*alone, iterations=count, exits=(2, 4))
             torch.testing.assert_close(output.prediction[row : row + 1], expected.prediction)
             for ours, theirs in zip(output.early, expected.early, strict=True):
                 torch.testing.assert_close(ours[row : row + 1], theirs)
@@ -338,11 +339,54 @@ def test_adaptive_solves_and_acceleration_with_two_lanes_and_embeddings():
 
 def test_exits_are_the_predictions_of_shorter_solves():
     model = build(implicit_depth=2, injection="add")
-    full = model(*inputs(), iterations=4, iterations_no_grad=1, exits=(1, 3, 9))
-    for number, early in zip((1, 3, 9), full.early, strict=True):
-        torch.testing.assert_close(early, model(*inputs(), iterations=min(number, 5)).prediction)
-    with pytest.raises(ValueError, match="numbers of updates, at least 1"):
-        model(*inputs(), iterations=2, exits=(0,))
+    full = model(*inputs(), iterations=4, iterations_no_grad=1, exits=(3, 7, 19))
+    for updates, early in zip((1, 3, 5), full.early, strict=True):
+        torch.testing.assert_close(early, model(*inputs(), iterations=updates).prediction)
+    for number in (0, 4, 6):
+        said = rf"exits=\({number},\): exits are after 1 to 3 block passes, or after whole updates of 2, as in 5"
+        with pytest.raises(ValueError, match=said):
+            model(*inputs(), iterations=2, exits=(number,))
+
+
+@pytest.mark.parametrize(("injection", "number"), [("mlp", 1), ("lanes", 2), ("add", 3), ("add", 4)])
+def test_an_exit_of_the_first_update_is_that_of_its_blocks(injection, number):
+    """A DiT of the pre blocks and the loop's first ones, with the early head, predicts the same; wherever gradients
+    start. Only what comes before an exit learns from it."""
+    settings = {"pre_depth": 2, "implicit_depth": 3, "pre_post_timestep_conditioning": True}
+    model = build(injection=injection, early_head=number, **settings)
+    nn.init.normal_(model.early_layer.linear.weight)
+    dit = DiT(4, 2, 3, D, number, 2, 3).eval()
+    weights = {}
+    for name, value in model.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "pre_blocks":
+            weights[f"blocks.{rest}"] = value
+        elif name.startswith("implicit.blocks."):
+            index, _, rest = name.removeprefix("implicit.blocks.").partition(".")
+            weights[f"blocks.{2 + int(index)}.{rest}"] = value
+        elif part == "early_layer":
+            weights[f"final_layer.{rest}"] = value
+        elif part.endswith("embedder") or part == "pos_embed":
+            weights[name] = value
+    dit.load_state_dict({name: value for name, value in weights.items() if name in dit.state_dict()})
+    expected = dit(*inputs()).prediction
+    assert expected.abs().max() > 0.1
+    if injection == "add":  # whose map is random here, and 0 in a new network
+        for parameter in model.implicit.injection.parameters():
+            nn.init.zeros_(parameter)
+    for forward in ({}, {"iterations_no_grad": 2}, {"tolerance": 0.1}, {"recompute": True}):
+        output = model(*inputs(), iterations=2, exits=(number, 8), **forward)
+        torch.testing.assert_close(output.early[0], expected)
+        assert not torch.allclose(output.early[1], expected)
+    model.train()
+    model(*inputs(), iterations=2, exits=(number,)).early[0].square().sum().backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name for name in learning if name.startswith(("pre_blocks.", "implicit.blocks."))} == {
+        name for name, _ in model.named_parameters()
+        for prefix in ["pre_blocks.0.", "pre_blocks.1.", "implicit.blocks.0.", "implicit.blocks.1."][:number]
+        if name.startswith(prefix)
+    }  # fmt: skip
+    assert not any(name.startswith(("final_layer.", "post_blocks.")) for name in learning)
 
 
 def test_exits_of_a_dit_are_the_predictions_of_its_first_blocks():

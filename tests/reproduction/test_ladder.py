@@ -26,7 +26,7 @@ class Laboratory:
     book = SimpleNamespace(images=100)
 
     def __init__(self, out):
-        self.out, self.asked = out, []
+        self.out, self.asked, self.early_head = out, [], 0
 
     def equal_time(self, name, arguments, known=None):
         return dict.fromkeys(arguments, 40)
@@ -40,7 +40,7 @@ class Laboratory:
         if words.get("--a") == 3 or float(words["--optim.lr"]) > 0.003:
             return None
         label = next(name for name, options in FORMS.items() if options.get("a") == words.get("--a"))
-        source = SimpleNamespace(iterative=True, reusable=True, cost=ForwardCost(0, 3))
+        source = SimpleNamespace(iterative=True, reusable=True, cost=ForwardCost(0, 3), early_head=self.early_head)
         return SimpleNamespace(label=label, seed=words["--run.seed"], parameters=1000, steps=40, seconds=9.6,
                                run=self.out / training.name, contender=SimpleNamespace(source=source))  # fmt: skip
 
@@ -133,7 +133,9 @@ def test_reuse_is_scored_on_and_off(lab):
     assert "2.10 ± 0.10, 2 it." in rows[0] and "3.10 ± 0.10, 2 it." in rows[1]
 
 
-def test_internal_guidance_has_the_best_scale_and_an_exit_before_the_last_update(lab):
+@pytest.mark.parametrize(("early_head", "exit_"), [(0, 3), (1, 1)])
+def test_internal_guidance_has_the_best_scale_and_an_exit_before_the_last(lab, early_head, exit_):
+    lab.early_head = early_head
     asked, score = [], lab.score_models
     lab.score_models = lambda models, **settings: asked.append(settings) or score(models, **settings)
     entries = Ladder(lab).entries([START.with_options("bad", {"a": 3}), START])
@@ -142,7 +144,8 @@ def test_internal_guidance_has_the_best_scale_and_an_exit_before_the_last_update
     assert [row.split("|")[2].strip() for row in rows] == ["off", "on"]
     assert "2.10 ± 0.10, 2 it." in rows[0] and "1.10 ± 0.10, 2 it., w = 1.5" in rows[1]
     guided = [each for each in asked if "internal_guidance" in each]
-    assert guided and {each["internal_exit"] for each in guided} == {1} and min(e["iterations"] for e in guided) == 2
+    assert guided and {each["internal_exit"] for each in guided} == {exit_}
+    assert min(each["iterations"] for each in guided) == (1 if early_head else 2)
     assert min(each["iterations"] for each in asked) == 1
 
 
@@ -175,17 +178,20 @@ def test_options_are_taken_away():
     assert Entry(form, [], 1e-3, {}).diverged
 
 
-def test_the_model_to_keep_is_the_best_seed_of_the_best_form(lab, monkeypatch):
-    """`clear` has 1.9, 2.1 and 2.0; the export is told which run, and the card what to expect of it."""
-    told = []
+@pytest.mark.parametrize("early_head", [0, 1])
+def test_the_model_to_keep_is_the_best_seed_of_the_best_form(lab, monkeypatch, early_head):
+    """`clear` has 1.9, 2.1 and 2.0, less with guidance; the export is told which run, the card how to sample."""
+    told, lab.early_head = [], early_head
+    more = " --internal-guidance 1.5 --internal-exit 1" if early_head else ""
+    first, all_ = ("0.90", "1.00") if early_head else ("1.90", "2.00")
     monkeypatch.setattr(keep, "run_script", lambda *words: told.append(words))
     section = ladder_asset.asset(lab)
     ((script, _, run, _, folder, *_),) = told
     card = (lab.out / "card.md").read_text()
     clear = START.with_options("", {"a": 2})
     assert script == "export.py" and run.name == f"{clear.key}-seed0" and folder == lab.out / "asset"
-    assert "--ckpt assets/fpdm-digits --budget 60 --iterations 2" in card and "Form: first: clear (" in card
-    assert "1.90 for this training seed (0), 2.00 ± 0.10 over 3 seeds" in card and "for 10 s of one" in card
+    assert f"    --budget 60 --sampler ab2 --iterations 2{more} \\\n" in card and "Form: first: clear (" in card
+    assert f"{first} for this training seed (0), {all_} ± 0.10 over 3 seeds" in card and "for 10 s of one" in card
     assert "first: clear" in section.text and "second" not in section.text
 
 

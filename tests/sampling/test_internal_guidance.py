@@ -45,9 +45,12 @@ def test_the_formula():
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize(("kind", "early_head", "exit_"), [(FixedPointDiT, 0, 1), (FixedPointDiT, 2, 2), (DiT, 0, 3)])
+@pytest.mark.parametrize(
+    ("kind", "early_head", "exit_"),
+    [(FixedPointDiT, 0, 3), (FixedPointDiT, 1, 1), (FixedPointDiT, 2, 2), (FixedPointDiT, 5, 5), (DiT, 0, 3)],
+)
 def test_a_call_combines_the_predictions_of_two_exits(kind, early_head, exit_, cfg):
-    model = network(kind, early_head=early_head, **({"depth": 4} if kind is DiT else {}))
+    model = network(kind, early_head=early_head, **({"depth": 4} if kind is DiT else {"implicit_depth": 2}))
     guidance = Guidance(cfg, internal=InternalGuidance(1.5, exit_ if not early_head else None))
     x, y = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
     iterations = None if kind is DiT else 4
@@ -81,7 +84,7 @@ def test_the_budget_counts_a_shared_exit_and_not_a_head_of_its_own():
         assert more > 0
         flops = total_flops(config, plan) / len(plan.steps)
         assert flops == pytest.approx(total_flops(SamplingConfig(**plain), without) / len(without.steps) + more)
-    other = SamplingConfig(**guided, internal_exit=1)  # not that of the early head
+    other = SamplingConfig(**guided, internal_exit=3)  # not that of the early head
     assert plan_for(own, other).block_passes % (4 + 3 + 4) == 0
 
 
@@ -96,8 +99,10 @@ def test_the_budget_counts_a_shared_exit_and_not_a_head_of_its_own():
     ],
 )
 @pytest.mark.parametrize("injection", ["mlp", "lanes"])
-def test_it_goes_with_every_other_technique(settings, injection):
-    source = source_of(network(injection=injection, implicit_depth=2, early_head=1, reuse=True))
+@pytest.mark.parametrize("early_head", [1, 2, 3])
+def test_it_goes_with_every_other_technique(settings, injection, early_head):
+    """The exit is before the first update, inside it, or after it."""
+    source = source_of(network(injection=injection, implicit_depth=2, early_head=early_head, reuse=True))
     images = fpdm.sample(source, 2, budget=80, internal_guidance=1.5, **settings)
     plain = fpdm.sample(source, 2, budget=80, **{k: v for k, v in settings.items() if k != "internal_interval"})
     assert images.shape == (2, 3, 4, 4) and not torch.equal(images, plain)
@@ -107,15 +112,20 @@ def test_outside_the_interval_nothing_is_guided():
     source, exits = source_of(network()), []
     denoise = lambda *args, **kwargs: (exits.append(kwargs.get("exits")), source.denoise(*args, **kwargs))[1]  # noqa: E731
     fpdm.sample(source._replace(denoise=denoise), 1, steps=5, internal_guidance=2.0, internal_interval=[200, 800])
-    assert exits == [None, (1,), (1,), (1,), None]
+    assert exits == [None, (2,), (2,), (2,), None]
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        (FixedPointDiT, {"iterations": 2, "internal_exit": 2}, "after 2 updates: a call has 2 updates"),
+        (
+            FixedPointDiT,
+            {"iterations": 2, "internal_exit": 3},
+            "exit 3: the last exit of a call is 3, so this one guides",
+        ),
+        (FixedPointDiT, {"internal_exit": 1}, "internal_exit=1: without a head of its own .*; give 2, after the first"),
         (FixedPointDiT, {"iterations": 1}, "give more iterations"),
-        (DiT, {"internal_exit": 4}, "after 4 blocks: a call has 4 blocks"),
+        (DiT, {"internal_exit": 4}, "exit 4: the last exit of a call is 4, .*; give a smaller exit"),
     ],
 )
 def test_an_exit_that_guides_nothing_is_refused(kind, settings, said):
@@ -125,7 +135,7 @@ def test_an_exit_that_guides_nothing_is_refused(kind, settings, said):
 
 
 def test_an_early_head_guides_also_where_it_sees_the_last_iterate():
-    source = source_of(network(early_head=2))
+    source = source_of(network(early_head=3))
     settings = {"steps": 4, "iterations": 2}
     assert not torch.equal(
         fpdm.sample(source, 2, **settings, internal_guidance=3.0), fpdm.sample(source, 2, **settings)

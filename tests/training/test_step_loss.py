@@ -75,7 +75,7 @@ def test_the_plain_loss_is_the_diffusions():
 
 def test_earlier_iterates_are_trained_with_their_weights():
     model, data = network(), batch()
-    work = Work(1, 3, exits=(Exit(2, 0.5), Exit(3, 0.25)))
+    work = Work(1, 3, exits=(Exit(3, 0.5), Exit(4, 0.25)))  # after the second update and the third
     found = step_loss(model, supervise="random")(data, work)
     expected = sum(weight * losses(model, data, model(*inputs(data), iterations=count).prediction).total
                    for count, weight in ((2, 0.5), (3, 0.25), (4, 1)))  # fmt: skip
@@ -93,7 +93,7 @@ def test_distillation_stops_the_gradient_of_the_last():
     distance = (mean(early) - mean(last)).square().flatten(1).mean(1)
     total = losses(model, data, last).total
     for share in (0.0, 0.3, 1.0):
-        found = step_loss(model, supervise="distil")(data, Work(0, 3, exits=(Exit(1, 0.5, share),)))
+        found = step_loss(model, supervise="distil")(data, Work(0, 3, exits=(Exit(2, 0.5, share),)))
         expected = total + 0.5 * (share * distance + (1 - share) * losses(model, data, early).total)
         torch.testing.assert_close(found.minimised, expected)
     model.zero_grad()
@@ -104,9 +104,11 @@ def test_distillation_stops_the_gradient_of_the_last():
     torch.testing.assert_close(ours, model.final_layer.linear.bias.grad)
 
 
-@pytest.mark.parametrize("kind", [FixedPointDiT, DiT])
-def test_the_early_head_is_trained_at_its_exit(kind):
-    settings = {"depth": 4} if kind is DiT else {}
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(FixedPointDiT, {}), (FixedPointDiT, {"pre_depth": 0, "implicit_depth": 3}), (DiT, {"depth": 4})],
+)
+def test_the_early_head_is_trained_at_its_exit(kind, settings):
     model, data = network(kind, early_head=2, **settings), batch()
     config = SJFBConfig(early_head_weight=0.7, variant="multi-step", no_grad=0, grad=4)
     work = plan_step(config, model, 0, 0, 10)
@@ -136,11 +138,11 @@ def test_consistency_pulls_solutions_to_those_at_cleaner_timesteps():
 
 
 def test_exits_are_counted_from_where_a_solve_starts():
-    """After the neighbour's solution, the first update with gradient is number 1."""
+    """After the neighbour's solution, the first update with gradient is the first one, after one pre block."""
     config = SJFBConfig("multi-step", no_grad=3, grad=3, start=["other"], supervise="all")
-    assert [one.number for one in plan_step(config, network(), 0, 0, 10).exits] == [1, 2]
+    assert [one.number for one in plan_step(config, network(), 0, 0, 10).exits] == [2, 3]
     plain = SJFBConfig("multi-step", no_grad=3, grad=3, supervise="all")
-    assert [one.number for one in plan_step(plain, network(), 0, 0, 10).exits] == [4, 5]
+    assert [one.number for one in plan_step(plain, network(), 0, 0, 10).exits] == [5, 6]
 
 
 def test_consistency_rises_at_the_end():
@@ -254,9 +256,20 @@ def test_an_early_head_waits_for_its_block():
         ({}, {"grow": [[0, 1], [0.5, 5]]}, {}, "a step has at most 4 updates, so it would never grow to 5"),
         ({}, {"variant": "jfb", "grow": [[0, 1], [0.5, 4]]}, {}, "at most 3 updates, so it would never grow to 4"),
         (DIT, {"grow": [[0, 1], [0.5, 3]]}, {}, r"at most 2 blocks, so it would never grow to 3; .*model\.depth"),
-        ({"early_head": 5}, {}, {}, r"model\.early_head=5: a step has at most 4 updates.*raise sjfb\.grad"),
-        ({"early_head": 2}, {"grow": [[0, 1]]}, {}, r"model\.early_head=2: a step has at most 1 updates"),
-        ({"early_head": 3}, {"start": ["other"]}, {}, r"model\.early_head=3: a step has at most 2 updates"),
+        (
+            {"early_head": 6},
+            {},
+            {},
+            r"model\.early_head=6: a step has at most 4 updates, so its last exit is 5.*sjfb\.grad",
+        ),
+        ({"early_head": 3}, {"grow": [[0, 1]]}, {}, r"model\.early_head=3: a step has at most 1 updates.*exit is 2"),
+        ({"early_head": 4}, {"start": ["other"]}, {}, r"model\.early_head=4: a step has at most 2 updates"),
+        (
+            {"injection": "decay", "implicit_depth": 2, "early_head": 2},
+            {"variant": "implicit", "no_grad": 0},
+            {},
+            r"model\.early_head=2 with sjfb\.variant=implicit: this exit is inside an update.*as in 3",
+        ),
         ({}, {"early_head_weight": 1.0}, {}, r"sjfb\.early_head_weight=1\.0 without model\.early_head"),
         (DIT | {"depth": 1}, {"supervise": "all"}, {}, "sjfb.supervise=all: this network has only one block"),
     ],
