@@ -39,12 +39,13 @@ def command(ckpt="assets/fpdm-digits", **settings) -> str:
 
 @pytest.fixture
 def visitor(visit):
-    """Someone with a new tab, who has asked for few images."""
+    """Someone with a new tab, who has asked for few images, one control after the other."""
     visitor = visit()
-    visitor.set("Images", 4)
-    visitor.set("Iterations", 1)
-    visitor.set("Budget", 12)
-    visitor.until_command(command())
+    settings = {"num_samples": 16, "iterations": 4, "budget": 60}  # of the open page
+    for label, value, name in (("Images", 4, "num_samples"), ("Iterations", 1, "iterations"), ("Budget", 12, "budget")):
+        visitor.set(label, value)
+        settings[name] = value
+        visitor.until_command(command(**settings))
     yield visitor
     visitor.close()
 
