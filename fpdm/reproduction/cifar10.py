@@ -7,7 +7,7 @@ from fpdm.reproduction.bench import Bench, Subject
 from fpdm.reproduction.bench_report import SECTIONS
 from fpdm.reproduction.contest import Entrant
 from fpdm.reproduction.experiments import Section
-from fpdm.reproduction.forms import OPPONENTS, START, Form
+from fpdm.reproduction.forms import OPPONENTS, START, Form, early_head
 
 RELEASE_LIMIT = 60_000_000  # bytes
 
@@ -35,7 +35,7 @@ def _entrant(form: Form) -> Entrant:
 
 DIT_12, DIT_6, DIT_3, PAPER = OPPONENTS[:4]
 LATE = START.with_options("3 blocks; 1, 2 updates from 75 %", {"sjfb.grad": 2, "sjfb.grow": "[[0,1],[0.75,2]]"})
-HEAD = {"sjfb.supervise": "random", "model.early_head": 1}
+HEAD = {"sjfb.supervise": "random", **early_head(1)}
 HEADED = LATE.with_options(f"{LATE.label}; random, early head", HEAD)
 TWO = {"model.implicit_depth": 2, "model.hidden_size": 116}  # as many parameters as 3 blocks of width 96, to 5 %
 FORMS = {  # networks of 27 to 30 % of the parameters of the DiT with 12 blocks
@@ -47,7 +47,7 @@ FORMS = {  # networks of 27 to 30 % of the parameters of the DiT with 12 blocks
         "sjfb.grow": "[[0,1],[0.4,2]]"}),
     "head-last": HEADED.with_options("3 blocks; 1, 2 updates from 88 %; random, early head", {
         "sjfb.grow": "[[0,1],[0.88,2]]"}),
-    "head-4": START.with_options("3 blocks; 1, 2, 4 updates; random, early head", HEAD),
+    "head-heavy": HEADED.with_options(f"{HEADED.label} of weight 1/2", {"sjfb.early_head_weight": 0.5}),
     "head-vectors": HEADED.with_options(f"{HEADED.label}, vectors for the loops", {"model.loop_embedding": 2}),
     "head-decay": HEADED.with_options(f"{HEADED.label}, `decay`", {"model.injection": "decay"}),
     "head-mlp": HEADED.with_options(f"{HEADED.label}, narrower, `mlp`", {
@@ -74,8 +74,8 @@ SMALL = Subject(
         "core-dit-12": _entrant(DIT_12),
         "core-dit-6": _entrant(DIT_6),
         "core-dit-3": _entrant(DIT_3),
-        "core-dit-6-head": _entrant(DIT_6.with_options(f"{DIT_6.label}, early head", {"model.early_head": 2})),
-        "core-dit-3-head": _entrant(DIT_3.with_options(f"{DIT_3.label}, early head", {"model.early_head": 1})),
+        "core-dit-6-head": _entrant(DIT_6.with_options(f"{DIT_6.label}, early head", early_head(2))),
+        "core-dit-3-head": _entrant(DIT_3.with_options(f"{DIT_3.label}, early head", early_head(1))),
         "core-fpdm": _entrant(PAPER.with_options(PAPER.label, {"sjfb.no_grad": 3})),  # as the trials chose
     },
     forms={name: _entrant(form) for name, form in FORMS.items()},
