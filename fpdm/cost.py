@@ -44,7 +44,7 @@ class ForwardCost(NamedTuple):
 
     @property
     def first_exit(self) -> float:
-        """Number of the first exit that every training trains: after the first update (block of a DiT)."""
+        """Number of the exit after the first update (block of a DiT)."""
         return self.last_exit(1) if self.iterative else 1
 
     def updates(self, block_passes: float, calls: int = 1) -> float:

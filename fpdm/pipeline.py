@@ -151,8 +151,10 @@ class FPDMPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_channels: int | None = None,
         guidance_rescale: float = 0.0,
+        guidance_interval: Sequence[float] | None = None,
         internal_guidance: float = 1.0,
         internal_exit: int | None = None,
+        internal_interval: Sequence[float] | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -167,8 +169,8 @@ class FPDMPipeline(DiffusionPipeline):
             Give budget or num_inference_steps.
         iterations: per model call, one number for all calls or a list (FPDM only; 4 if not given).
         reuse, reuse_weight, extrapolation, anderson: see `Solving`.
-        guidance_scale: 1 for none. guidance_channels, guidance_rescale: see `Guidance`.
-        internal_guidance, internal_exit: scale and exit, see `InternalGuidance`.
+        guidance_scale: 1 for none. guidance_channels, guidance_rescale, guidance_interval: see `Guidance`.
+        internal_guidance, internal_exit, internal_interval: scale, exit and interval; see `InternalGuidance`.
         eta: for schedulers that use it. generator: for the noise, one for all images or one for each.
         latents: the initial noise (B, C, h, w); by default it comes from `generator`.
         output_type: pil, np (B, H, W, 3) or pt (B, 3, H, W) in 0..1, or latent (B, C, h, w).
@@ -189,14 +191,17 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} does not use eta; leave it out")
         device = self._execution_device
         guidance = Guidance(
-            guidance_scale, guidance_channels, None, guidance_rescale, "guidance",
-            InternalGuidance(internal_guidance, internal_exit),
+            guidance_scale, guidance_channels, guidance_interval, guidance_rescale, "guidance",
+            InternalGuidance(internal_guidance, internal_exit, internal_interval),
         )  # fmt: skip
         solving = Solving(reuse, reuse_weight, extrapolation, anderson)
         calls = ModelCalls(self._source(device), y.to(device), guidance, solving)
         cost = calls.source.cost_with(guidance)
         counts = self._plan(cost, budget, num_inference_steps, iterations, device)
-        guidance.internal.check_calls(calls.source.early_head, calls.source.cost, counts)
+        # Only once, because it waits for the device.
+        times = timestep_of(self.scheduler, self.process, self.scheduler.timesteps).tolist()
+        made = list(zip(times, counts, strict=True))
+        guidance.check_calls(self.process.times(), calls.source.early_head, calls.source.cost, made)
 
         shape = (len(y), *calls.source.latent_shape)
         if latents is None:
@@ -206,13 +211,11 @@ class FPDMPipeline(DiffusionPipeline):
         latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
         extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
-        # Only once, because it waits for the device.
-        times = timestep_of(self.scheduler, self.process, self.scheduler.timesteps).tolist()
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             scaled = hasattr(self.scheduler, "scale_model_input")
             x = self.scheduler.scale_model_input(latents, t) if scaled else latents
             level = self.process.level(times[i])
-            found = calls(x, timestep_of(self.scheduler, self.process, t), level, counts[i])
+            found = calls(x, times[i], level, counts[i])
             latents = self.scheduler.step(self._for_scheduler(found, x, level), t, latents, **extra).prev_sample
             if callback_on_step_end is not None:
                 latents = callback_on_step_end(self, i, t, {"latents": latents}).pop("latents", latents)

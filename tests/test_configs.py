@@ -1,5 +1,6 @@
 """The files in configs/ are the paper's experiments, and `extends` does what it says."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import yaml
 
 from fpdm import cli
 from fpdm.config import DiffusionConfig, ExperimentConfig
-from fpdm.models import build_model
+from fpdm.models import Denoiser, build_model
+from fpdm.training.sjfb import Exit, Work, plan_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix().removesuffix(".yaml") for path in CONFIGS.rglob("*.yaml"))
@@ -135,18 +137,62 @@ def test_an_ablation_changes_what_it_is_about(name):
     assert {key: value for key, value in found.items() if key not in MEMORY} == ABLATIONS[name] | {"run.name": name}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts(name):
+def network(name: str) -> Denoiser:
     config = load(name)
     with torch.device("meta"):
-        model = build_model(
+        return build_model(
             config.model.name,
             input_size=config.data.shape[1],
             in_channels=config.data.shape[0],
             num_classes=config.data.classes,
             **config.model.overrides(),
         )
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == PARAMETERS[name]
+
+
+def parameters(name: str) -> int:
+    return sum(p.numel() for p in network(name).parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    assert parameters(name) == PARAMETERS[name]
+
+
+def works(name: str) -> tuple[Callable[[int], Work], Callable[[int], int]]:
+    """The work of a training step out of 1,000, and its block passes, without those of exits."""
+    config, model = load(name), network(name)
+
+    def work(step: int) -> Work:
+        return plan_step(config.sjfb, model, 0, step, 1000)
+
+    return work, lambda step: model.exit_after(work(step).n + work(step).m) + len(model.exit_stack())
+
+
+def test_the_looped_ones_are_what_they_follow():
+    """Numbers of the three papers."""
+    work, passes = works("looped/elt-xl-2")
+    (one,) = work(500).exits
+    assert passes(500) == 32 and one.number in (8, 16, 24) and one.distilled == 0.5
+    work, passes = works("looped/looped-dit-xl-2")
+    assert passes(500) == 28 == network("imagenet256/dit-xl-2").explicit_blocks
+    assert work(500).exits == tuple(Exit(number, 1 / 3) for number in (7, 14, 21))
+    work, _ = works("looped/cofre-xl-2")
+    assert network("looped/cofre-xl-2").explicit_blocks == 4 + 4
+    assert {(work(step).n, work(step).m) for step in range(400)} == {(n, m) for n in range(5) for m in range(1, 7)}
+    assert [work(step).consistency for step in (0, 970, 985)] == [0, 0, pytest.approx(0.05)]
+    assert load("looped/cofre-xl-2").sjfb.consistency_gap == [0.05, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("size", "dit", "blocks"), [("s-2", "cifar10/dit-s-2", 3), ("xl-2", "imagenet256/dit-xl-2", 8)]
+)
+def test_our_looped_ones_have_few_parameters_and_grow(size, dit, blocks):
+    name = f"looped/fpdm-{size}"
+    assert parameters(name) <= 0.3 * parameters(dit)
+    work, passes = works(name)
+    head = Exit(load(name).model.early_head, 0.1)
+    assert (passes(749), passes(751)) == (blocks, 2 * blocks)
+    assert work(749).exits == (head,) and work(751).exits == (Exit(blocks, 0.5), head)
 
 
 def test_cifar10_runs_on_a_cpu():

@@ -20,7 +20,7 @@ from fpdm.on_gpu.parts import Outcome, Part, Visit
 pytestmark = pytest.mark.usefixtures("warm_python")
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["tests", "updates", "steps", "sampling", "published", "memory", "graphs", "profiles", "rates"]
+NAMES = ["tests", "updates", "cores", "steps", "sampling", "published", "memory", "graphs", "profiles", "rates"]
 
 
 def on_gpu(out: Path, *words) -> None:
@@ -64,7 +64,7 @@ def test_rehearsal_from_beginning_to_end(here, tmp_path, caplog):
     told = (tmp_path / "home" / "summary.md").read_text()
     assert told == (tmp_path / "summary.md").read_text() and "REHEARSAL" in told
     headings = [line for line in told.splitlines() if line.startswith("#")]
-    assert headings[:4] == ["# On a GPU", "## Tests", "## Parts", "## Goals"] and len(headings) == 14
+    assert headings[:4] == ["# On a GPU", "## Tests", "## Parts", "## Goals"] and len(headings) == 15
     assert "# batch-64" in headings and "# batch-8" in headings and "profiles.png" in told
     assert "skipped" in told and "| training, share of the matrix-product peak | at least 40% | " in told
     assert len(list((tmp_path / "home").glob("*/profile-*.json.gz"))) == 4
@@ -102,12 +102,13 @@ def test_every_part_is_a_command_that_its_script_accepts(tmp_path, monkeypatch):
     for part in scripts:
         with pytest.raises(OutOfTime):
             part.run(asked)
-    assert [settings.questions for settings in accepted[:-1]] == [
-        ("updates",), ("steps",), ("sampling",), ("published",), ("steps",), ("sampling",), ("profiles",), ("rates",)
+    asked_for = [settings.questions for settings in accepted[:-1]]
+    assert [name for (name,) in asked_for] == [
+        "updates", "cores", "steps", "sampling", "published", "steps", "sampling", "profiles", "rates"
     ]  # fmt: skip
     assert all(settings.precision == "fp16" and 5 < settings.minutes < 10 for settings in accepted)
     assert accepted[-1].data == "cifar10" and "--run.mixed_precision fp16" in accepted[-1].train
-    assert {settings.size for settings in accepted[:-1]} == {"XL"} and accepted[2].budgets == (140, 280, 560)
+    assert {settings.size for settings in accepted[:-1]} == {"XL"} and accepted[3].budgets == (140, 280, 560)
 
 
 def test_what_a_measurement_comes_to(tmp_path, monkeypatch):
@@ -231,11 +232,15 @@ def test_goals_are_held_against_the_best_mode():
                        "compiled_images_per_s": 3.0}],
         "updates": [{"mode": "compiled", "batch": 8, "update_ms": 1.5, "block_ms": 1.0},
                     {"mode": "compiled", "batch": 1, "update_ms": 3.0, "block_ms": 1.0}],
+        "cores": [{"mode": "eager", "injection": "add", "ratio": (1.0, 1.06, 1.1)},
+                  {"mode": "compiled", "injection": "add", "ratio": (1.0, 1.01, 1.1)},
+                  {"mode": "compiled", "injection": "mlp", "ratio": (1.3, 1.4, 1.5)}],
     }  # fmt: skip
     found = [(goal.measured, goal.reached) for goal in goals(rows)]
     assert found == [
         ("39% to 50%, compiled", False), ("60%, eager", True), ("1.50, compiled", True), ("", None),
-        ("1.50, compiled", False), ("10.0%, eager", False), ("1.0%, eager", True), ("45%, eager", True), ("", None),
+        ("1.50, compiled", False), ("1.010, compiled", True),
+        ("10.0%, eager", False), ("1.0%, eager", True), ("45%, eager", True), ("", None),
         ("", None),
     ]  # fmt: skip
     graphs = [drawn | {"mode": mode, "latents_per_s": speed} for mode, speed in (("compiled", 2.0), ("graphs", 3.0))]

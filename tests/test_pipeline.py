@@ -18,7 +18,7 @@ from fpdm.loading import make_source
 from fpdm.models import build_model
 from fpdm.pipeline import FPDMPipeline
 from fpdm.processes import make_process
-from fpdm.sampling.guidance import Guidance
+from fpdm.sampling.guidance import Guidance, InternalGuidance
 from fpdm.sampling.plan import Plan, Step, make_plan
 from fpdm.sampling.solving import Solving
 from fpdm.schedulers import default_scheduler
@@ -74,6 +74,20 @@ def test_ddim_of_diffusers_is_our_ddim(make, ours, reuse, guidance):
     assert len(pipe.scheduler.timesteps) == 7 and output.block_passes == 42 and int(pipe.scheduler.timesteps[0]) == 999
     expected = ours(pipe, 4, solving=Solving(reuse), guidance=Guidance(guidance))
     torch.testing.assert_close(output.images, expected, atol=5e-3, rtol=5e-3)  # its last alpha_bar is not quite 0
+
+
+@pytest.mark.parametrize(("name", "iterations", "exit_"), [("FPDM-XS/2", 4, 3), ("DiT-XS/2", None, 6)])
+def test_both_kinds_of_guidance_in_their_intervals_are_those_of_our_sampler(make, ours, name, iterations, exit_):
+    pipe = make(name)
+    given = {"guidance_scale": 3.0, "guidance_interval": [0, 600], "internal_guidance": 2.0, "internal_exit": exit_,
+             "internal_interval": [300, 999], "num_inference_steps": 7, "iterations": iterations}  # fmt: skip
+    found = pipe([1, 2], **given, latents=NOISE, output_type="latent")
+    internal = InternalGuidance(2.0, exit_, [300, 999])
+    expected = ours(pipe, iterations, guidance=Guidance(3.0, interval=[0, 600], internal=internal))
+    torch.testing.assert_close(found.images, expected, atol=5e-3, rtol=5e-3)
+    for without in ("guidance_interval", "internal_interval"):
+        other = pipe([1, 2], **(given | {without: None}), latents=NOISE, output_type="latent")
+        assert (other.images - found.images).abs().max() > 0.05
 
 
 def test_diffusers_ddim_does_so_where_its_stride_is_right(make):
@@ -226,6 +240,14 @@ def test_other_schedulers_stay_within_the_budget(make, name, reuse):
         ({"budget": 60, "reuse_weight": 7.0}, "reuse_weight=7.0: above 0"),
         ({"budget": 60, "reuse": False, "extrapolation": 1.0}, "extrapolation=1.0 with reuse=false"),
         ({"budget": 60, "output_type": "jpg"}, "output_type='jpg'"),
+        (
+            {"budget": 60, "guidance_scale": 2.0, "guidance_interval": [0, 2000]},
+            "guidance_interval=.*timesteps are 0 to 999",
+        ),
+        (
+            {"num_inference_steps": 2, "internal_guidance": 2.0, "internal_interval": [1, 2]},
+            "internal_interval=.*none of the timesteps",
+        ),
         ({"budget": 60, "latents": NOISE[:1]}, "latents have shape"),
     ],
 )
@@ -246,13 +268,13 @@ def test_what_a_model_cannot_do(make):
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("FPDM-XS/2", {"budget": 60, "iterations": 1}, "2: the last exit of a call is 2, so .*guides nothing"),
+        ("FPDM-XS/2", {"budget": 60, "iterations": 1}, "2: the last exit of a guided call is 2, so .*guides nothing"),
         (
             "FPDM-XS/2",
             {"num_inference_steps": 2, "iterations": [1, 2], "internal_exit": 3},
-            "3: the last exit of a call is 3",
+            "3: the last exit of a guided call is 3",
         ),
-        ("DiT-XS/2", {"budget": 60, "internal_exit": 12}, "12: the last exit of a call is 12.*smaller exit"),
+        ("DiT-XS/2", {"budget": 60, "internal_exit": 12}, "12: the last exit of a guided call is 12.*smaller exit"),
     ],
 )
 def test_internal_guidance_that_guides_nothing_is_refused(make, name, settings, says):

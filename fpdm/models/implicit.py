@@ -90,8 +90,12 @@ class ImplicitLayer(nn.Module):
         # One product for all loops: (R, B, D) as R * B rows, of which each loop takes B.
         rows = (c + self.loop_embedding[:, None]).flatten(0, 1)
         blocks = [[part.split(len(c)) for part in block.modulation(rows)] for block in self.blocks]
-        loops = range(len(self.loop_embedding))
-        return Constants(injected, tuple(tuple(tuple(part[i] for part in parts) for parts in blocks) for i in loops))
+
+        def of(i: int) -> tuple[Modulation, ...]:
+            # A copy of each loop's own, because a compiled update must see the same layout in all loops.
+            return tuple(torch.cat([part[i] for part in parts], dim=-1).chunk(6, dim=-1) for parts in blocks)
+
+        return Constants(injected, tuple(map(of, range(len(self.loop_embedding)))))
 
     def forward(self, state: Tensor, constants: LoopConstants) -> Tensor:
         """One update, Eq. 3, in the type of the state: under autocast, float32 in and out."""
@@ -139,8 +143,10 @@ def iterate(
 
     first: number of the first update, from 0. accelerate: chooses each next state from a state and its update, the
     last one included; without it, the next state is the update. on_update: called with the number of updates made,
-    counted from 0, and the state after them. Returns the last state and, on request, each update's residual (B,). The
-    residuals stay on the device: nothing here waits for it.
+    counted from 0, and the state with which a solve of so many would end.
+
+    Returns the last state and, on request, each update's residual (B,). The residuals stay on the device: nothing here
+    waits for it.
     """
     residuals = []
     for loop in range(first, first + iterations):
@@ -154,7 +160,7 @@ def iterate(
         else:
             state = accelerate.settle(state, new)
         if on_update is not None:
-            on_update(loop + 1, state)
+            on_update(loop + 1, state if accelerate is None else accelerate.settled(new))
     return state, residuals
 
 
@@ -171,10 +177,12 @@ def iterate_until(
 
     update: called with the states of some samples, their constants, and the number of the update, from 0.
     Finished samples leave the batch and cost nothing more. Every sample gets at least one update. state (B, N, D).
-    on_update: called with the number of updates made and the states of all samples, finished or not, which the next
-    update overwrites. Returns the last states; the residual of each update, (B, most updates of any sample), with NaN
-    where a sample had fewer; the number of updates per sample (B,); and, with Anderson acceleration, the number of
-    rejected steps per sample (B,). Waits for the device at every update.
+    on_update: called with the number of updates made and the states with which solves of at most so many would end, of
+    all samples; the next update overwrites them.
+
+    Returns the last states; the residual of each update, (B, most updates of any sample), with NaN where a sample had
+    fewer; the number of updates per sample (B,); and, with Anderson acceleration, the number of rejected steps per
+    sample (B,). Waits for the device at every update.
     """
     last, counts = state.clone(), torch.zeros(len(state), dtype=torch.long, device=state.device)
     fallbacks = None if accelerate is None else torch.zeros_like(counts)
@@ -185,15 +193,16 @@ def iterate_until(
         residual = relative_residual(new, state)
         counts[active] += 1
         going = ~(residual <= tolerance) & (counts[active] < at_most[active])  # a NaN residual continues
+        chosen = new
         if accelerate is not None:
             chosen = accelerate(state, new)
-            new = torch.where(going[:, None, None], chosen, accelerate.settled(new))
+            new = accelerate.settled(new)
             fallbacks[active] = accelerate.fallbacks
         last[active] = new.to(last.dtype)
         residuals.append(torch.full((len(counts),), torch.nan, device=state.device).index_copy(0, active, residual))
         if on_update is not None:
             on_update(len(residuals), last)
-        state, constants, active = new[going], constants.rows(going), active[going]
+        state, constants, active = chosen[going], constants.rows(going), active[going]
         if accelerate is not None:
             accelerate.rows(going)
     return last, torch.stack(residuals, dim=1), counts, fallbacks

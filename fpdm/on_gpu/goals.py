@@ -5,7 +5,7 @@ from typing import NamedTuple
 from fpdm.benchmarks.counted_memory import LARGEST
 from fpdm.benchmarks.steps import allocated_share
 
-TRAINING, SAMPLING, PUBLISHED, UPDATE, OVERHEAD = 0.40, 0.50, 1.5, 1.40, 0.05
+TRAINING, SAMPLING, PUBLISHED, UPDATE, ADD, OVERHEAD = 0.40, 0.50, 1.5, 1.40, 1.05, 0.05
 MEMORY = {(12, "eager"): 0.50, (6, "eager"): 0.33, (12, "checkpointing"): 0.33}  # (M = N, mode) -> relative to DiT
 Rows = dict[str, list[dict]]
 
@@ -24,6 +24,7 @@ def goals(rows: Rows) -> list[Goal]:
     steps = [row for row in rows.get("steps", []) if row["family"] == "FPDM" and row["mode"] != "checkpointing"]
     sampled = [row for row in rows.get("sampling", []) if row["model"].startswith("FPDM")]
     layers = [row for row in rows.get("updates", []) if row["batch"] >= 8 and row["mode"] == "compiled"]
+    several = [row for row in rows.get("cores", []) if row["injection"] == "add"]
     peak = "share of the matrix-product peak"
     return [
         at_least(f"training, {peak}", TRAINING, by_mode(steps, share_of_peak), "{:.0%}"),
@@ -34,6 +35,8 @@ def goals(rows: Rows) -> list[Goal]:
         ),
         at_most("update / block, compiled, batch 8 and more", UPDATE,
                 by_mode(layers, lambda row: row["update_ms"] / row["block_ms"]), "{:.2f}"),
+        at_most("update of three blocks with `add` / the blocks", ADD,
+                by_mode(several, lambda row: row["ratio"][1]), "{:.3f}"),
         at_most("sampling, overhead", OVERHEAD,
                 by_mode(sampled, lambda row: 1 - row["blocks_s"] * row["images_per_s"]), "{:.1%}"),
         at_most("sampling without decoding and files, overhead", OVERHEAD,

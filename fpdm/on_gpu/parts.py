@@ -54,6 +54,8 @@ def parts(visit: Visit) -> list[Part]:
         Part("tests", "tests/gpu", tests),
         measuring("updates", "update compared with a block at XL/2", "--questions", "updates", "--sizes", "XL",
                   "--batch-sizes", "8,64", *xl),
+        measuring("cores", "update of three blocks compared with the blocks at XL/2", "--questions", "cores", "--sizes",
+                  "XL", *xl),
         measuring("steps", "training steps at XL/2, M = N = 12", "--questions", "steps", "--updates", 12, *xl),
         measuring("sampling", "sampling at XL/2, 140, 280 and 560 block passes, with a VAE", "--questions", "sampling",
                   *xl),

@@ -119,15 +119,15 @@ class ModelCalls:
         self._starts = Starts(solving.reuse_weight, solving.extrapolation) if reuses else None
         self._made = 0
 
-    def __call__(self, x: Tensor, t: float | Tensor, level: Level, iterations: int | None) -> Call:
-        """One call for x (B, C, H, W) at timestep t, a number or a tensor with one element.
+    def __call__(self, x: Tensor, t: float, level: Level, iterations: int | None) -> Call:
+        """One call for x (B, C, H, W) at timestep t.
 
         level: that of t. iterations: from the plan; None for an explicit model.
         """
         doubled = self.guidance.at(t)
         inputs, y = (torch.cat([x, x]), self._both) if doubled else (x, self._conditions)
         rows = len(inputs)
-        times = t.to(x.device).expand(rows) if isinstance(t, Tensor) else torch.full((rows,), t, device=x.device)
+        times = torch.full((rows,), t, device=x.device)
         arguments, internal = self._solve(level, iterations, rows), self.guidance.internal
         if internal.at(t):
             arguments["exits"] = (internal.number(self.source.early_head, self.source.cost),)

@@ -8,7 +8,7 @@ from torch import Tensor
 from fpdm.config import check_range, limits
 from fpdm.data.batches import to_uint8
 from fpdm.devices import send
-from fpdm.sampling.allocation import ALLOCATIONS
+from fpdm.sampling.allocation import ALLOCATIONS, most_updates
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.noise import image_attributes, image_labels, image_noise
 from fpdm.sampling.plan import Plan, make_plan, plan_of_counts
@@ -24,7 +24,6 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
     conditions_for(source, config, [])
     spacing, cost = SOLVERS[config.sampler].spacing, source.cost_with(config.guidance)
     times = source.process.times(config.shift)
-    config.guidance.check_times(times)
     if config.counts is not None:
         plan = plan_of_counts(cost, config.counts, times, spacing)
     else:
@@ -38,10 +37,10 @@ def plan_for(source: Source, config: SamplingConfig) -> Plan:
             times=times,
             spacing=spacing,
         )
-    for name, guidance in (("cfg", config.guidance), ("internal", config.guidance.internal)):
-        if guidance.scale != 1 and not any(map(guidance.at, plan.timesteps)):
-            raise ValueError(f"{name}_interval={guidance.interval}: none of the timesteps {plan.timesteps} is in it")
-    config.guidance.internal.check_calls(source.early_head, source.cost, plan.iterations)
+    at_run_time = ALLOCATIONS[config.allocation].at_run_time is not None
+    most = [most_updates(config)] * len(plan.steps) if at_run_time else plan.iterations
+    calls = list(zip(plan.timesteps, most, strict=True))
+    config.guidance.check_calls(times, source.early_head, source.cost, calls)
     return plan
 
 

@@ -1,6 +1,6 @@
 """Classifier-free guidance (Ho & Salimans, 2022), and internal guidance by the model's own early exit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,8 @@ class InternalGuidance(NamedTuple):
     D = D_i + scale * (D_last - D_i) (arXiv:2512.24176).
 
     scale: 1 for none. exit: number of block passes before the exit; None for that of the model's early head, or,
-    without one, after the first update (block of a DiT). interval: lowest and highest guided timestep; None for all.
+    without one, after the first update (a DiT needs a number then). interval: lowest and highest guided timestep; None
+    for all.
     """
 
     scale: float = 1.0
@@ -43,21 +44,27 @@ class InternalGuidance(NamedTuple):
                     f"internal_{name}={value} with internal_guidance=1: nothing is guided; give an internal_guidance"
                 )
 
-    def check_calls(self, early_head: int, cost: ForwardCost, iterations: Sequence[int | None]) -> None:
-        """ValueError if the exit that guides is the last one in all calls, so that nothing would be guided, or if no
-        training has made it one to predict from.
+    def check_calls(self, early_head: int, cost: ForwardCost, calls: Iterable[tuple[float, int | None]]) -> None:
+        """ValueError if the exit that guides is the last one in all guided calls, so that it would change nothing, or
+        if it is one from which no training predicts.
 
-        early_head, cost: of the model. iterations: of each call; None for an explicit model (DiT).
+        early_head, cost: of the model. calls: timestep and most updates of each; None for an explicit model (DiT).
         """
         number = self.number(early_head, cost)
         if self.scale == 1 or number == early_head:
             return
-        last = int(cost.last_exit(max(iterations) if cost.iterative else None))
+        if self.exit is None and not cost.iterative:
+            raise ValueError(
+                f"internal_guidance={self.scale}: this model has no early head (model.early_head), and usually trains "
+                "only its last block to be predicted from; if others were trained (sjfb.supervise), give the "
+                "internal_exit"
+            )
+        last = max((int(cost.last_exit(updates)) for t, updates in calls if self.at(t)), default=0)
         if number >= last:
             remedy = "give more iterations" if cost.iterative else "give a smaller exit"
             raise ValueError(
-                f"internal_guidance={self.scale} with exit {number}: the last exit of a call is {last}, so this one "
-                f"guides nothing; {remedy}, or leave it out"
+                f"internal_guidance={self.scale} with exit {number}: the last exit of a guided call is {last}, so this "
+                f"one guides nothing; {remedy}, or leave it out"
             )
         first, each = int(cost.first_exit), max(cost.update_blocks, 1)
         if number < first or (number - first) % each:
@@ -102,15 +109,25 @@ class Guidance(NamedTuple):
                     f"{option}_{name}={value} with {self.option}_scale=1: nothing is guided; give a {self.option}_scale"
                 )
 
-    def check_times(self, times: DiscreteTimes | ContinuousTimes) -> None:
-        """ValueError for an interval that goes beyond the timesteps of the process."""
-        given = {f"{self.option}_interval": self.interval, "internal_interval": self.internal.interval}
-        for name, interval in given.items():
-            if interval is not None and interval[1] > times.largest:
+    def check_calls(
+        self,
+        times: DiscreteTimes | ContinuousTimes,
+        early_head: int,
+        cost: ForwardCost,
+        calls: Sequence[tuple[float, int | None]],
+    ) -> None:
+        """ValueError for intervals that go beyond the timesteps of the process, or that contain none of a run's, and as
+        `InternalGuidance.check_calls`. times: of the process. The others are as there."""
+        for name, kind in ((self.option, self), ("internal", self.internal)):
+            said = f"{name}_interval={kind.interval}"
+            if kind.interval is not None and kind.interval[1] > times.largest:
                 raise ValueError(
-                    f"{name}={interval}: this model's timesteps are 0 to {times.largest:g}; give the lowest and the "
-                    f"highest guided one, as in {times.example}"
+                    f"{said}: this model's timesteps are 0 to {times.largest:g}; give the lowest and the highest "
+                    f"guided one, as in {times.example}"
                 )
+            if kind.scale != 1 and not any(kind.at(t) for t, _ in calls):
+                raise ValueError(f"{said}: none of the timesteps {[t for t, _ in calls]} is in it")
+        self.internal.check_calls(early_head, cost, calls)
 
     def check_model(self, guidable: bool, latent_channels: int, blocks: int | None = None) -> None:
         """ValueError for settings that this model does not support. blocks: of an explicit model (DiT)."""

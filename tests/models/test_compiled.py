@@ -87,6 +87,18 @@ def test_loops_of_several_blocks_compile_once(injection, loops, early_head):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+def test_an_exit_inside_an_update_before_calls_without_it_compiles_nothing_new():
+    """As with an interval of internal guidance. The first update is then not one of those that were compiled first."""
+    settings = {"injection": "add", "loop_embedding": 3, "implicit_depth": 2, "early_head": 2}
+    eager, compiled = network(**settings).eval(), network(**settings).eval()
+    compile_layers(compiled)
+    with torch.no_grad():
+        compiled(*inputs(), iterations=3, exits=(2,))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            found = compiled(*inputs(), iterations=5).prediction
+        torch.testing.assert_close(found, eager(*inputs(), iterations=5).prediction, atol=1e-6, rtol=1e-4)
+
+
 def test_blocks_with_all_options_are_compiled_whole():
     """Rotary tables are inputs of a graph: the three pre blocks share one, and there are as many as without options."""
     options = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "positions": "rotary", "exclude_own_value": True}

@@ -337,6 +337,17 @@ def test_adaptive_solves_and_acceleration_with_two_lanes_and_embeddings():
         assert fast.fallbacks.shape == (3,) and not torch.equal(plain.solution, fast.solution)
 
 
+@pytest.mark.parametrize("tolerance", [None, 1e-9])
+def test_exits_of_accelerated_solves_are_the_predictions_of_shorter_ones(tolerance):
+    """An accelerated step, which the next update may reject, is not yet a solution."""
+    model = build()
+    with torch.no_grad():
+        full = model(*inputs(), iterations=6, anderson=3, exits=(3, 4, 5), tolerance=tolerance)
+        for updates, early in zip((2, 3, 4), full.early, strict=True):
+            shorter = model(*inputs(), iterations=updates, anderson=3, tolerance=tolerance)
+            torch.testing.assert_close(early, shorter.prediction)
+
+
 def test_exits_are_the_predictions_of_shorter_solves():
     model = build(implicit_depth=2, injection="add")
     full = model(*inputs(), iterations=4, iterations_no_grad=1, exits=(3, 7, 19))

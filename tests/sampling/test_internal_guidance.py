@@ -8,6 +8,7 @@ import torch
 import fpdm
 from fpdm.config import DiffusionConfig
 from fpdm.data.codec import PixelCodec
+from fpdm.injections import INJECTIONS
 from fpdm.loading import make_source
 from fpdm.models import DiT, FixedPointDiT
 from fpdm.pipeline import FPDMPipeline
@@ -88,24 +89,94 @@ def test_the_budget_counts_a_shared_exit_and_not_a_head_of_its_own():
     assert plan_for(own, other).block_passes % (4 + 3 + 4) == 0
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"allocation": "adaptive"},
-        {"allocation": "decreasing", "sampler": "dpm++"},
-        {"anderson": 2, "sampler": "heun"},
-        {"extrapolation": 0.5, "sampler": "ddpm", "cfg_scale": 2.0},
-        {"reuse": False, "internal_interval": [100, 800]},
-    ],
+TECHNIQUES = (
+    {"allocation": "adaptive", "tolerance": 1e-3},
+    {"allocation": "adaptive", "tolerance": 1e-3, "anderson": 2},
+    {"allocation": "decreasing", "sampler": "dpm++"},
+    {"allocation": "increasing", "sampler": "unipc"},
+    {"anderson": 3, "sampler": "heun"},
+    {"reuse_weight": 0.8, "sampler": "ab2"},
+    {"extrapolation": 0.5, "sampler": "ddpm", "cfg_scale": 2.0},
+    {"reuse": False, "internal_interval": [100, 800], "sampler": "euler"},
+    {"sampler": "sde", "cfg_scale": 1.5, "cfg_interval": [100, 800]},
 )
-@pytest.mark.parametrize("injection", ["mlp", "lanes"])
+
+
+def in_two_solves(source, updates):
+    """The same source, whose exit after so many updates is the prediction of a solve of its own that ends there."""
+
+    def denoise(x, t, y, *, exits=(), iterations, **kwargs):
+        output = source.denoise(x, t, y, iterations=iterations, **kwargs)
+        if not exits:
+            return output
+        shorter = torch.as_tensor(iterations).clamp(max=updates)
+        shorter = shorter if isinstance(iterations, torch.Tensor) else int(shorter)
+        return output._replace(early=(source.denoise(x, t, y, iterations=shorter, **kwargs).prediction,))
+
+    return source._replace(denoise=denoise)
+
+
+@pytest.mark.parametrize("settings", TECHNIQUES, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("injection", INJECTIONS)
+def test_it_goes_with_every_other_technique_in_every_form(injection, settings):
+    needs_reuse = {"reuse_weight", "extrapolation"} & settings.keys()
+    reuse = injection != "none" and settings.get("reuse", True)
+    if needs_reuse and not reuse:
+        pytest.skip("without an injection, there is no reuse")
+    source = source_of(network(injection=injection, implicit_depth=2))
+    given = {"steps": 4, "iterations": 4, **settings, "reuse": reuse}
+    exit_ = {"internal_guidance": 3.0, "internal_exit": int(source.cost.last_exit(2))}
+    images, expected = (fpdm.sample(one, 2, **given, **exit_).int() for one in (source, in_two_solves(source, 2)))
+    plain = fpdm.sample(source, 2, **{k: v for k, v in given.items() if k != "internal_interval"}).int()
+    assert (images - expected).abs().max() <= 1  # of 255: rounding
+    assert (images - plain).abs().max() > 3
+
+
 @pytest.mark.parametrize("early_head", [1, 2, 3])
-def test_it_goes_with_every_other_technique(settings, injection, early_head):
-    """The exit is before the first update, inside it, or after it."""
-    source = source_of(network(injection=injection, implicit_depth=2, early_head=early_head, reuse=True))
-    images = fpdm.sample(source, 2, budget=80, internal_guidance=1.5, **settings)
-    plain = fpdm.sample(source, 2, budget=80, **{k: v for k, v in settings.items() if k != "internal_interval"})
-    assert images.shape == (2, 3, 4, 4) and not torch.equal(images, plain)
+@pytest.mark.parametrize("settings", TECHNIQUES[::2], ids=lambda settings: "-".join(map(str, settings.values())))
+def test_an_early_head_guides_with_every_other_technique(settings, early_head):
+    """Before the first update, inside it, and after it. The exit is at the same tokens whatever is done later."""
+    model = network(injection="lanes", implicit_depth=2, early_head=early_head, reuse=True)
+    source, seen = source_of(model), []
+
+    def denoise(x, t, y, *, exits=(), **kwargs):
+        output = source.denoise(x, t, y, exits=exits, **kwargs)
+        if exits:
+            start = {name: value for name, value in kwargs.items() if name == "init"}
+            alone = source.denoise(x, t, y, exits=exits, iterations=1, **start).early[0]
+            torch.testing.assert_close(output.early[0], alone)
+            seen.append(exits)
+        return output
+
+    given = {"steps": 4, "iterations": 4, **settings}
+    images = fpdm.sample(source._replace(denoise=denoise), 2, **given, internal_guidance=2.0)
+    plain = fpdm.sample(source, 2, **{k: v for k, v in given.items() if k != "internal_interval"})
+    assert set(seen) == {(early_head,)} and not torch.equal(images, plain)
+
+
+def test_a_dit_is_guided_by_its_early_head():
+    source = source_of(network(DiT, depth=4, early_head=2))
+    seen = []
+
+    def denoise(x, t, y, exits=()):
+        output = source.denoise(x, t, y, exits=(2, 4))
+        seen.append(exits)
+        # By hand: the first exit is decoded by its own head, the second one as the prediction.
+        torch.testing.assert_close(output.early[1], output.prediction)
+        return output._replace(early=output.early[:1])
+
+    images, expected = (fpdm.sample(one, 2, steps=4, internal_guidance=1.5)
+                        for one in (source, source._replace(denoise=denoise)))  # fmt: skip
+    assert torch.equal(images, expected) and set(seen) == {(2,)}
+
+
+def test_the_interval_saves_no_block_passes():
+    """A plan is made for a budget before its timesteps are known, so a shared exit is counted at all of them."""
+    source = source_of(network(post_depth=2))
+    settings = {"steps": 10, "iterations": 2, "internal_guidance": 2.0}
+    everywhere, near = (plan_for(source, SamplingConfig(**settings, **more))
+                        for more in ({}, {"internal_interval": [0, 200]}))  # fmt: skip
+    assert everywhere.block_passes == near.block_passes == 10 * (1 + 2 + 2 + 2)
 
 
 def test_outside_the_interval_nothing_is_guided():
@@ -121,17 +192,28 @@ def test_outside_the_interval_nothing_is_guided():
         (
             FixedPointDiT,
             {"iterations": 2, "internal_exit": 3},
-            "exit 3: the last exit of a call is 3, so this one guides",
+            "exit 3: the last exit of a guided call is 3, so this one guides",
         ),
         (FixedPointDiT, {"internal_exit": 1}, "internal_exit=1: without a head of its own .*; give 2, after the first"),
         (FixedPointDiT, {"iterations": 1}, "give more iterations"),
-        (DiT, {"internal_exit": 4}, "exit 4: the last exit of a call is 4, .*; give a smaller exit"),
+        (FixedPointDiT, {"counts": [1, 1, 1, 4], "internal_interval": [600, 999]}, "last exit of a guided call is 2"),
+        (FixedPointDiT, {"iterations": 2, "allocation": "adaptive", "internal_exit": 7}, "last exit .* call is 7"),
+        (DiT, {}, r"internal_guidance=3\.0: this model has no early head"),
+        (DiT, {"internal_exit": 4}, "exit 4: the last exit of a guided call is 4, .*; give a smaller exit"),
     ],
 )
 def test_an_exit_that_guides_nothing_is_refused(kind, settings, said):
     source = source_of(network(kind, **({"depth": 4} if kind is DiT else {})))
     with pytest.raises(ValueError, match=said):
-        fpdm.sample(source, 2, steps=4, internal_guidance=3.0, **settings)
+        fpdm.sample(source, 2, **({} if "counts" in settings else {"steps": 4}), internal_guidance=3.0, **settings)
+
+
+def test_an_exit_beyond_the_mean_guides_adaptive_calls():
+    """Which may have three times as many updates."""
+    settings = {"steps": 4, "iterations": 2, "allocation": "adaptive", "tolerance": 1e-6}
+    source = source_of(network())
+    guided = fpdm.sample(source, 2, **settings, internal_guidance=3.0, internal_exit=3)
+    assert not torch.equal(guided, fpdm.sample(source, 2, **settings))
 
 
 def test_an_early_head_guides_also_where_it_sees_the_last_iterate():
