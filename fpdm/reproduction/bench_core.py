@@ -28,8 +28,9 @@ def core(bench: Bench) -> Section:
             scores = bench.score(name, budget=budget, sampler=sampler, **way)
             results.append((Results(scores), f"{sampler}{with_iterations(way)}"))
         took = [times[key(name, way, budget)] for budget, (_, way) in zip(BUDGETS, best[name], strict=True)]
-        explicit = not trained.contender.source.iterative
-        networks.append(Measured(entrant.label, explicit, trained.parameters, results, took))
+        source = trained.contender.source
+        networks.append(Measured(entrant.label, not source.iterative, trained.parameters, results, took,
+                                 aided=source.early_head > 0))  # fmt: skip
     table = frontier(networks, BUDGETS, bench.subject.middle, bench.score_name, bench.out, "core")
     text = f"Sampling times are those of a batch of {bench.batch_size} on all cores, with nothing else running."
     return Section("Which form is best", f"{_trials(bench)}\n\n{text}\n\n{table}")

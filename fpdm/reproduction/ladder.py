@@ -83,8 +83,13 @@ class Ladder:
         """Of each seed, the geometric mean of the scores at the budgets of CHOICE, by which forms are compared."""
         if entry.diverged:
             return np.array([DIVERGED])
-        scores = [self.best(entry.models, budget, SAMPLERS[:1])[0].distances for budget in CHOICE]
+        scores = [self.chosen(entry, budget)[0].distances for budget in CHOICE]
         return np.exp(np.log(scores).mean(0))
+
+    def chosen(self, entry: Entry, budget: int) -> tuple[Results, dict]:
+        """Scores at a budget by which forms are compared, with internal guidance where the form has an early head and
+        it helps; and how it is sampled."""
+        return self.best(entry.models, budget, SAMPLERS[:1], settings_of(entry.models[0]))
 
     def choice(self, entry: Entry) -> float:
         """The mean of `choices`."""

@@ -26,6 +26,7 @@ from fpdm.reproduction.rates import said
 BUDGETS = (24, 36, 60, 120, 240)
 NEAR = 60  # budget at which memorisation is reported
 HEAD = "model.early_head"
+AIDS = {name for answers in EXPLICIT.values() for options in answers.values() for name in options}  # of a DiT
 REUSING = ("`mlp`", "`decay`")  # forms of which reuse is a question, beside the best
 
 
@@ -42,10 +43,10 @@ def ladder(lab: Laboratory) -> Section:
         f"{', '.join(f'{rate:g}' for rate in RATES)} after {TRIAL:.0%} of the time, with one seed; where the best is "
         "at an edge, half or twice of it is tried too. A form has the best of "
         f"{', '.join(map(str, ITERATIONS))} iterations per timestep and of the solvers, as they are on the first seed. "
-        f"The rungs are scored with {SAMPLERS[0]}. Each keeps its first form, unless another is better by more than "
-        "the standard deviation of the differences over the seeds (with one seed: by anything). Memorised: share of "
-        "the samples that are as near to a training digit as only 1 % of the held-out digits are. A form of which a "
-        "training diverged counts as the worst."
+        f"The rungs are scored with {SAMPLERS[0]}; forms with an early head use internal guidance where it helps. Each "
+        "rung keeps its first form, unless another is better by more than the standard deviation of the differences "
+        "over the seeds (with one seed: by anything). Memorised: share of the samples that are as near to a training "
+        "digit as only 1 % of the held-out digits are. A form of which a training diverged counts as the worst."
     )
     parts = [text, _table(climber, "opponents", opponents, None)]
     parts += [f"### {rung.question.capitalize()}\n\n{_table(climber, rung.question, entries, chosen)}"
@@ -86,7 +87,7 @@ def _table(climber: Ladder, question: str, entries: list[Entry], chosen: Entry |
             continue
         cells = []
         for budget in CHOICE:
-            found, way = climber.best(entry.models, budget, SAMPLERS[:1])
+            found, way = climber.chosen(entry, budget)
             cells += [spread(found.distances) + with_iterations(way), f"{found.memorised.mean():.1%}"]
         compared = chosen is not None and entry is not entries[0] and not entries[0].diverged
         against = difference(climber.choices(entry), climber.choices(entries[0])) if compared else ("", "")
@@ -143,4 +144,5 @@ def _measured(climber: Ladder, entry: Entry) -> Measured:
     found = [climber.best(entry.models, budget, SAMPLERS, settings_of(entry.models[0])) for budget in BUDGETS]
     results = [(each, f"{way['sampler']}{with_iterations(way)}") for each, way in found]
     milliseconds = [each.ms_per_image for each, _ in found]
-    return Measured(entry.form.label, entry.form.config == "dit", entry.models[0].parameters, results, milliseconds)
+    explicit, aided = entry.form.config == "dit", entry.form.options.keys() & AIDS != set()
+    return Measured(entry.form.label, explicit, entry.models[0].parameters, results, milliseconds, aided)

@@ -82,8 +82,20 @@ def test_the_mean_is_geometric_of_each_seed(lab):
     climber = Ladder(lab)
     (entry,) = climber.entries([START])
     assert climber.choices(entry) == pytest.approx(SCORES["same"])  # the same at both budgets
-    climber.best = lambda models, budget, samplers: (SimpleNamespace(distances=np.array([1.0, 2.0]) * budget), {})
+    found = np.array([1.0, 2.0])
+    climber.best = lambda models, budget, samplers, variants: (SimpleNamespace(distances=found * budget), {})
     assert climber.choices(entry) == pytest.approx([(36 * 120) ** 0.5, 2 * (36 * 120) ** 0.5])
+
+
+def test_forms_are_compared_as_they_are_sampled(lab):
+    """With internal guidance where they have an early head, which the rung's table says."""
+    climber = Ladder(lab)
+    (plain,) = climber.entries([START])
+    lab.early_head = 1
+    (headed,) = climber.entries([START.with_options("headed", {"b": 1})])
+    assert climber.choices(headed) == pytest.approx(np.array(SCORES["same"]) - 1) and climber.beats(headed, plain)
+    first, second = ladder_report._table(climber, "question", [plain, headed], headed).splitlines()[2:]
+    assert "w = 1.5" not in first and second.count("1.10 ± 0.10, 2 it., w = 1.5") == 2
 
 
 def test_forms_that_diverge_are_said_and_do_not_end_the_ladder(lab):
@@ -170,6 +182,21 @@ def test_fronts_are_by_flops_and_by_the_time_that_was_measured(tmp_path):
     flops, times = text.split("| front over ")[1:]
     assert "cheap (ab2)" in flops and "quick" not in flops and "quick (ab2)" in times and "cheap" not in times
     assert "99" not in text  # the time beside other scores
+
+
+def test_differences_are_to_plain_dits_and_to_those_with_aids(tmp_path):
+    def network(label, explicit, distances, aided=False):
+        scores = [Results([Score(d, 5, 30, 1.0, 2.0, 1.0, 0.0)]) for d in distances]
+        return Measured(label, explicit, 10, [(found, "ab2") for found in scores], [1.0, 2.0], aided)
+
+    ours, plain = network("ours", False, (5.0, 4.0)), network("plain", True, (7.0, 3.5))
+    text = frontier([plain, ours], (1, 2), 1, "FD", tmp_path, "x")
+    assert "minus the best plain DiT" in text and "minus the best DiT" not in text
+    text = frontier([plain, ours, network("aided", True, (4.0, 9.0), aided=True)], (1, 2), 1, "FD", tmp_path, "x")
+    (first,), (second,) = ([line for line in table.splitlines() if line.startswith("| ours")]
+                           for table in text.split("minus the best")[1:])  # fmt: skip
+    assert "-2.00" in first and "+0.50" in first and "+1.00" in second and "+0.50" in second
+    assert "| aided" not in text.split("minus the best plain DiT")[1].split("Pareto")[0]
 
 
 def test_options_are_taken_away():
