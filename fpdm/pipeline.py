@@ -20,8 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fpdm.conditionings import LABELS
-from fpdm.config import check_one_of, check_range, limits
-from fpdm.cost import ForwardCost
+from fpdm.config import check_range
 from fpdm.damage import damaged
 from fpdm.data.codec import Codec, PixelCodec, VAECodec, fingerprint
 from fpdm.export import upload, write_export
@@ -31,13 +30,12 @@ from fpdm.models import Denoiser, block_cost
 from fpdm.precision import PRECISIONS
 from fpdm.processes import Level, make_process
 from fpdm.records import check_fields, read_object, shown
-from fpdm.sampling.allocation import DEFAULT_ITERATIONS
 from fpdm.sampling.call import Call, ModelCalls, Source
 from fpdm.sampling.guidance import Guidance, InternalGuidance
 from fpdm.sampling.noise import attribute_vectors, check_labels
-from fpdm.sampling.plan import check_iterations
 from fpdm.sampling.solving import Solving
-from fpdm.schedulers import check_scheduler, default_scheduler, set_steps, takes_variance, timestep_of
+from fpdm.scheduler_plan import plan_calls
+from fpdm.schedulers import check_scheduler, default_scheduler, takes_variance
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -197,10 +195,7 @@ class FPDMPipeline(DiffusionPipeline):
         solving = Solving(reuse, reuse_weight, extrapolation, anderson)
         calls = ModelCalls(self._source(device), y.to(device), guidance, solving)
         cost = calls.source.cost_with(guidance)
-        counts = self._plan(cost, budget, num_inference_steps, iterations, device)
-        # Only once, because it waits for the device.
-        times = timestep_of(self.scheduler, self.process, self.scheduler.timesteps).tolist()
-        made = list(zip(times, counts, strict=True))
+        made = plan_calls(self.scheduler, self.process, cost, budget, num_inference_steps, iterations, device)
         guidance.check_calls(self.process.times(), calls.source.early_head, calls.source.cost, made)
 
         shape = (len(y), *calls.source.latent_shape)
@@ -212,17 +207,18 @@ class FPDMPipeline(DiffusionPipeline):
 
         extra = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            time, updates = made[i]
             scaled = hasattr(self.scheduler, "scale_model_input")
             x = self.scheduler.scale_model_input(latents, t) if scaled else latents
-            level = self.process.level(times[i])
-            found = calls(x, times[i], level, counts[i])
+            level = self.process.level(time)
+            found = calls(x, time, level, updates)
             latents = self.scheduler.step(self._for_scheduler(found, x, level), t, latents, **extra).prev_sample
             if callback_on_step_end is not None:
                 latents = callback_on_step_end(self, i, t, {"latents": latents}).pop("latents", latents)
 
         images = self._images(latents, output_type)
         self.maybe_free_model_hooks()
-        passes = cost.total_blocks(counts)
+        passes = cost.total_blocks(updates for _, updates in made)
         return FPDMPipelineOutput(images, passes) if return_dict else (images, passes)
 
     def _source(self, device: torch.device) -> Source:
@@ -262,44 +258,6 @@ class FPDMPipeline(DiffusionPipeline):
             raise ValueError("class_labels=[]: give at least one label")
         check_labels("class_labels", labels, self.model.num_classes)
         return torch.tensor(labels)
-
-    def _plan(self, cost: ForwardCost, budget, steps, iterations, device: torch.device) -> list[int | None]:
-        """Set the scheduler's timesteps; returns the iterations of each model call, None for an explicit model."""
-        check_one_of(budget=budget, num_inference_steps=steps)
-        for name, value in (("budget", budget), ("num_inference_steps", steps)):
-            if value is not None and not isinstance(value, Integral):
-                raise ValueError(f"{name}={value!r}: expected a whole number")
-        check_range(1, limits.PASSES, budget=budget, num_inference_steps=steps)
-        most = self.process.times().most
-        if (steps or 0) > most:
-            raise ValueError(f"num_inference_steps={steps}: the model has {most} timesteps")
-        check_iterations(cost, iterations=iterations)
-        each = (DEFAULT_ITERATIONS if iterations is None else iterations) if cost.iterative else None
-        listed = isinstance(each, (list, tuple))
-        if cost.iterative and not all(isinstance(count, Integral) for count in (each if listed else [each])):
-            raise ValueError(f"iterations={iterations!r}: expected a whole number, or a list of whole numbers")
-        check_range(1, limits.ITERATIONS, iterations=each)
-        if budget is None:
-            set_steps(self.scheduler, int(steps), device)
-        elif listed:
-            raise ValueError("budget with a list of iterations: leave budget out, and give num_inference_steps")
-        else:
-            self._fill(budget, budget // max(cost.blocks(each), 1), device)
-        calls = len(self.scheduler.timesteps)
-        counts = list(each) if listed else [each] * calls
-        if len(counts) != calls:
-            raise ValueError(
-                f"iterations has {len(counts)} entries, but the scheduler calls the model {calls} times; give {calls}"
-            )
-        return [None if count is None else int(count) for count in counts]
-
-    def _fill(self, budget: int, calls: int, device: torch.device) -> None:
-        """Set as many steps as fit into `calls` model calls, for any number of calls per step."""
-        for steps in range(min(calls, self.process.times().most), 0, -1):
-            set_steps(self.scheduler, steps, device)
-            if len(self.scheduler.timesteps) <= calls:
-                return
-        raise ValueError(f"budget={budget} does not hold one step: raise it, or lower iterations")
 
     def _codec(self) -> PixelCodec | VAECodec:
         return PixelCodec() if self.vae is None else VAECodec(self.vae, str(self.facts["codec"]))

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from fpdm.config import DiffusionConfig
+from fpdm.cost import ForwardCost
 from fpdm.data.codec import VAECodec, fingerprint
 from fpdm.loading import make_source
 from fpdm.models import build_model
@@ -21,6 +22,7 @@ from fpdm.processes import make_process
 from fpdm.sampling.guidance import Guidance, InternalGuidance
 from fpdm.sampling.plan import Plan, Step, make_plan
 from fpdm.sampling.solving import Solving
+from fpdm.scheduler_plan import plan_calls
 from fpdm.schedulers import default_scheduler
 
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -282,6 +284,15 @@ def test_internal_guidance_that_guides_nothing_is_refused(make, name, settings, 
         make(name)([1], internal_guidance=2.0, **settings)
     more = settings | ({"internal_exit": 11} if name.startswith("DiT") else {"iterations": 3})
     assert make(name)([1], internal_guidance=2.0, output_type="latent", **more).images.isfinite().all()
+
+
+def test_a_budget_beyond_all_timesteps_takes_all_of_them(make):
+    """Also with two model calls per step, of which the last one needs only one."""
+    pipe = make()
+    scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    for budget, calls in ((20_000, 1999), (36, 5)):
+        found = plan_calls(scheduler, pipe.process, ForwardCost(2, 1), budget, None, 4, torch.device("cpu"))
+        assert len(found) == calls and found[0] == (999.0, 4) and {updates for _, updates in found} == {4}
 
 
 def test_outputs_and_iterations_of_each_call(make):
